@@ -1,0 +1,5 @@
+"""`python -m rebaser`."""
+
+from rebaser.cli import main
+
+main()

@@ -1,0 +1,45 @@
+"""How names, addresses and sizes read on a terminal, in one place."""
+
+from __future__ import annotations
+
+
+def printable(text: str) -> str:
+    r"""Return `text` with control characters and undecodable bytes shown as \xNN.
+
+    A file name may hold a terminal escape, a newline, or bytes that are not UTF-8
+    (which Python keeps as lone surrogates, PEP 383); none of them reaches a terminal.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else _escaped(char) for char in text)
+
+
+def _escaped(char: str) -> str:
+    code = ord(char)
+    if 0xDC80 <= code <= 0xDCFF:  # PEP 383: a byte that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    if code <= 0xFF:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+
+
+def address(value: int) -> str:
+    """Return an address or a size in bytes as rebaser prints it everywhere, `0x200010000`."""
+    return f"0x{value:x}"
+
+
+def byte_count(value: int) -> str:
+    """Return a number of bytes for people: `712 bytes`, `58.0 MB`."""
+    if value < 1000:
+        return f"{value} bytes"
+    scaled = float(value)
+    for unit in ("kB", "MB", "GB"):
+        scaled /= 1000
+        if scaled < 999.95:
+            break
+    return f"{scaled:.1f} {unit}"
+
+
+def plural(count: int, noun: str) -> str:
+    """Return `1 image`, `2 images`, `1,312 images`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
