@@ -19,7 +19,7 @@ def make(target: Path, extra: str) -> None:
     `ready` is written last: an environment that a kill left half-made has none and is made anew.
     """
     ready = target / "ready"
-    with open(f"{target}.lock", "w") as lock:  # noqa: PTH123 (kept open: it is the lock)
+    with open(f"{target}.lock", "w") as lock:  # kept open: it is the lock
         fcntl.flock(lock, fcntl.LOCK_EX)
         if ready.exists() and ready.stat().st_mtime_ns >= (HERE / "pyproject.toml").stat().st_mtime_ns:
             return
