@@ -1,0 +1,149 @@
+"""Cygwin's rebase database: reads the file in which `rebase -s` remembers every DLL's place."""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from dataclasses import dataclass
+
+_MAGIC = b"rBiI"
+_VERSION = 1
+_SUFFIXES = {0x8664: "x86_64", 0x014C: "i386"}
+_HEADER = struct.Struct("<4sHHQIiI")  # magic, machine, version, base, offset, down, count
+_ENTRY = struct.Struct("<QIQIII")  # name pointer, name size, base, image size, slot size, flags
+_GRANULARITY = 0x10000
+
+# Bounds on what a made-up file can cost. All addresses that Cygwin has for DLLs, 0x2_0000_0000 to
+# 0x6_0000_0000, are 262,144 slots of 64 KiB; a database of 2,000 DLLs has 0.2 MB.
+_MOST_ENTRIES = 0x40000
+_MOST_BYTES = 16 << 20
+
+
+class DatabaseError(Exception):
+    """The database cannot be read or is not what Cygwin's rebase writes; it was not changed."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path = path
+        self.problem = problem
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One DLL of the database."""
+
+    path: str  #: absolute Cygwin path
+    base: int  #: image base, an address
+    size: int  #: SizeOfImage, bytes
+    slot_size: int  #: bytes set aside for it, a multiple of 64 KiB
+
+
+@dataclass(frozen=True)
+class Database:
+    """What one database file says."""
+
+    machine: int  #: 0x8664 or 0x14c
+    base: int  #: the address that rebase starts from
+    offset: int  #: bytes that it leaves free between two DLLs
+    down: bool  #: it fills downward from `base`
+    entries: tuple[Entry, ...]  #: in the order of the file, which is that of their paths
+
+
+def default_database(machine: int) -> str | None:
+    """Return the Cygwin path of the system's database for `machine`; None: it has none."""
+    suffix = _SUFFIXES.get(machine)
+    return None if suffix is None else f"/etc/rebase.db.{suffix}"
+
+
+def read_database(path: str) -> Database:
+    """Read a database file of version 1.
+
+    Raises DatabaseError, which names the file and what is wrong with it. Memory stays below
+    256 MB whatever the file holds. The format is that of Cygwin's rebase 4.x: a header, an entry
+    a DLL, then the names in the same order, each ended by NUL; all numbers little endian.
+    """
+    try:
+        return parse_database(_read(path))
+    except OSError as error:
+        raise DatabaseError(path, f"cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise DatabaseError(path, str(error)) from None
+
+
+def _read(path: str) -> bytes:
+    # O_NONBLOCK: opening a FIFO would wait for a writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("not a regular file")
+        if status.st_size > _MOST_BYTES:
+            raise ValueError(
+                f"has {status.st_size} bytes, more than any rebase database ({_MOST_BYTES})"
+            )
+        return file.read(_MOST_BYTES)
+
+
+def parse_database(data: bytes) -> Database:
+    """Return what the bytes of a database file say; ValueError says why they are none."""
+    if len(data) < len(_MAGIC) or not data.startswith(_MAGIC):
+        raise ValueError(f"not a rebase database: it begins with {data[:4]!r}, not {_MAGIC!r}")
+    if len(data) < _HEADER.size:
+        raise ValueError(
+            f"truncated: it has {len(data)} bytes, its header alone needs {_HEADER.size}"
+        )
+    _, machine, version, base, offset, down, count = _HEADER.unpack_from(data)
+    if machine not in _SUFFIXES:
+        raise ValueError(f"for an unknown machine 0x{machine:x}")
+    if version != _VERSION:
+        raise ValueError(f"has version {version}; only version {_VERSION} is known")
+    if down not in (0, 1):
+        raise ValueError(f"damaged: its direction is {down}, neither 0 nor 1")
+    if count > _MOST_ENTRIES:
+        raise ValueError(f"damaged: it claims {count} entries; {_MOST_ENTRIES} fill all addresses")
+    names = _HEADER.size + count * _ENTRY.size
+    if len(data) < names:
+        raise ValueError(
+            f"truncated: its {count} entries end at byte {names}, it has {len(data)} bytes"
+        )
+    entries = []
+    top = 1 << (64 if machine == 0x8664 else 32)
+    for number in range(count):
+        at = _HEADER.size + number * _ENTRY.size
+        _, name_size, image_base, size, slot_size, _ = _ENTRY.unpack_from(data, at)
+        try:
+            path = _name(data, names, name_size)
+            _check_slot(image_base, size, slot_size, top)
+        except ValueError as error:
+            raise ValueError(f"entry {number + 1} of {count}: {error}") from None
+        entries.append(Entry(path, image_base, size, slot_size))
+        names += name_size
+    if names != len(data):
+        raise ValueError(f"damaged: {len(data) - names} bytes follow its last name")
+    return Database(machine, base, offset, bool(down), tuple(entries))
+
+
+def _name(data: bytes, at: int, size: int) -> str:
+    name = data[at : at + size] if size else b""
+    if len(name) < size:
+        raise ValueError(f"truncated: its name ends at byte {at + size}, the file at {len(data)}")
+    if name.find(b"\0") != size - 1:
+        raise ValueError(f"its name does not end where its size, {size} bytes, says")
+    try:
+        path = name[:-1].decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"its name {name[:200]!r} is not UTF-8") from None
+    if not path.startswith("/"):
+        raise ValueError(f"its name {path[:200]!r} is not an absolute path")
+    return path
+
+
+def _check_slot(base: int, size: int, slot_size: int, top: int) -> None:
+    if not 0 < size <= slot_size or slot_size % _GRANULARITY:
+        raise ValueError(
+            f"its slot of 0x{slot_size:x} bytes is not a multiple of 64 KiB "
+            f"that holds its image of 0x{size:x} bytes"
+        )
+    if base + slot_size > top:
+        raise ValueError(f"its slot at 0x{base:x} goes beyond the last address")

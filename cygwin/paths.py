@@ -1,0 +1,52 @@
+"""Names of files as Cygwin says them and as the host does."""
+
+from __future__ import annotations
+
+import posixpath
+
+# Cygwin's default mounts (User's Guide, "The Cygwin Mount Table"): two names for one folder.
+_MOUNTS = (("/usr/bin", "/bin"), ("/usr/lib", "/lib"))
+_DRIVES = "/cygdrive/"
+_WINE_DRIVE = "/cygdrive/z"  # Wine's drive Z: is the host's whole file system
+
+
+def host_path(cygwin_path: str, cygwin_root: str | None = None) -> str | None:
+    """Return the host's name of a file that Cygwin calls `cygwin_path`; None: it has none.
+
+    `cygwin_root` is the folder that is `/` there. Without it this is Cygwin itself: the name stays,
+    but `/usr/bin/x` becomes `/bin/x` and `/usr/lib/x` `/lib/x`, so that two names of one file
+    compare equal. The file need not exist.
+    """
+    path = posixpath.normpath(cygwin_path)
+    if not path.startswith("/"):
+        return None
+    path = "/" + path.lstrip("/")
+    for mount, folder in _MOUNTS:
+        if _is_below(path, mount):
+            path = folder + path[len(mount) :]
+    if cygwin_root is None:
+        return path
+    if _is_below(path, _WINE_DRIVE):
+        return path[len(_WINE_DRIVE) :] or "/"
+    if path.startswith(_DRIVES):
+        return None
+    return posixpath.join(cygwin_root, path[1:]) if path != "/" else cygwin_root
+
+
+def cygwin_path(path: str, cygwin_root: str) -> str:
+    """Return what Cygwin under Wine calls the host's file `path`, an absolute name.
+
+    Below `cygwin_root` the names are those that Cygwin's own lists use, `/usr/bin/x`, `/usr/lib/x`.
+    """
+    path, root = posixpath.normpath(path), posixpath.normpath(cygwin_root)
+    if not _is_below(path, root):
+        return _WINE_DRIVE + path
+    inner = path[len(root) :] or "/"
+    for mount, folder in _MOUNTS:
+        if _is_below(inner, folder):
+            return mount + inner[len(folder) :]
+    return inner
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder + "/")

@@ -1,0 +1,175 @@
+"""Cygwin's programs `rebase` and `peflags`: the one place that starts processes to move images."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shlex
+import shutil
+import signal
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import IO
+
+_X86_64 = 0x8664
+_NO_RESOURCES = (errno.EAGAIN, errno.ENOMEM)
+_MOST_ARGUMENTS = 8000  # bytes; longer lists of files go through a file
+_MOST_OUTPUT = 64 << 10  # bytes kept of each stream
+_VERSION = re.compile(r"^(?:rebase|peflags) version (\S+)", re.MULTILINE)
+# Cygwin prints it at each start on a Windows that it does not know yet, and under Wine.
+_FAST_CWD = re.compile(
+    r"Cygwin WARNING:\s+Couldn't compute FAST_CWD pointer\..*?problems\.html\s*", re.DOTALL
+)
+
+
+class ProgramError(Exception):
+    """A program could not be started; no file was touched."""
+
+    def __init__(self, argv: Sequence[str], error: OSError) -> None:
+        super().__init__(f"{shlex.join(argv)} could not be started: {error.strerror}")
+        self.argv = tuple(argv)
+        self.errno = error.errno
+
+
+class CannotStart(ProgramError):  # noqa: N818 (what happened, not an error of the program)
+    """No process can be started at all (EAGAIN, ENOMEM): on Cygwin, fork itself is broken."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one call. A status of 0 proves nothing: read the files again."""
+
+    argv: tuple[str, ...]
+    status: int  #: the exit status; negative: the number of the signal that ended it
+    stdout: str  #: its last 64 KiB, without the blanks at both ends
+    stderr: str  #: likewise, and without Cygwin's FAST_CWD warning
+    timed_out: float | None = None  #: seconds after which it was killed
+
+    def __str__(self) -> str:
+        """Return the program, its arguments, how it ended, and its words."""
+        if self.timed_out is not None:
+            end = f"was killed after {self.timed_out:g} seconds"
+        elif self.status < 0:
+            end = f"was killed by {_signal_name(-self.status)}"
+        else:
+            end = f"ended with status {self.status}"
+        lines = f"{self.stderr}\n{self.stdout}".split("\n")
+        words = "; ".join(filter(None, map(str.strip, lines)))
+        return f"{_shortened(self.argv)} {end}" + (f", saying: {words}" if words else "")
+
+
+@dataclass(frozen=True)
+class Programs:
+    """Where `rebase` and `peflags` are: absolute paths."""
+
+    rebase_path: str
+    peflags_path: str
+
+    @classmethod
+    def find(cls, path: str | None = None) -> Programs | None:
+        """Return both programs as found on `path` (default: PATH), or None when one is missing."""
+        rebase = shutil.which("rebase", path=path)
+        peflags = shutil.which("peflags", path=path)
+        if rebase is None or peflags is None:
+            return None
+        return cls(os.path.abspath(rebase), os.path.abspath(peflags))
+
+    def version(self, *, timeout: float = 30) -> str | None:
+        """Ask `rebase` for its version, `4.6.3`; None: it does not say one. Raises ProgramError."""
+        outcome = run([self.rebase_path, "-V"], timeout=timeout)
+        found = _VERSION.search(f"{outcome.stdout}\n{outcome.stderr}")
+        return found[1] if found else None
+
+    def rebase(
+        self, base: int, files: Sequence[str], *, machine: int, cwd: str, timeout: float
+    ) -> Outcome:
+        """Move `files` to adjacent slots upward from the address `base`, all of one machine.
+
+        Names are relative to `cwd` and sorted in the order of their slots: Cygwin's build takes
+        them as given, MSYS2's sorts them. It stops at the first file that it cannot do, changes
+        TimeDateStamp, and leaves a file that is at its base already. Raises ProgramError.
+        """
+        options = ["-8" if machine == _X86_64 else "-4", "-b", f"0x{base:x}"]
+        return self._run_on(self.rebase_path, options, files, cwd, timeout)
+
+    def clear_dynamic_base(self, files: Sequence[str], *, cwd: str, timeout: float) -> Outcome:
+        """Clear DYNAMIC_BASE in `files`, names relative to `cwd`. Raises ProgramError."""
+        return self._run_on(self.peflags_path, ["-d0"], files, cwd, timeout)
+
+    def _run_on(
+        self, program: str, options: list[str], files: Sequence[str], cwd: str, timeout: float
+    ) -> Outcome:
+        if sum(map(len, files)) <= _MOST_ARGUMENTS:
+            return run([program, *options, "--", *files], cwd=cwd, timeout=timeout)
+        if any("\n" in name or len(os.fsencode(name)) > 250 for name in files):
+            # rebase cuts a line of its list after 261 bytes.
+            raise ValueError("a name is too long, or not fit, for a list of files")
+        with tempfile.NamedTemporaryFile(prefix="rebaser-", suffix=".list") as file:
+            file.write(b"".join(os.fsencode(name) + b"\n" for name in files))
+            file.flush()
+            return run([program, *options, "-T", file.name], cwd=cwd, timeout=timeout)
+
+
+def run(argv: Sequence[str], *, timeout: float, cwd: str | None = None) -> Outcome:
+    """Run a program to its end, or kill it and its children after `timeout` seconds.
+
+    Raises CannotStart when no process can be started, ProgramError when this program cannot.
+    """
+    import subprocess
+
+    # Files, not pipes: a child that the program left behind could keep a pipe open for ever.
+    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+        try:
+            process = subprocess.Popen(
+                list(argv),
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                cwd=cwd,
+                env={**os.environ, "LC_ALL": "C.UTF-8"},
+                start_new_session=True,
+            )
+        except OSError as error:
+            kind = CannotStart if error.errno in _NO_RESOURCES else ProgramError
+            raise kind(argv, error) from None
+        timed_out = None
+        try:
+            process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            timed_out = timeout
+        finally:
+            # Also on ^C, which does not reach a process in a session of its own.
+            if process.returncode is None:
+                _kill(process.pid)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(10)  # one that hangs in the kernel does not even die
+        status = -signal.SIGKILL if process.returncode is None else process.returncode
+        return Outcome(tuple(argv), status, _words(stdout), _words(stderr), timed_out)
+
+
+def _kill(leader: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)
+
+
+def _words(file: IO[bytes]) -> str:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _MOST_OUTPUT))
+    text = file.read(_MOST_OUTPUT).decode("utf-8", "backslashreplace")
+    return _FAST_CWD.sub("", text).strip()
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _shortened(argv: Sequence[str]) -> str:
+    if len(argv) > 12:
+        argv = [*argv[:8], f"… {len(argv) - 9} more …", argv[-1]]
+    return " ".join(word if word.startswith("… ") else shlex.quote(word) for word in argv)
