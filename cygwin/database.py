@@ -7,12 +7,13 @@ import stat
 import struct
 from dataclasses import dataclass
 
+from cygwin.address_space import GRANULARITY, I386, X86_64
+
 _MAGIC = b"rBiI"
 _VERSION = 1
-_SUFFIXES = {0x8664: "x86_64", 0x014C: "i386"}
+_SUFFIXES = {X86_64: "x86_64", I386: "i386"}
 _HEADER = struct.Struct("<4sHHQIiI")  # magic, machine, version, base, offset, down, count
 _ENTRY = struct.Struct("<QIQIII")  # name pointer, name size, base, image size, slot size, flags
-_GRANULARITY = 0x10000
 
 # Bounds on what a made-up file can cost. All addresses that Cygwin has for DLLs, 0x2_0000_0000 to
 # 0x6_0000_0000, are 262,144 slots of 64 KiB; a database of 2,000 DLLs has 0.2 MB.
@@ -108,7 +109,7 @@ def parse_database(data: bytes) -> Database:
             f"truncated: its {count} entries end at byte {names}, it has {len(data)} bytes"
         )
     entries = []
-    top = 1 << (64 if machine == 0x8664 else 32)
+    top = 1 << (64 if machine == X86_64 else 32)
     for number in range(count):
         at = _HEADER.size + number * _ENTRY.size
         _, name_size, image_base, size, slot_size, _ = _ENTRY.unpack_from(data, at)
@@ -125,10 +126,10 @@ def parse_database(data: bytes) -> Database:
 
 
 def _name(data: bytes, at: int, size: int) -> str:
-    name = data[at : at + size] if size else b""
+    name = data[at : at + size]
     if len(name) < size:
         raise ValueError(f"truncated: its name ends at byte {at + size}, the file at {len(data)}")
-    if name.find(b"\0") != size - 1:
+    if not size or name.find(b"\0") != size - 1:
         raise ValueError(f"its name does not end where its size, {size} bytes, says")
     try:
         path = name[:-1].decode("utf-8")
@@ -140,7 +141,7 @@ def _name(data: bytes, at: int, size: int) -> str:
 
 
 def _check_slot(base: int, size: int, slot_size: int, top: int) -> None:
-    if not 0 < size <= slot_size or slot_size % _GRANULARITY:
+    if not 0 < size <= slot_size or slot_size % GRANULARITY:
         raise ValueError(
             f"its slot of 0x{slot_size:x} bytes is not a multiple of 64 KiB "
             f"that holds its image of 0x{size:x} bytes"

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO
 
-_X86_64 = 0x8664
+from cygwin.address_space import X86_64
+
 _NO_RESOURCES = (errno.EAGAIN, errno.ENOMEM)
 _MOST_ARGUMENTS = 8000  # bytes; longer lists of files go through a file
 _MOST_OUTPUT = 64 << 10  # bytes kept of each stream
@@ -92,7 +93,7 @@ class Programs:
         them as given, MSYS2's sorts them. It stops at the first file that it cannot do, changes
         TimeDateStamp, and leaves a file that is at its base already. Raises ProgramError.
         """
-        options = ["-8" if machine == _X86_64 else "-4", "-b", f"0x{base:x}"]
+        options = ["-8" if machine == X86_64 else "-4", "-b", f"0x{base:x}"]
         return self._run_on(self.rebase_path, options, files, cwd, timeout)
 
     def clear_dynamic_base(self, files: Sequence[str], *, cwd: str, timeout: float) -> Outcome:

@@ -1,0 +1,54 @@
+"""Cygwin names and host names of files."""
+
+from __future__ import annotations
+
+import pytest
+
+from cygwin.paths import cygwin_path, host_path
+
+
+@pytest.mark.parametrize(
+    ("name", "host"),
+    [
+        ("/usr/bin/cygz.dll", "/c/root/bin/cygz.dll"),
+        ("/usr/lib/a/b.dll", "/c/root/lib/a/b.dll"),
+        ("/bin/x", "/c/root/bin/x"),
+        ("/usr/libexec/x", "/c/root/usr/libexec/x"),
+        ("/opt/../usr//bin/x", "/c/root/bin/x"),
+        ("//usr/bin/x", "/c/root/bin/x"),
+        ("/", "/c/root"),
+        ("/cygdrive/z/home/x", "/home/x"),
+        ("/cygdrive/z", "/"),
+        ("/cygdrive/c/windows/x", None),
+        ("/cygdrive/zz/x", None),
+        ("relative/x", None),
+        ("", None),
+    ],
+)
+def test_elsewhere_a_cygwin_name_lies_below_the_root(name: str, host: str | None) -> None:
+    assert host_path(name, "/c/root") == host
+
+
+@pytest.mark.parametrize(
+    ("name", "host"),
+    [
+        ("/usr/bin/cygz.dll", "/bin/cygz.dll"),
+        ("/lib/x", "/lib/x"),
+        ("/usr/lib/x", "/lib/x"),
+        ("/usr/local/lib/x", "/usr/local/lib/x"),
+        ("/cygdrive/c/x", "/cygdrive/c/x"),
+    ],
+)
+def test_on_cygwin_two_names_of_one_file_are_equal(name: str, host: str) -> None:
+    assert host_path(name) == host
+
+
+@pytest.mark.parametrize("file", ["/c/root/bin/x", "/c/root/lib/a/x", "/c/root/opt/x", "/other/x"])
+def test_there_and_back(file: str) -> None:
+    assert host_path(cygwin_path(file, "/c/root"), "/c/root") == file
+
+
+def test_lists_use_the_names_below_usr() -> None:
+    assert cygwin_path("/c/root/bin/x", "/c/root/") == "/usr/bin/x"
+    assert cygwin_path("/c/root/lib/x", "/c/root") == "/usr/lib/x"
+    assert cygwin_path("/c/root2/x", "/c/root") == "/cygdrive/z/c/root2/x"
