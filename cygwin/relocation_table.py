@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cygwin.errors import RelocationError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from cygwin.image import Section
 
@@ -31,6 +31,8 @@ MAX_BLOCK = BLOCK_HEADER.size + 2 * PAGE
 MAX_PADDING = PAGE
 # The table is read in pieces of this many bytes; a block always fits.
 WINDOW = 0x10000
+
+DAMAGED = "relocation table damaged"
 
 
 class Block(NamedTuple):
@@ -76,27 +78,27 @@ def word_entries(entries: bytes, word_type: int) -> list[int]:
     return words
 
 
-def block_words(reader: Reader, block: Block, word_type: int) -> list[int]:
+def block_words(reader: Reader, block: Block, width: int) -> list[int]:
     """Return where the words of `block` lie in the file, ascending."""
+    word_type = WORD_TYPE[width]
     shift = block.page - (word_type << 12)
-    return [
-        entry + shift for entry in word_entries(reader.read(block.entries, block.size), word_type)
-    ]
+    entries = word_entries(reader.read(block.entries, block.size), word_type)
+    return [entry + shift for entry in entries]
 
 
-def read_blocks(
+def walk(
     descriptor: int, sections: Sequence[Section], directory: tuple[int, int], width: int
-) -> list[Block]:
-    """Read the whole table and return its blocks in the order of the words in the file.
+) -> Iterator[tuple[Block, list[int]]]:
+    """Yield each block of the table, in the table's order, with its entries, ascending.
 
     `directory` is the RVA and the size in bytes of the table (data directory 5), `width` the bytes
-    of a word (4 or 8); sections must not overlap. Raises RelocationError unless the
-    blocks fill the directory exactly, but for padding with zeros, every word lies wholly inside one
-    section's data and outside the table, and no two words overlap.
+    of a word (4 or 8); the sections' data must not overlap. Raises RelocationError unless the
+    blocks fill the directory exactly, but for padding with zeros, and each block's words lie inside
+    one section's data and outside the table.
     """
     rva, size = directory
     if not size:
-        return []
+        return
     data = sorted((s for s in sections if s.raw_size), key=lambda s: s.virtual_address)
     starts = [section.virtual_address for section in data]
 
@@ -108,29 +110,27 @@ def read_blocks(
 
     home = section_of(rva, rva + size)
     if home is None:
-        raise RelocationError(
-            f"relocation table damaged: it lies outside the sections, at 0x{rva:x}"
-        )
+        raise RelocationError(f"{DAMAGED}: it lies outside the sections, at 0x{rva:x}")
     table = rva - home.virtual_address + home.raw_offset
     # More than two blocks a page come from no linker, but from somebody who wants us to be slow.
-    most = 2 * sum(-(-section.raw_size // PAGE) for section in data)
+    pages = sum(-(-section.raw_size // PAGE) for section in data)
     reader = Reader(descriptor)
     word_type = WORD_TYPE[width]
-    blocks: list[Block] = []
     count = at = 0
 
     def damaged(what: str) -> RelocationError:
-        return RelocationError(
-            f"relocation table damaged: block {count} (at 0x{rva + at:x}) {what}"
-        )
+        return RelocationError(f"{DAMAGED}: block {count} (at 0x{rva + at:x}) {what}")
 
     while size - at >= BLOCK_HEADER.size:
-        page, block_size = BLOCK_HEADER.unpack(reader.read(table + at, BLOCK_HEADER.size))
+        header = reader.read(table + at, BLOCK_HEADER.size)
+        if len(header) < BLOCK_HEADER.size:
+            raise damaged("lies behind the end of the file")
+        page, block_size = BLOCK_HEADER.unpack(header)
         if not block_size:
             break
         count += 1
-        if count > most:
-            raise damaged(f"is one too many for {most // 2} pages")
+        if count > 2 * pages:
+            raise damaged(f"is one too many for {pages} pages")
         if block_size < BLOCK_HEADER.size or block_size % 2 or block_size > MAX_BLOCK:
             raise damaged(f"has the size {block_size}")
         if block_size > size - at:
@@ -146,24 +146,35 @@ def read_blocks(
             section = section_of(low, high)
             if section is None:
                 raise damaged(f"points outside the sections' data, page 0x{page:x}")
-            if len(words) > 1 and min(map(sub, words[1:], words)) < width:
-                raise damaged(f"relocates the same bytes twice, page 0x{page:x}")
             to_file = section.raw_offset - section.virtual_address
             low, high = low + to_file, high + to_file
             if low < table + size and high > table:
                 raise damaged("relocates the table itself")
-            blocks.append(Block(low, high, page + to_file, entries, entries_size))
+            yield Block(low, high, page + to_file, entries, entries_size), words
         at += block_size
     rest = size - at
     if rest > MAX_PADDING or any(reader.read(table + at, rest)):
-        raise RelocationError(
-            f"relocation table damaged: {rest} bytes behind block {count} are no block"
-        )
+        raise RelocationError(f"{DAMAGED}: {rest} bytes behind block {count} are no block")
+
+
+def read_blocks(
+    descriptor: int, sections: Sequence[Section], directory: tuple[int, int], width: int
+) -> list[Block]:
+    """Read the whole table and return its blocks in the order of the words in the file.
+
+    Takes and raises what `walk` does, and raises RelocationError when two words overlap as well.
+    """
+    blocks = []
+    for block, words in walk(descriptor, sections, directory, width):
+        if len(words) > 1 and min(map(sub, words[1:], words)) < width:
+            raise RelocationError(f"{DAMAGED}: {_overlap(block.low)}")
+        blocks.append(block)
     blocks.sort()
     for before, after in zip(blocks, blocks[1:]):
         if before.high > after.low:
-            raise RelocationError(
-                "relocation table damaged: two blocks relocate the same bytes, "
-                f"at byte {after.low} of the file"
-            )
+            raise RelocationError(f"{DAMAGED}: {_overlap(after.low)}")
     return blocks
+
+
+def _overlap(offset: int) -> str:
+    return f"it relocates the same bytes twice, in the block of byte {offset} of the file"
