@@ -1,0 +1,211 @@
+"""One open lock file and the flock(2) on it."""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+
+try:
+    import fcntl
+except ImportError as error:  # native Windows
+    raise ImportError(
+        "this Python has no fcntl: a native Windows Python sees no lock of Cygwin or MSYS2; "
+        "run rebaser with the python3 of Cygwin or the python of MSYS2"
+    ) from error
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+LONGEST_STEP = 0.01
+"""Seconds between two tries of an acquire with a time-out, at most."""
+
+
+class Mode(enum.Enum):
+    """How a lock is held: by many at once, or by one alone."""
+
+    SHARED = "shared"
+    EXCLUSIVE = "exclusive"
+
+
+class LockFileError(Exception):
+    """The lock file cannot be opened or locked at all; that is never a lock that others hold.
+
+    `path` is the file, `errno` the reason, and `action` what failed: "open" or "lock".
+    """
+
+    def __init__(self, action: str, path: str, cause: OSError) -> None:
+        self.action = action
+        self.path = path
+        self.errno = cause.errno
+        super().__init__(
+            f"cannot {action} the lock file {path}: {cause.strerror}; {_advice(cause.errno)}"
+        )
+
+
+def _advice(code: int | None) -> str:
+    if code == errno.EBADF:
+        return "give the number of a descriptor that is open"
+    if code in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+        return (
+            "its file system has no flock (a network folder?): "
+            "choose a file on a local disk with --lock-file or --file"
+        )
+    return "choose another with --lock-file or --file"
+
+
+class Flock:
+    """One open file description of a lock file, and the flock(2) lock on it.
+
+    The lock belongs to the description: it lasts until `release` or until the last process that
+    has inherited the descriptor closes it or ends, however it ends. A context manager; leaving it
+    closes the descriptor, which drops the lock unless a child has it too.
+    """
+
+    __slots__ = ("_fd", "_owned", "path")
+
+    def __init__(self, fd: int, path: str, *, owned: bool) -> None:
+        self._fd = fd
+        self._owned = owned
+        self.path = path
+
+    @classmethod
+    def open(cls, path: str, *, create: bool = True, make_parents: bool = False) -> Flock:
+        """Open a lock file or a folder, read-write, or read-only where only that is allowed.
+
+        A missing file is made with mode 0666 less the umask, as flock(1) makes it. It is never
+        made through a symbolic link, which somebody else may have put there; a link to a file
+        that exists is followed, since opening a lock file changes nothing in it. The descriptor
+        is close-on-exec and never 0, 1 or 2. `make_parents` makes the folders that are missing.
+        Raises LockFileError.
+        """
+        try:
+            if create and make_parents and os.path.dirname(path):
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+            return cls(_not_standard(_opened(path, create)), path, owned=True)
+        except OSError as error:
+            raise LockFileError("open", path, error) from error
+
+    @classmethod
+    def of_descriptor(cls, fd: int) -> Flock:
+        """Use a descriptor that somebody else opened; `close` leaves it open."""
+        return cls(fd, f"descriptor {fd}", owned=False)
+
+    def try_acquire(self, mode: Mode) -> bool:
+        """Take the lock, or change its mode, without waiting; False where others hold it.
+
+        A lock that is held shared may be lost when it cannot be made exclusive: see flock(2).
+        Raises LockFileError where this file cannot be locked at all.
+        """
+        operation = fcntl.LOCK_SH if mode is Mode.SHARED else fcntl.LOCK_EX
+        try:
+            fcntl.flock(self._fd, operation | fcntl.LOCK_NB)
+        except BlockingIOError:  # EAGAIN and EWOULDBLOCK, nothing else, mean "held"
+            return False
+        except OSError as error:
+            raise LockFileError("lock", self.path, error) from error
+        return True
+
+    def acquire(
+        self,
+        mode: Mode,
+        timeout: float | None = None,
+        on_wait: Callable[[], None] | None = None,
+    ) -> bool:
+        """Take the lock, waiting `timeout` seconds at most (None: for ever, 0: not at all).
+
+        Returns False when the time is up. `on_wait` is called once, before a wait begins.
+        Without a time-out the wait is a blocking flock(2), which wakes the moment the holder
+        goes; with one it looks again every LONGEST_STEP. Raises LockFileError.
+        """
+        if self.try_acquire(mode):
+            return True
+        if timeout is not None and timeout <= 0:
+            return False
+        if on_wait is not None:
+            on_wait()
+        if timeout is not None:
+            return self._acquire_within(mode, timeout)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_SH if mode is Mode.SHARED else fcntl.LOCK_EX)
+        except OSError as error:
+            raise LockFileError("lock", self.path, error) from error
+        return True
+
+    def _acquire_within(self, mode: Mode, timeout: float) -> bool:
+        from locks.timed import TimedLock
+
+        timed = TimedLock(self, mode)
+        return bool(timed.acquire(delay=0.002, max_delay=LONGEST_STEP, timeout=timeout))
+
+    def release(self) -> None:
+        """Drop the lock and keep the file open. Raises LockFileError."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+        except OSError as error:
+            raise LockFileError("lock", self.path, error) from error
+
+    def close(self) -> None:
+        """Close the descriptor, unless it was handed in; a second call does nothing."""
+        if self._owned and self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._fd < 0
+
+    def fileno(self) -> int:
+        """Return the descriptor, -1 after `close`."""
+        return self._fd
+
+    def __enter__(self) -> Flock:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+# EBUSY: Cygwin opens no DLL for writing that a process has loaded; ETXTBSY is Linux's like.
+_READ_ONLY = frozenset(
+    (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ETXTBSY, errno.EBUSY)
+)
+
+
+def _opened(path: str, create: bool) -> int:
+    flags = os.O_CLOEXEC | os.O_NOCTTY
+    while True:
+        # First without O_CREAT: where fs.protected_regular is set, Linux refuses O_CREAT on
+        # another user's file in /tmp, even to root (proc(5)).
+        try:
+            return os.open(path, os.O_RDWR | flags)
+        except OSError as error:
+            if error.errno in _READ_ONLY:
+                return os.open(path, os.O_RDONLY | flags)
+            if error.errno != errno.ENOENT or not create:
+                raise
+        try:
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | flags, 0o666)
+        except FileExistsError:  # somebody else made it just now, or a link to nothing is there
+            if os.path.islink(path):
+                raise OSError(
+                    errno.ELOOP, "it is a symbolic link to a file that does not exist"
+                ) from None
+
+
+def _not_standard(fd: int) -> int:
+    """Return a descriptor above 2: a command started with `>&-` must not print into the lock."""
+    if fd > 2:
+        return fd
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(fd)

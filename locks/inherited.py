@@ -1,0 +1,87 @@
+"""Whether a descriptor that this process inherited is a lock file, and how it is locked."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+
+from locks.fdinfo import flock_in, read_fdinfo
+from locks.flock import Flock, LockFileError, Mode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+_ORDER = ("exclusive", "shared", "unknown", "unlocked")
+
+
+@dataclass(frozen=True)
+class Inherited:
+    """A descriptor from the caller that is the lock file.
+
+    `state` is "exclusive", "shared", "unlocked", or "unknown": one of the latter two, where the
+    system does not say which (Cygwin).
+    """
+
+    descriptor: int
+    state: str
+
+
+def inherited_lock(path: str | int, *, ignore: Collection[int] = ()) -> Inherited | None:
+    """Return the caller's descriptor of this lock file (a path or a descriptor), None without one.
+
+    Of several, the one that holds most. Only what survived our exec counts, that is what is not
+    close-on-exec, and nothing in `ignore`. The caller's lock stays as it is. Raises nothing.
+    """
+    try:
+        wanted = os.stat(path)
+    except OSError:
+        return None
+    found = [
+        Inherited(fd, _state(fd, path))
+        for fd in _descriptors()
+        if fd not in ignore and fd != path and _is_inherited(fd, wanted)
+    ]
+    return min(found, key=lambda one: _ORDER.index(one.state), default=None)
+
+
+def _descriptors() -> list[int]:
+    for folder in ("/proc/self/fd", "/dev/fd"):
+        try:
+            return sorted(int(name) for name in os.listdir(folder) if name.isdigit())
+        except OSError:
+            continue
+    return []
+
+
+def _is_inherited(fd: int, wanted: os.stat_result) -> bool:
+    try:
+        return os.get_inheritable(fd) and os.path.samestat(os.fstat(fd), wanted)
+    except OSError:  # the descriptor that listed the folder
+        return False
+
+
+def _state(fd: int, path: str | int) -> str:
+    fdinfo = read_fdinfo("self", fd) if sys.platform == "linux" else None
+    if fdinfo is not None:
+        return flock_in(fdinfo) or "unlocked"
+    try:
+        return probe(fd, path)
+    except LockFileError:
+        return "unknown"
+
+
+def probe(fd: int, path: str | int) -> str:
+    """Return the state of an inherited descriptor where the system has no word for it.
+
+    A shared lock by a descriptor of our own fails only where somebody holds the file exclusively;
+    then a non-blocking exclusive lock by the inherited descriptor succeeds, and changes nothing,
+    only where that very description is the holder. It is never tried on a file that may be held
+    shared: the failed upgrade would drop the caller's lock (flock(2)). Should the holder let go
+    between the two steps, the caller's descriptor is left locked. Raises LockFileError.
+    """
+    with Flock.open(f"/dev/fd/{path}" if isinstance(path, int) else path, create=False) as own:
+        if own.try_acquire(Mode.SHARED):
+            return "unknown"
+    return "exclusive" if Flock.of_descriptor(fd).try_acquire(Mode.EXCLUSIVE) else "unlocked"
