@@ -1,0 +1,127 @@
+"""The flags of PE headers, under the names that Cygwin's peflags gives them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cygwin.address_space import ARM64
+from cygwin.errors import ImageError
+from cygwin.image import DYNAMIC_BASE
+
+if TYPE_CHECKING:
+    from cygwin.image import Image
+
+# The Characteristics field, from the PE signature: PE/COFF specification, "COFF File Header".
+CHARACTERISTICS = 22
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One bit of Characteristics (`coff`) or of DllCharacteristics."""
+
+    name: str
+    letter: str  # of peflags' short option; none: peflags only shows it
+    coff: bool
+    bit: int
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The two fields of an image that hold flags, as numbers."""
+
+    coff: int
+    pe: int
+
+    def has(self, flag: Flag) -> bool:
+        """Return whether `flag` is set."""
+        return bool((self.coff if flag.coff else self.pe) & flag.bit)
+
+    def but(self, flag: Flag, value: bool) -> Flags:
+        """Return these flags with `flag` set or cleared."""
+        coff, pe = (flag.bit, 0) if flag.coff else (0, flag.bit)
+        if value:
+            return Flags(self.coff | coff, self.pe | pe)
+        return Flags(self.coff & ~coff, self.pe & ~pe)
+
+
+# PE/COFF specification, "Characteristics" and "DLL Characteristics"; names, letters and order are
+# those of peflags 4.6.3.
+FLAGS = (
+    Flag("relocs_stripped", "", True, 0x0001),
+    Flag("executable_image", "", True, 0x0002),
+    Flag("line_nums_stripped", "", True, 0x0004),
+    Flag("local_syms_stripped", "", True, 0x0008),
+    Flag("wstrim", "w", True, 0x0010, "the working set is trimmed aggressively"),
+    Flag("bigaddr", "l", True, 0x0020, "it can handle addresses above 2 GiB"),
+    Flag("32bit_machine", "", True, 0x0100),
+    Flag("sepdbg", "S", True, 0x0200, "its debugging information is in another file"),
+    Flag("dll", "", True, 0x2000),
+    Flag("high-entropy-va", "e", False, 0x0020, "64-bit address space randomization"),
+    Flag("dynamicbase", "d", False, 0x0040, "Windows may load it anywhere (ASLR)"),
+    Flag("forceinteg", "f", False, 0x0080, "code integrity checks are enforced"),
+    Flag("nxcompat", "n", False, 0x0100, "data execution prevention (DEP)"),
+    Flag("no-isolation", "i", False, 0x0200, "no side-by-side isolation"),
+    Flag("no-seh", "s", False, 0x0400, "no structured exception handling"),
+    Flag("no-bind", "b", False, 0x0800, "must not be bound"),
+    Flag("wdmdriver", "W", False, 0x2000, "a driver of the WDM model"),
+    Flag("control-flow-guard", "c", False, 0x4000, "Control Flow Guard"),
+    Flag("tsaware", "t", False, 0x8000, "Terminal Server aware"),
+)
+
+
+def image_flags(image: Image) -> Flags:
+    """Return the flags of an image."""
+    return Flags(image.characteristics, image.dll_characteristics)
+
+
+def change_flags(descriptor: int, image: Image, wanted: Flags) -> None:
+    """Write `wanted` into a file that is open for reading and writing and holds `image`.
+
+    Only the 2 bytes of a field that differs are written, in place, as peflags does: the file keeps
+    its inode, its hard links and its metadata, and two bytes are never half written. Returns when
+    they are on the disk. Raises ImageError for what would harm: Windows loads no ARM64 image
+    without DYNAMIC_BASE.
+    """
+    now = image_flags(image)
+    if image.machine == ARM64 and now.pe & DYNAMIC_BASE and not wanted.pe & DYNAMIC_BASE:
+        raise ImageError("Windows loads no ARM64 image without dynamicbase")
+    if wanted.coff != now.coff:
+        at = image.header_offset + CHARACTERISTICS
+        os.pwrite(descriptor, wanted.coff.to_bytes(2, "little"), at)
+    if wanted.pe != now.pe:
+        os.pwrite(descriptor, wanted.pe.to_bytes(2, "little"), image.flags_offset)
+    if wanted != now:
+        os.fsync(descriptor)
+
+
+def describe(before: Flags, after: Flags, shown: Collection[Flag], *, verbose: bool) -> str:
+    """Return the flags as peflags prints them, `coff(0x2026) pe(0x0160[+dynamicbase]) `.
+
+    `shown` are named with their sign, set or not; `verbose` names all that are set. A field that
+    was changed is shown as it was and as it is.
+    """
+    words = []
+    for field, coff in (("coff", True), ("pe", False)):
+        old, new = (before.coff, after.coff) if coff else (before.pe, after.pe)
+        texts = [
+            f"0x{value:04x}{_names(flags, before, after, coff, shown, verbose)}"
+            for value, flags in ((old, before), (new, after))
+        ]
+        words.append(f"{field}({'==>'.join(texts) if old != new else texts[0]}) ")
+    return "".join(words)
+
+
+def _names(
+    flags: Flags, before: Flags, after: Flags, coff: bool, shown: Collection[Flag], verbose: bool
+) -> str:
+    names = [
+        ("+" if flags.has(flag) else "-") + flag.name
+        for flag in FLAGS
+        if flag.coff == coff
+        and (flag in shown or (verbose and (before.has(flag) or after.has(flag))))
+    ]
+    return f"[{','.join(names)}]" if names else ""

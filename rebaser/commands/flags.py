@@ -1,0 +1,141 @@
+"""Show or set the flags of PE files, with the options and the output of Cygwin's peflags.
+
+--NAME alone shows the flag by name, --NAME=1 sets it, --NAME=0 clears it; the value is 1, true,
+yes, 0, false or no, and follows a short option without a space: -d0. Both at once (-d0 -d) show
+what was changed. A file is changed in place: only the bytes of the flags are written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+
+from cygwin.errors import ImageError
+from cygwin.flags import FLAGS, Flag, change_flags, describe, image_flags
+from cygwin.image import read_image
+from rebaser.errors import RebaserError, UsageError
+from rebaser.text import printable
+
+YES = ("1", "true", "yes", "t", "y")
+NO = ("0", "false", "no", "f", "n")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define the command line."""
+    parser.usage = "%(prog)s [--NAME[=BOOL]] ... [-v] [-T LIST] [PATH ...]"
+    parser.set_defaults(show={}, change={})
+    names = parser.add_argument_group("flags", "-L, --NAME; with a value -L0, --NAME=0")
+    for flag in FLAGS:
+        if not flag.letter:
+            continue
+        spellings = (f"-{flag.letter}", f"--{flag.name}")
+        names.add_argument(
+            *spellings, action=_Note, dest="show", const=(flag, True), help=flag.text
+        )
+        # Each spelling with a value is an option of its own: argparse's optional values would take
+        # the PATH that follows `--dynamicbase`.
+        for value, texts in ((True, YES), (False, NO)):
+            with_value = [f"-{flag.letter}{text}" for text in texts]
+            with_value += [f"--{flag.name}={text}" for text in texts]
+            names.add_argument(
+                *with_value,
+                action=_Note,
+                dest="change",
+                const=(flag, value),
+                help=argparse.SUPPRESS,
+            )
+    parser.add_argument("-v", "--verbose", action="store_true", help="name all flags that are set")
+    parser.add_argument(
+        "-T",
+        "--filelist",
+        metavar="LIST",
+        help="a file of paths, one a line, before PATH; - is stdin",
+    )
+    parser.add_argument("paths", metavar="PATH", nargs="*", help="a PE file: EXE or DLL")
+
+
+class _Note(argparse.Action):
+    """Notes a flag, and whether it is to be set, in a dictionary."""
+
+    def __init__(
+        self,
+        option_strings: Sequence[str],
+        dest: str,
+        const: tuple[Flag, bool],
+        help: str | None = None,  # noqa: A002 - argparse's name
+    ) -> None:
+        super().__init__(option_strings, dest, nargs=0, const=const, default={}, help=help)
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        flag, value = self.const
+        setattr(namespace, self.dest, {**getattr(namespace, self.dest), flag: value})
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Show or set the flags of every file; return 1 when one of them could not be done."""
+    paths = [*_listed(arguments.filelist), *arguments.paths]
+    if not paths:
+        raise UsageError("no files: name them, or give a list of them with -T")
+    status = 0
+    for path in paths:
+        try:
+            line = _treat(path, arguments.show, arguments.change, arguments.verbose)
+        except (ImageError, OSError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            print(printable(f"rebaser: {path}: {reason}; left as it was"), file=sys.stderr)
+            status = 1
+            continue
+        if line is not None:
+            print(f"{printable(path)}: {line}")
+    return status
+
+
+def _treat(
+    path: str, show: Mapping[Flag, bool], change: Mapping[Flag, bool], verbose: bool
+) -> str | None:
+    """Change one file as asked, and return what is to be shown of it, or None."""
+    mode = os.O_RDWR if change else os.O_RDONLY
+    # A FIFO called x.dll must not make us wait for a writer.
+    descriptor = os.open(path, mode | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        image = read_image(descriptor, os.fstat(descriptor).st_size)
+        before = after = image_flags(image)
+        for flag, value in change.items():
+            after = after.but(flag, value)
+        if after != before:
+            change_flags(descriptor, image, after)
+            if image.signed:
+                print(
+                    printable(f"rebaser: {path}: its signature is no longer valid"), file=sys.stderr
+                )
+    finally:
+        os.close(descriptor)
+    if change and not show and not verbose:
+        return None
+    return describe(before, after, show, verbose=verbose)
+
+
+def _listed(name: str | None) -> Iterator[str]:
+    """Yield the paths of a list, `-` for standard input."""
+    if name is None:
+        return
+    try:
+        if name == "-":
+            data = sys.stdin.buffer.read()
+        else:
+            with open(name, "rb") as file:
+                data = file.read()
+    except OSError as error:
+        raise RebaserError(f"cannot read the list {name}: {error.strerror}; nothing was changed")
+    for line in data.split(b"\n"):
+        path = line.rstrip(b"\r")
+        if path:
+            yield os.fsdecode(path)
