@@ -13,6 +13,7 @@ from cygwin_root import FAKE_PROGRAMS, CygwinRoot
 
 from cygwin.programs import CannotStart, ProgramError, Programs, run
 
+BASE = 0x2_0001_0000
 FAST_CWD = """\
 Cygwin WARNING:
   Couldn't compute FAST_CWD pointer.  This typically occurs if you're using
@@ -137,7 +138,7 @@ def test_the_version_is_read() -> None:
 
 def test_the_arguments_of_rebase(recorder: Programs, tmp_path: Path) -> None:
     names = ["-x.dll", "a b.dll", "ü$(x);.dll"]
-    kept = recorder.rebase(0x2_0001_0000, names, machine=0x8664, cwd=str(tmp_path), timeout=60)
+    kept = recorder.rebase(BASE, names, machine=0x8664, cwd=str(tmp_path), timeout=60)
     words = ["-8", "-b", "0x200010000", "--", *names]
     assert kept.stdout.splitlines() == [f"[{word}]" for word in words]
     kept = recorder.rebase(0x3800_0000, ["x"], machine=0x14C, cwd=str(tmp_path), timeout=60)
@@ -172,7 +173,7 @@ def test_the_real_programs(pristine_root: CygwinRoot, real_programs: str, tmp_pa
     names = [f"{number:07d} ü.dll" for number in range(3)]
     for name, source in zip(names, pristine_root.extensions()):
         (tmp_path / name).write_bytes(source.read_bytes())
-    kept = found.rebase(0x2_0001_0000, names, machine=0x8664, cwd=str(tmp_path), timeout=60)
+    kept = found.rebase(BASE, names, machine=0x8664, cwd=str(tmp_path), timeout=60)
     assert (kept.status, kept.stdout, kept.stderr) == (0, "", "")
     shown = run([found.rebase_path, "-i", *names], cwd=str(tmp_path), timeout=60).stdout
     assert [line.split("base ")[1].split()[0] for line in shown.splitlines()] == [
@@ -183,3 +184,23 @@ def test_the_real_programs(pristine_root: CygwinRoot, real_programs: str, tmp_pa
     kept = found.rebase(0x1000, names, machine=0x8664, cwd=str(tmp_path), timeout=60)
     assert kept.status == 1
     assert "saying: " in str(kept)
+
+
+@pytest.mark.cygwin
+@pytest.mark.slow
+def test_the_real_programs_read_a_list(
+    pristine_root: CygwinRoot, real_programs: str, tmp_path: Path
+) -> None:
+    found = Programs.find(real_programs)
+    assert found is not None
+    data = (pristine_root.path / "lib" / "engines-3" / "capi.dll").read_bytes()
+    names = [f"{number:07d}.dll" for number in range(800)]
+    for name in names:
+        (tmp_path / name).write_bytes(data)
+    kept = found.rebase(BASE, names, machine=0x8664, cwd=str(tmp_path), timeout=100)
+    assert kept.argv[-2] == "-T"
+    assert (kept.status, kept.stdout, kept.stderr) == (0, "", "")
+    bases = [(tmp_path / name).read_bytes()[0xB0:0xB8] for name in names]
+    assert bases == [(BASE + 0x10000 * n).to_bytes(8, "little") for n in range(800)]
+    kept = found.clear_dynamic_base(names, cwd=str(tmp_path), timeout=100)
+    assert kept.status == 0, str(kept)

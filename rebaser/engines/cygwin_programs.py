@@ -158,9 +158,9 @@ class CygwinEngine:
         return self._seconds + size / BYTES_A_SECOND
 
     def _judge(self, outcome: Outcome, *, progress: bool) -> None:
-        """Give up on programs that hang, and on those that keep failing."""
-        self._strikes += outcome.status < 0 or not progress
-        if outcome.timed_out is not None or self._strikes >= STRIKES:
+        """Give up on programs that hang or crash, and on those that keep getting nothing done."""
+        self._strikes += not progress
+        if outcome.status < 0 or self._strikes >= STRIKES:
             self._give_up(str(outcome))
 
 
