@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 
 from cygwin.errors import ImageError
 from cygwin.flags import FLAGS, Flag, change_flags, describe, image_flags
@@ -25,14 +25,13 @@ NO = ("0", "false", "no", "f", "n")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command line."""
     parser.usage = "%(prog)s [--NAME[=BOOL]] ... [-v] [-T LIST] [PATH ...]"
-    parser.set_defaults(show={}, change={})
     names = parser.add_argument_group("flags", "-L, --NAME; with a value -L0, --NAME=0")
     for flag in FLAGS:
         if not flag.letter:
             continue
         spellings = (f"-{flag.letter}", f"--{flag.name}")
         names.add_argument(
-            *spellings, action=_Note, dest="show", const=(flag, True), help=flag.text
+            *spellings, action="append_const", dest="show", const=flag, help=flag.text
         )
         # Each spelling with a value is an option of its own: argparse's optional values would take
         # the PATH that follows `--dynamicbase`.
@@ -41,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             with_value += [f"--{flag.name}={text}" for text in texts]
             names.add_argument(
                 *with_value,
-                action=_Note,
+                action="append_const",
                 dest="change",
                 const=(flag, value),
                 help=argparse.SUPPRESS,
@@ -56,38 +55,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", metavar="PATH", nargs="*", help="a PE file: EXE or DLL")
 
 
-class _Note(argparse.Action):
-    """Notes a flag, and whether it is to be set, in a dictionary."""
-
-    def __init__(
-        self,
-        option_strings: Sequence[str],
-        dest: str,
-        const: tuple[Flag, bool],
-        help: str | None = None,  # noqa: A002 - argparse's name
-    ) -> None:
-        super().__init__(option_strings, dest, nargs=0, const=const, default={}, help=help)
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: object,
-        option_string: str | None = None,
-    ) -> None:
-        flag, value = self.const
-        setattr(namespace, self.dest, {**getattr(namespace, self.dest), flag: value})
-
-
 def main(arguments: argparse.Namespace) -> int:
     """Show or set the flags of every file; return 1 when one of them could not be done."""
     paths = [*_listed(arguments.filelist), *arguments.paths]
     if not paths:
         raise UsageError("no files: name them, or give a list of them with -T")
+    show = arguments.show or []
+    change = dict(arguments.change or [])
     status = 0
     for path in paths:
         try:
-            line = _treat(path, arguments.show, arguments.change, arguments.verbose)
+            line = _treat(path, show, change, arguments.verbose)
         except (ImageError, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
             print(printable(f"rebaser: {path}: {reason}; left as it was"), file=sys.stderr)
@@ -99,7 +77,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _treat(
-    path: str, show: Mapping[Flag, bool], change: Mapping[Flag, bool], verbose: bool
+    path: str, show: Collection[Flag], change: Mapping[Flag, bool], verbose: bool
 ) -> str | None:
     """Change one file as asked, and return what is to be shown of it, or None."""
     mode = os.O_RDWR if change else os.O_RDONLY

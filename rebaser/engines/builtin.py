@@ -14,6 +14,7 @@ class BuiltinEngine:
     """Moves staged copies without any program: it works where fork does not."""
 
     name = "builtin"
+    starts_processes = False
 
     def __init__(self) -> None:
         self.version: str | None = None
