@@ -68,7 +68,8 @@ def main(arguments: argparse.Namespace) -> int:
             line = _treat(path, show, change, arguments.verbose)
         except (ImageError, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-            print(printable(f"rebaser: {path}: {reason}; left as it was"), file=sys.stderr)
+            left = "; left as it was" if change else ""
+            print(printable(f"rebaser: {path}: {reason}{left}"), file=sys.stderr)
             status = 1
             continue
         if line is not None:
