@@ -5,7 +5,7 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from locks.flock import Flock, LockFileError, Mode
-    from locks.holders import Holder, describe_holders, holders
+    from locks.holders import Holder, describe_holders
     from locks.inherited import Inherited, inherited_lock
 
 __all__ = [
@@ -15,17 +15,16 @@ __all__ = [
     "LockFileError",
     "Mode",
     "describe_holders",
-    "holders",
     "inherited_lock",
 ]
 
+# The function `holders` is not among them: that name is its module's here.
 _ROOMS = {
     "Flock": "flock",
     "LockFileError": "flock",
     "Mode": "flock",
     "Holder": "holders",
     "describe_holders": "holders",
-    "holders": "holders",
     "Inherited": "inherited",
     "inherited_lock": "inherited",
 }
