@@ -7,7 +7,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from cygwin.errors import RelocationError
 from cygwin.image import Image, read_base
@@ -18,6 +17,7 @@ from rebaser.replace import put_in_place
 
 SECONDS_A_CALL = 60.0  # allowed for the start of a program …
 BYTES_A_SECOND = 1 << 20  # … and for what it has to read and write
+PORTION = 256 << 20  # bytes of files that are copied for the programs at a time
 STRIKES = 3  # calls that got nothing done; then the programs are not called any more
 
 
@@ -47,6 +47,7 @@ class CygwinEngine:
     """
 
     name = "cygwin"
+    starts_processes = True
 
     def __init__(self, programs: Programs, *, seconds_a_call: float = SECONDS_A_CALL) -> None:
         self.version: str | None = None
@@ -59,15 +60,15 @@ class CygwinEngine:
     def relocate(self, staged: Sequence[Staged]) -> Mapping[str, str]:
         """Move every copy that the programs can move; return {path: reason} for the others."""
         reasons: dict[str, str] = {}
-        folders: dict[str, list[Staged]] = {}
-        for item in sorted(staged, key=lambda item: (item.image.machine, item.new_base)):
+        able = []
+        for item in staged:
             reason = cannot_move(item.image)
-            if reason is not None:
-                reasons[item.path] = reason
+            if reason is None:
+                able.append(item)
             else:
-                folders.setdefault(os.path.dirname(item.path), []).append(item)
-        for folder, items in folders.items():
-            reasons.update(self._relocate_in(folder, items))
+                reasons[item.path] = reason
+        for portion in _portions(able):
+            reasons.update(self._relocate_in(os.path.dirname(portion[0].path), portion))
         return reasons
 
     def _relocate_in(self, folder: str, items: Sequence[Staged]) -> dict[str, str]:
@@ -80,7 +81,7 @@ class CygwinEngine:
             room = tempfile.mkdtemp(prefix="cygwin-", dir=folder)
             copies = [_Copy(item, f"{number:07d}.dll") for number, item in enumerate(items)]
             for copy in copies:
-                shutil.copy(copy.staged.path, Path(room, copy.name))
+                shutil.copy(copy.staged.path, os.path.join(room, copy.name))
             return self._relocate_copies(copies, room)
         except OSError as error:
             reason = f"no copy could be made for Cygwin's programs: {error.strerror}"
@@ -207,6 +208,26 @@ def cannot_move(image: Image) -> str | None:
     return None
 
 
+def _folder_and_slot(item: Staged) -> tuple[str, int, int]:
+    return os.path.dirname(item.path), item.image.machine, item.new_base
+
+
+def _portions(items: Sequence[Staged]) -> Iterator[list[Staged]]:
+    """Yield the items by folder and slot, in portions of at most PORTION bytes of files."""
+    portion: list[Staged] = []
+    size = 0
+    for item in sorted(items, key=_folder_and_slot):
+        length = os.path.getsize(item.path)
+        same = portion and _folder_and_slot(item)[0] == _folder_and_slot(portion[0])[0]
+        if portion and not (same and size + length <= PORTION):
+            yield portion
+            portion, size = [], 0
+        portion.append(item)
+        size += length
+    if portion:
+        yield portion
+
+
 def adjacent(copies: Sequence[_Copy]) -> Iterator[list[_Copy]]:
     """Yield the runs of copies that go to adjacent slots, from copies sorted by slot."""
     run: list[_Copy] = []
@@ -226,9 +247,11 @@ def _count_done(run: Sequence[_Copy], room: str) -> int:
     """Return how many images, from the first on, have the base that they were to get."""
     for count, copy in enumerate(run):
         image = copy.staged.image
-        with Path(room, copy.name).open("rb", buffering=0) as file:
-            if read_base(file.fileno(), image.base_offset, image.base_width) != (
-                copy.staged.new_base
-            ):
-                return count
+        try:
+            with open(os.path.join(room, copy.name), "rb", buffering=0) as file:
+                base = read_base(file.fileno(), image.base_offset, image.base_width)
+        except OSError:
+            return count
+        if base != copy.staged.new_base:
+            return count
     return len(run)

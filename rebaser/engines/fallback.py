@@ -16,6 +16,7 @@ class FallbackEngine:
     """
 
     name = "cygwin"
+    starts_processes = True
 
     def __init__(self, first: CygwinEngine, second: Engine, warn: Callable[[str], None]) -> None:
         self._first = first
