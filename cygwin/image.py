@@ -195,7 +195,7 @@ def _headers(reader: Reader, length: int) -> bytes:
         raise NotAnImage("truncated: the file ends within its DOS header")
     at = int.from_bytes(dos_header[60:64], "little")
     file_header = reader.read(at, FILE_HEADER_SIZE) if at < MAX_HEADER_OFFSET else b""
-    if at >= length or file_header[:4] != b"PE\0\0"[: len(file_header)]:
+    if not file_header or file_header[:4] != b"PE\0\0"[: len(file_header)]:
         raise NotAnImage(f"not a PE image: no PE header at byte {at}")
     end = at + len(file_header) + int.from_bytes(file_header[20:22], "little")
     headers = reader.read(0, end)

@@ -1,4 +1,4 @@
-"""Small PE files of any shape, made byte by byte or by a mingw compiler, and a plain model of relocating."""
+"""Small PE files of any shape, and a plain model of what relocating does to them."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def model(data: bytes, image: Image, new_base: int, clear_dynamic_base: bool) ->
 
 
 def compile_dll(path: Path, source: str, machine: int, *options: str) -> Path:
-    """Compile C source to a DLL by mingw, without its run-time library; skip where there is none."""
+    """Compile C to a DLL without a run-time library; skip where there is no mingw."""
     gcc = shutil.which(GCC[machine])
     if gcc is None:
         pytest.skip(f"{GCC[machine]} is not there: install gcc-mingw-w64")
