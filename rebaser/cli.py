@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 
-
 from rebaser import __version__
 from rebaser.errors import RebaserError
 

@@ -32,12 +32,10 @@ def byte_count(value: int) -> str:
     """Return a number of bytes for people: `712 bytes`, `58.0 MB`."""
     if value < 1000:
         return f"{value} bytes"
-    scaled = float(value)
-    for unit in ("kB", "MB", "GB"):
-        scaled /= 1000
-        if scaled < 999.95:
-            break
-    return f"{scaled:.1f} {unit}"
+    for unit, bytes_ in (("kB", 1e3), ("MB", 1e6)):
+        if value < 999.95 * bytes_:
+            return f"{value / bytes_:.1f} {unit}"
+    return f"{value / 1e9:.1f} GB"
 
 
 def plural(count: int, noun: str) -> str:

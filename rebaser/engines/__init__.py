@@ -28,6 +28,7 @@ class Engine(Protocol):
 
     name: str
     version: str | None
+    starts_processes: bool
 
     def relocate(self, staged: Sequence[Staged]) -> Mapping[str, str]:
         """Move every copy that can be moved; return {path: reason} for the others.

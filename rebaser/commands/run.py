@@ -1,0 +1,315 @@
+"""Make a tree of DLLs fork-safe: move those that overlap or lie where others may come to lie.
+
+The tree is ROOT, or the folder that the environment variable SAGE_LOCAL names. Nothing to do costs
+next to nothing and waits for nobody; otherwise the tree's lock is taken, the images that must move
+are moved on copies, and each checked copy takes its original's place.
+
+exit status:
+  0    no overlap is left and nothing failed
+  1    an overlap is left or something failed; each image is named, with its reason
+  2    usage
+  75   the lock was not had in the time allowed
+  130  interrupted; every file is whole, old or new
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace
+
+from cygwin.address_space import machine_name
+from rebaser.options import Options, named_paths, parse_arena, read_only_from
+from rebaser.progress import make_progress
+from rebaser.report import Report
+from rebaser.run import run
+from rebaser.text import address, byte_count, plural, printable
+from rebaser.tree import find_tree
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TextIO
+
+# So many lines of a kind are shown; --verbose shows all.
+SHOWN = 20
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the options of `rebaser run`."""
+    parser.add_argument("root", metavar="ROOT", nargs="?", help="the tree (default: $SAGE_LOCAL)")
+    add_place_arguments(parser)
+    add_scan_arguments(parser)
+    add_reserved_arguments(parser)
+    what = parser.add_argument_group("what moves")
+    what.add_argument(
+        "--only-from",
+        metavar="FILE",
+        help="only the images named in FILE may move (- is standard input): one path a line, "
+        "relative to ROOT",
+    )
+    what.add_argument("-0", dest="nul", action="store_true", help="paths in FILE end in NUL")
+    what.add_argument(
+        "--arena", metavar="LOW-HIGH", help="move images to these addresses instead of the usual"
+    )
+    what.add_argument(
+        "--keep-aslr", action="store_true", help="leave DYNAMIC_BASE set where it is set"
+    )
+    what.add_argument(
+        "--force-signed",
+        action="store_true",
+        help="move images that have an Authenticode signature, which breaks it",
+    )
+    what.add_argument(
+        "--touch", action="store_true", help="give moved files a new modification time"
+    )
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        "--engine",
+        choices=("auto", "builtin", "cygwin"),
+        default="auto",
+        help="who relocates: Cygwin's programs rebase and peflags, or rebaser itself; auto takes "
+        "Cygwin's where this is Cygwin or MSYS2 and they are found (default: auto)",
+    )
+    how.add_argument(
+        "--jobs", metavar="N", type=_positive, default=8, help="threads to use (default: 8)"
+    )
+    how.add_argument(
+        "--dry-run", action="store_true", help="print the plan; change nothing, take no lock"
+    )
+    wait = how.add_mutually_exclusive_group()
+    wait.add_argument(
+        "--wait", metavar="SECONDS", type=_seconds, help="how long the lock may take (default: any)"
+    )
+    wait.add_argument(
+        "--no-wait",
+        dest="wait",
+        action="store_const",
+        const=0.0,
+        help="end with status 75 if the lock is held",
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="print one JSON object")
+    loud = output.add_mutually_exclusive_group()
+    loud.add_argument("--quiet", action="store_true", help="print only what went wrong")
+    loud.add_argument("--verbose", action="store_true", help="print every image that moved")
+    output.add_argument(
+        "--progress",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="show progress on stderr: a bar on a terminal, lines in a log (default: auto)",
+    )
+
+
+def add_place_arguments(parser: ArgumentParser) -> None:
+    """Add the options that say where the lock and the state are."""
+    place = parser.add_argument_group("places")
+    place.add_argument(
+        "--lock-file",
+        metavar="FILE",
+        help="the lock (default: $REBASER_LOCK_FILE, else ROOT/var/lock/rebase.lock)",
+    )
+    place.add_argument(
+        "--state-dir",
+        metavar="DIR",
+        help="the state (default: $REBASER_STATE_DIR, else ROOT/var/lib/rebaser)",
+    )
+
+
+def add_scan_arguments(parser: ArgumentParser) -> None:
+    """Add the options that say which files are looked at."""
+    files = parser.add_argument_group("files")
+    files.add_argument(
+        "--suffix",
+        metavar="SUFFIX",
+        action="append",
+        default=[],
+        type=_suffix,
+        help="look at files with this suffix too, beside .dll .so .fas .oct .mex .eln .pyd",
+    )
+    files.add_argument(
+        "--exclude",
+        metavar="GLOB",
+        action="append",
+        default=[],
+        help="leave out files and folders whose path, relative to ROOT, matches",
+    )
+
+
+def add_reserved_arguments(parser: ArgumentParser) -> None:
+    """Add the options that say which addresses belong to others."""
+    reserved = parser.add_argument_group("addresses of others")
+    reserved.add_argument(
+        "--avoid",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="keep off the addresses of all images below PATH",
+    )
+    reserved.add_argument(
+        "--database",
+        metavar="FILE",
+        help="Cygwin's rebase database (default: /etc/rebase.db.x86_64 and .i386 where they are)",
+    )
+    reserved.add_argument(
+        "--cygwin-root", metavar="DIR", help="the folder that is / for the paths in the database"
+    )
+
+
+def main(arguments: Namespace) -> int:
+    """Run, print the result, and return the exit status."""
+    tree = find_tree(arguments.root, lock_file=arguments.lock_file, state_dir=arguments.state_dir)
+    only = None
+    if arguments.only_from is not None:
+        listed = read_only_from(arguments.only_from)
+        only = named_paths(listed, tree.root, tree.scope, nul=arguments.nul)
+    options = Options(
+        arena=parse_arena(arguments.arena) if arguments.arena else None,
+        database=arguments.database,
+        cygwin_root=arguments.cygwin_root,
+        avoid=tuple(arguments.avoid),
+        suffixes=tuple(arguments.suffix),
+        excludes=tuple(arguments.exclude),
+        keep_aslr=arguments.keep_aslr,
+        force_signed=arguments.force_signed,
+        touch=arguments.touch,
+        engine=arguments.engine,
+    )
+    report = run(
+        tree,
+        options,
+        only=only,
+        wait=arguments.wait,
+        dry_run=arguments.dry_run,
+        jobs=arguments.jobs,
+        progress=make_progress(arguments.progress, arguments.quiet or arguments.json),
+    )
+    if arguments.json:
+        print_json(report)
+    elif not arguments.quiet:
+        print_report(report, verbose=arguments.verbose)
+    elif report.exit_status:
+        print_trouble(report)
+    return report.exit_status
+
+
+def print_json(report: Report) -> None:
+    """Print the report as one JSON object."""
+    import json
+
+    pairs = {
+        "skipped": [{"path": path, "reason": reason} for path, reason in report.skipped],
+        "failed": [{"path": path, "reason": reason} for path, reason in report.failed],
+        "overlaps": [list(pair) for pair in report.overlaps],
+    }
+    seconds = {name: round(value, 6) for name, value in vars(report.seconds).items()}
+    print(
+        json.dumps(
+            {
+                "root": report.root,
+                "engine": report.engine,
+                "engine_version": report.engine_version,
+                "run": report.run,
+                "covered_by": report.covered_by,
+                "dry_run": report.planned,
+                "scanned": report.scanned,
+                "images": report.images,
+                "kept": report.kept,
+                "moved": [
+                    {
+                        "path": move.path,
+                        "machine": machine_name(move.machine),
+                        "old_base": address(move.old_base),
+                        "new_base": address(move.new_base),
+                        "slot_size": move.slot_size,
+                        "reason": move.reason,
+                    }
+                    for move in report.moved
+                ],
+                **pairs,
+                "bytes_written": report.bytes_written,
+                "seconds": seconds,
+            }
+        )
+    )
+
+
+def print_report(report: Report, *, verbose: bool) -> None:
+    """Print what a person wants to know of a run."""
+    shown = sys.maxsize if verbose else SHOWN
+    moved = [
+        f"{'would move' if report.planned else 'moved'} {move.path}: {address(move.old_base)} -> "
+        f"{address(move.new_base)} ({move.reason})"
+        if move.new_base != move.old_base
+        else f"{'would clear' if report.planned else 'cleared'} DYNAMIC_BASE of {move.path}"
+        for move in report.moved
+    ]
+    print_lines(moved, shown)
+    print_lines([f"skipped {path}: {reason}" for path, reason in report.skipped], shown)
+    print(printable(summary(report, verbose=verbose)))
+    print_trouble(report)
+
+
+def print_trouble(report: Report) -> None:
+    """Print what is left to be done by somebody, on stderr."""
+    shown = sys.maxsize
+    print_lines([f"failed {path}: {reason}" for path, reason in report.failed], shown, sys.stderr)
+    if report.overlaps and not report.planned:
+        print_lines(
+            [f"overlap left: {one} and {other}" for one, other in report.overlaps],
+            SHOWN,
+            sys.stderr,
+        )
+
+
+def print_lines(lines: list[str], most: int, file: TextIO | None = None) -> None:
+    """Print lines, the first `most` of them, whatever their names hold."""
+    for line in lines[:most]:
+        print(printable(line), file=file)
+    if len(lines) > most:
+        print(f"... and {len(lines) - most:,} more like these (--verbose lists all)", file=file)
+
+
+def summary(report: Report, *, verbose: bool) -> str:
+    """Return the result of a run as one line."""
+    if report.covered_by is not None:
+        done = f"covered by run {report.covered_by}, which began after this one was asked for"
+    elif not report.moved:
+        done = f"{plural(report.images, 'image')}, nothing to do"
+    else:
+        relocated = sum(move.old_base != move.new_base for move in report.moved)
+        done = f"{'would move' if report.planned else 'moved'} {relocated:,} of {plural(report.images, 'image')}"
+        if relocated < len(report.moved):
+            done += f", cleared DYNAMIC_BASE of {len(report.moved) - relocated:,} more"
+        done += f" ({byte_count(report.bytes_written)} written, {report.seconds.total:.2f} s)"
+    left = []
+    if report.skipped:
+        left.append(f"{len(report.skipped):,} skipped")
+    if report.failed:
+        left.append(f"{len(report.failed):,} failed")
+    if report.overlaps and not report.planned:
+        left.append(f"{plural(len(report.overlaps), 'overlap')} left")
+    elif report.covered_by is None and report.moved and not report.planned:
+        left.append("no overlap is left")
+    if report.run is not None:
+        left.append(f"run {report.run}")
+    if verbose:
+        version = f" ({report.engine_version})" if report.engine_version else ""
+        left.append(f"engine {report.engine}{version}")
+    return "; ".join([f"{report.root}: {done}", *left])
+
+
+def _suffix(text: str) -> str:
+    return text if text.startswith(".") else f".{text}"
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1e9:
+        raise ValueError
+    return value

@@ -1,0 +1,46 @@
+"""Which images lie on the same slots; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Span:
+    """What an image (or somebody's reserved range) occupies: addresses `[low, high)`."""
+
+    low: int
+    high: int
+    path: str
+
+
+def overlapping_pairs(spans: Iterable[Span]) -> Iterator[tuple[Span, Span]]:
+    """Yield every pair that shares an address, the lower one first, in order of address."""
+    open_spans: list[Span] = []
+    for span in sorted(spans, key=lambda s: (s.low, s.high, s.path)):
+        open_spans = [other for other in open_spans if other.high > span.low]
+        for other in open_spans:
+            yield other, span
+        open_spans.append(span)
+
+
+def clusters(spans: Iterable[Span]) -> list[Sequence[Span]]:
+    """Return the groups of spans that hang together by overlaps, those of two or more alone.
+
+    However many images lie at one address, each is named once here; their pairs grow with the
+    square of their number.
+    """
+    found: list[Sequence[Span]] = []
+    group: list[Span] = []
+    reach = -1
+    for span in sorted(spans, key=lambda s: (s.low, s.high, s.path)):
+        if span.low >= reach:
+            if len(group) > 1:
+                found.append(group)
+            group = []
+        group.append(span)
+        reach = max(reach, span.high)
+    if len(group) > 1:
+        found.append(group)
+    return found

@@ -1,0 +1,129 @@
+"""What the plan must keep off: the runtime, Cygwin's database, and the images of other trees."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from cygwin.address_space import GRANULARITY, I386, RUNTIME, X86_64, Range, slot_size
+from cygwin.database import Database, DatabaseError, default_database, read_database
+from cygwin.errors import NotAnImage
+from cygwin.image import read_image
+from cygwin.paths import host_path
+from rebaser import memory as memories
+from rebaser.errors import UsageError
+from rebaser.plan import Reserved
+from rebaser.reading import open_to_read
+from rebaser.scan import Rules, scan
+from rebaser.tree import Tree
+
+
+@dataclass(frozen=True)
+class Reservations:
+    """The reserved ranges by machine, and the slots kept for files of the tree by path."""
+
+    ranges: Mapping[int, Sequence[Reserved]]
+    appointed: Mapping[str, Range]
+
+
+def database_files(database: str | None, cygwin_root: str | None) -> list[str]:
+    """Return the paths of the database files that are there to be read."""
+    if database:
+        return [database]
+    names = (host_path(default_database(m) or "", cygwin_root) for m in (X86_64, I386))
+    return [name for name in names if name and os.path.lexists(name)]
+
+
+def reservations(
+    tree: Tree,
+    *,
+    database: str | None,
+    cygwin_root: str | None,
+    avoid: Sequence[str],
+    rules: Rules,
+    warn: Callable[[str], None],
+) -> Reservations:
+    """Collect what is reserved. Raises UsageError where an --avoid path does not exist.
+
+    A database that cannot be read is left out, with a warning.
+    """
+    ranges = {
+        machine: [Reserved(span, "the range of the Cygwin runtime") for span in spans]
+        for machine, spans in RUNTIME.items()
+    }
+    appointed: dict[str, Range] = {}
+    for path in database_files(database, cygwin_root):
+        try:
+            found = read_database(path)
+        except DatabaseError as error:
+            warn(f"{error}; the slots that it keeps are not known, so none of them is left free")
+            continue
+        _take(found, root_of(path, cygwin_root), tree, ranges, appointed)
+    for path in avoid:
+        _avoid(path, rules, ranges, warn)
+    return Reservations(ranges, appointed)
+
+
+def root_of(database: str, cygwin_root: str | None) -> str | None:
+    """Return the folder that is `/` for the paths in a database; None: it is this system's own."""
+    if cygwin_root:
+        return os.path.realpath(cygwin_root)
+    folder, name = os.path.split(os.path.realpath(database))
+    if name.startswith("rebase.db.") and os.path.basename(folder) == "etc":
+        return os.path.dirname(folder).rstrip("/") or None
+    return None
+
+
+def _take(
+    database: Database,
+    root: str | None,
+    tree: Tree,
+    ranges: dict[int, list[Reserved]],
+    appointed: dict[str, Range],
+) -> None:
+    top = Tree(host_path(tree.root) or tree.root, "", "") if root is None else tree
+    for entry in database.entries:
+        slot = Range(entry.base, entry.base + entry.slot_size)
+        path = host_path(entry.path, root)
+        inside = top.relative(path) if path else None
+        if inside is not None and os.path.lexists(tree.path(inside)):
+            appointed[inside] = slot
+        else:
+            owner = f"{entry.path} of Cygwin's database"
+            ranges.setdefault(database.machine, []).append(Reserved(slot, owner))
+
+
+def _avoid(
+    path: str, rules: Rules, ranges: dict[int, list[Reserved]], warn: Callable[[str], None]
+) -> None:
+    if not os.path.exists(path):
+        raise UsageError(f"{path}: the path given to --avoid does not exist")
+    path = os.path.realpath(path)
+    if os.path.isdir(path):
+        found = scan(path, rules, memories.blank())
+        assert found is not None, "a scan that is not told where to stop ends"
+        for inside, reason in found.failed:
+            warn(f"{path}/{inside} {reason} (--avoid)")
+        images = [
+            (f"{path}/{inside}", seen.machine, seen.base, seen.image_size)
+            for inside, seen in found.memory.files()
+            if seen.base_width
+        ]
+    else:
+        images = _one_image(path, warn)
+    for name, machine, base, size in images:
+        slot = Range(base // GRANULARITY * GRANULARITY, base + slot_size(size))
+        ranges.setdefault(machine, []).append(Reserved(slot, name))
+
+
+def _one_image(path: str, warn: Callable[[str], None]) -> list[tuple[str, int, int, int]]:
+    descriptor = open_to_read(path)
+    try:
+        image = read_image(descriptor, os.fstat(descriptor).st_size)
+    except NotAnImage as error:
+        warn(f"{path}: {error}; nothing is kept free for it (--avoid)")
+        return []
+    finally:
+        os.close(descriptor)
+    return [(path, image.machine, image.base, image.size)]

@@ -1,0 +1,423 @@
+"""The main job: scan, plan, apply, report, under one lock."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from cygwin.address_space import slot_size
+from rebaser import runs
+from rebaser.memory import DYNAMIC_BASE, Memory, Seen
+from rebaser.options import Options
+from rebaser.overlap import overlapping_pairs
+from rebaser.plan import Move, NoRoomError, Plan, make_plan, must_move
+from rebaser.progress import Progress, Quiet
+from rebaser.report import Report, Seconds
+from rebaser.reserved import Reservations, database_files, reservations
+from rebaser.runs import Record, Request
+from rebaser.scan import Scan, scan
+from rebaser.state import FileSystemTime, State, StateError
+from rebaser.survey import Survey, count_images, skip_reason, spans, survey, with_moves
+from rebaser.tree import Tree
+from rebaser.tree_lock import TreeLock
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rebaser.apply import Applied
+    from rebaser.engines import Engine
+
+# Of pairs that overlap no more are reported: they grow with the square of the images at one base.
+MOST_PAIRS = 10_000
+
+
+def run(
+    tree: Tree,
+    options: Options | None = None,
+    *,
+    only: frozenset[str] | None = None,
+    wait: float | None = None,
+    dry_run: bool = False,
+    jobs: int = 8,
+    progress: Progress | None = None,
+) -> Report:
+    """Make a tree fork-safe; return what was done.
+
+    `only` are the paths, relative to the tree's root, that may move (None: all). `wait` is how
+    many seconds the lock may take (None: any number), `jobs` the number of threads. Raises
+    RebaserError where nothing could be done; then nothing was changed.
+    """
+    job = _Run(tree, options or Options(), only, jobs, progress or Quiet())
+    began = time.monotonic()
+    try:
+        report = job.dry_run() if dry_run else job.run(wait)
+    finally:
+        job.progress.close()
+    job.seconds["total"] = time.monotonic() - began
+    return replace(report, seconds=Seconds(**job.seconds))
+
+
+@dataclass(frozen=True)
+class _Look:
+    """A tree as it was found, and what is to be done with it."""
+
+    scan: Scan
+    survey: Survey
+    plan: Plan
+
+
+class _Run:
+    def __init__(
+        self,
+        tree: Tree,
+        options: Options,
+        only: frozenset[str] | None,
+        jobs: int,
+        progress: Progress,
+    ) -> None:
+        self.tree = tree
+        self.options = options
+        self.request = Request(options.key(), tree.scope, only)
+        self.jobs = jobs
+        self.progress = progress
+        self.state = State(tree.state_dir, tree.root)
+        self.seconds: dict[str, float] = {}
+        self._reservations: Reservations | None = None
+        self._told: set[str] = set()
+        self._chosen: Engine | None = None
+
+    def dry_run(self) -> Report:
+        """Report the plan; change nothing, and take no lock."""
+        self._engine()
+        look = self._look(self._memory())
+        return replace(self._report(look), moved=look.plan.moves, planned=True)
+
+    def run(self, wait: float | None) -> Report:
+        """Look, and where there is work, do it."""
+        if self.options.engine != "auto":
+            self._engine()  # a named engine that cannot run is an error, work or no work
+        asked_after = runs.newest_number(self.state)
+        lock = TreeLock(self.tree.lock_file, wait=wait, tell=self.tell)
+        try:
+            with lock.shared():
+                began = time.monotonic()
+                report, outdated = self._look_for_work()
+            if report is not None:
+                if outdated is not None:
+                    self._remember_if_free(outdated, began, report, lock)
+                return report
+            with lock.exclusive(), self._timed("exclusive"):
+                done = runs.covering(self.state, self.request, asked_after)
+                return self._covered(done) if done else self._work(lock)
+        finally:
+            self.seconds["wait"] = lock.seconds_waited
+
+    def _look_for_work(self) -> tuple[Report | None, Scan | None]:
+        """Return a report if there is nothing to do, and a scan that is worth remembering.
+
+        The look ends at the first image that has to move: whoever gets the lock scans again, and
+        of twenty that look at once only one needs to see everything.
+        """
+        if self.state.was_left():
+            return None, None
+        before = self._memory()
+        found = self._scan_until(before, self._certainly_moves)
+        if found is None:
+            return None, None
+        if found.unchanged and before.settled and before.settled == self._settled_key():
+            files, images, skipped = count_images(found.memory, self.options.force_signed)
+            report = Report(
+                root=self.tree.root,
+                engine=self.options.engine,
+                scanned=files,
+                images=images,
+                kept=images,
+                skipped=tuple(skipped),
+            )
+            return report, None
+        look = self._survey_and_plan(found, before)
+        if look.plan.moves:
+            return None, None
+        return self._report(look), None if found.unchanged else found
+
+    def _work(self, lock: TreeLock) -> Report:
+        """Scan, plan, apply, report: with the exclusive lock held."""
+        self.state.make()
+        try:
+            record = runs.begin(self.state, self.request)
+            now = self.state.time()
+            look = self._look(self._memory())
+            applied = self._apply(look, lock) if look.plan.moves else None
+            report = replace(self._report(look, applied), run=record.number if applied else None)
+            seen = look.scan.memory
+            if applied and applied.moved:
+                now = self.state.time()
+                seen = self._scan(with_moves(seen, look.survey.sources, applied)).memory
+            self._remember(seen, now, report)
+            self._finish(record, report)
+            return report
+        finally:
+            self.state.clear_staging()
+
+    def _look(self, before: Memory) -> _Look:
+        return self._survey_and_plan(self._scan(before), before)
+
+    def _scan(self, before: Memory) -> Scan:
+        found = self._scan_until(before, None)
+        assert found is not None, "a scan that is not told where to stop ends"
+        return found
+
+    def _scan_until(
+        self, before: Memory, stop_at: Callable[[str, Seen, str], bool] | None
+    ) -> Scan | None:
+        self.progress.phase("looking at the tree")
+        with self._timed("scan"):
+            return scan(
+                self.tree.root,
+                self.options.rules,
+                before,
+                stop_at=stop_at,
+                progress=self.progress.advance,
+            )
+
+    def _certainly_moves(self, path: str, seen: Seen, fault: str) -> bool:
+        """Return whether an image has to move, whatever lies around it."""
+        arena = self.options.arenas.get(seen.machine)
+        if arena is None or fault or not self.request.names(path):
+            return False
+        return not skip_reason(path, seen, fault, self.options.force_signed) and bool(
+            must_move(seen.base, slot_size(seen.image_size), arena)
+            or (seen.flags & DYNAMIC_BASE and not self.options.keep_aslr)
+        )
+
+    def _survey_and_plan(self, found: Scan, before: Memory) -> _Look:
+        with self._timed("plan"):
+            known = self._reserved()
+            images = survey(
+                found.memory,
+                before,
+                may_move=self.request.names,
+                keep_aslr=self.options.keep_aslr,
+                force_signed=self.options.force_signed,
+                appointed=known.appointed,
+            )
+            return _Look(found, images, self._plan(images))
+
+    def _plan(self, images: Survey) -> Plan:
+        return make_plan(images.images.values(), self.options.arenas, self._reserved().ranges)
+
+    def _reserved(self) -> Reservations:
+        if self._reservations is None:
+            self._reservations = reservations(
+                self.tree,
+                database=self.options.database,
+                cygwin_root=self.options.cygwin_root,
+                avoid=self.options.avoid,
+                rules=self.options.rules,
+                warn=self.tell,
+            )
+        return self._reservations
+
+    def _apply(self, look: _Look, lock: TreeLock) -> Applied:
+        """Carry out the plan, less what is in use: that is an obstacle for the others."""
+        from rebaser.apply import Applied, apply
+        from rebaser.commit import in_use_reason
+        from rebaser.in_use import users_of
+
+        applied = Applied()
+        rebasers = lock.rebasers()
+        images = dict(look.survey.images)
+        plan = look.plan
+        while True:
+            targets = {self.tree.path(move.path): move.path for move in plan.moves}
+            used = {targets[t]: user for t, user in users_of(targets, rebasers).items()}
+            if not used:
+                break
+            for path, user in used.items():
+                applied.skipped[path] = in_use_reason(user)
+                images[path] = replace(images[path], fixed=True)
+            plan = self._plan(replace(look.survey, images=images))
+        try:
+            apply(
+                plan.moves,
+                look.survey.sources,
+                look.scan.images,
+                self.tree,
+                self.state,
+                self._engine(),
+                applied,
+                touch=self.options.touch,
+                jobs=self.jobs,
+                rebasers=rebasers,
+                progress=self.progress,
+            )
+        finally:
+            for stage, seconds in applied.seconds.items():
+                self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+        return applied
+
+    # What was found and done, as a report.
+
+    def _report(self, look: _Look, applied: Applied | None = None) -> Report:
+        names = self.request.names
+        skipped = dict(look.survey.skipped)
+        failed = dict(look.scan.failed)
+        moved: tuple[Move, ...] = ()
+        if applied:
+            skipped.update(applied.skipped)
+            failed.update(applied.failed)
+            moved = tuple(sorted(applied.moved, key=lambda move: move.path))
+        engine = self._chosen
+        return Report(
+            root=self.tree.root,
+            engine=engine.name if engine else self.options.engine,
+            engine_version=engine.version if engine else None,
+            scanned=look.survey.files,
+            images=len(look.survey.images),
+            kept=len(look.survey.images) - len(moved),
+            moved=moved,
+            skipped=tuple(sorted(skipped.items())),
+            failed=tuple(sorted((p, r) for p, r in failed.items() if names(p) or self._holds(p))),
+            overlaps=tuple(self._overlaps(look, applied)),
+            bytes_written=sum(look.survey.sources[move.path].seen.size for move in moved),
+        )
+
+    def _holds(self, folder: str) -> bool:
+        """Return whether images that may move can lie below a folder."""
+        if folder == ".":
+            return True
+        below = f"{folder}/"
+        if self.request.only is not None:
+            return any(path.startswith(below) for path in self.request.only)
+        return below.startswith(self.request.below) or self.request.below.startswith(below)
+
+    def _overlaps(self, look: _Look, applied: Applied | None) -> Iterator[tuple[str, str]]:
+        """Yield the pairs that are left and concern what may move."""
+        bases = {move.path: move.new_base for move in applied.moved} if applied else {}
+        # What changed under our hands lies elsewhere by now, and its installer runs us again.
+        gone = applied.changed if applied else set()
+        sources = look.survey.sources
+        pairs = (
+            (low.path, high.path)
+            for of_machine in spans(look.survey, bases, gone).values()
+            for low, high in overlapping_pairs(of_machine)
+        )
+        return islice(
+            (
+                pair
+                for pair in pairs
+                if any(self.request.names(name) for path in pair for name in sources[path].names)
+            ),
+            MOST_PAIRS,
+        )
+
+    def _covered(self, record: Record) -> Report:
+        """Return the report of a run whose work another has done, with our own images' status."""
+        return Report(
+            root=self.tree.root,
+            engine=record.engine,
+            covered_by=record.number,
+            failed=tuple(p for p in record.failed if self.request.names(p[0]) or self._holds(p[0])),
+            overlaps=tuple(p for p in record.overlaps if any(map(self.request.names, p))),
+        )
+
+    # What is kept for the next run.
+
+    def _memory(self) -> Memory:
+        return self.state.load_memory(self.tell)
+
+    def _remember(self, seen: Memory, now: FileSystemTime, report: Report) -> None:
+        """Save what was seen; failing to costs the next run time, and is only told."""
+        if not report.exit_status and not report.planned and self._is_settled(seen):
+            seen = seen._replace(settled=self._settled_key())
+        try:
+            self.state.save_memory(seen, now)
+        except StateError as error:
+            self.tell(f"{error}; the next run reads every image again")
+
+    def _remember_if_free(self, found: Scan, began: float, report: Report, lock: TreeLock) -> None:
+        """Save what a look has seen, if nobody else holds the lock at this moment."""
+        with lock.exclusive_if_free() as free:
+            if not free:
+                return
+            try:
+                self.state.make()
+                now = self.state.time().before(time.monotonic() - began)
+                self._remember(found.memory, now, report)
+            except StateError as error:
+                self.tell(f"{error}; the next run reads every image again")
+            finally:
+                self.state.clear_staging()
+
+    def _is_settled(self, seen: Memory) -> bool:
+        """Return whether nothing is left to do in the whole tree, whatever was asked for."""
+        options = self.options
+        images = survey(
+            seen,
+            seen,
+            may_move=lambda path: True,
+            keep_aslr=options.keep_aslr,
+            force_signed=options.force_signed,
+            appointed=self._reserved().appointed,
+        )
+        try:
+            if self._plan(images).moves:
+                return False
+        except NoRoomError:
+            return False
+        return not any(
+            True for spans_ in spans(images, {}).values() for _ in overlapping_pairs(spans_)
+        )
+
+    def _settled_key(self) -> str:
+        """Return what decides whether there is something to do, beside the tree itself."""
+        if self.options.avoid:
+            return f"never: {time.time_ns()}"  # those trees are not watched
+        stats = []
+        for path in database_files(self.options.database, self.options.cygwin_root):
+            try:
+                st = os.stat(path)
+                stats.append((path, st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino))
+            except OSError:
+                stats.append((path, 0, 0, 0, 0))
+        return f"{self.options.key()} {stats}"
+
+    def _finish(self, record: Record, report: Report) -> None:
+        record = replace(
+            record,
+            engine=report.engine,
+            moved=len(report.moved),
+            bytes_written=report.bytes_written,
+            failed=report.failed,
+            overlaps=report.overlaps,
+        )
+        try:
+            runs.finish(self.state, record)
+        except StateError as error:
+            self.tell(str(error))
+
+    # Small things.
+
+    def _engine(self) -> Engine:
+        if self._chosen is None:
+            from rebaser.engines.choose import choose_engine
+
+            self._chosen = choose_engine(self.options.engine, self.tell)
+        return self._chosen
+
+    def tell(self, text: str) -> None:
+        """Tell something, once."""
+        if text not in self._told:
+            self._told.add(text)
+            self.progress.tell(text)
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - began

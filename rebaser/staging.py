@@ -1,0 +1,276 @@
+"""Stage: the copies that are moved, beside the tree's own files and on their file system."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat as modes
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+
+from cygwin.errors import ImageError
+from cygwin.image import Image, read_image
+from cygwin.relocation import check_relocated
+from rebaser.engines import Engine, Staged
+from rebaser.memory import Seen
+from rebaser.plan import Move
+from rebaser.reading import open_to_read
+from rebaser.replace import make_durable
+from rebaser.state import STAGING, State
+from rebaser.tree import Tree
+
+WINDOW = 1 << 20  # bytes that are copied at a time
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A moved copy, checked and durable, that is ready to take its original's place."""
+
+    path: str  # of the copy
+    move: Move
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be staged: the move, its file (absolute), and what was seen of that."""
+
+    move: Move
+    target: str
+    seen: Seen
+    image: Image | None
+
+
+class ChangedError(Exception):
+    """The file is no longer what was read."""
+
+
+def is_as_seen(st: os.stat_result, seen: Seen) -> bool:
+    """Return whether a file is still the one that was seen, unchanged."""
+    return (st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino, st.st_dev) == (
+        seen.size,
+        seen.mtime_ns,
+        seen.ctime_ns,
+        seen.inode,
+        seen.device,
+    )
+
+
+class StagingFolders:
+    """A staging folder on every file system of the tree that needs one, made when first needed."""
+
+    def __init__(self, tree: Tree, state: State) -> None:
+        self.tree = tree
+        self.state = state
+        self.by_device: dict[int, str] = {}
+        self.given: list[str] = []
+        self.removed = 0
+        inside = state.folder.startswith(tree.root.rstrip("/") + "/")
+        if inside:
+            self.by_device[os.stat(state.staging).st_dev] = state.staging
+
+    def new_name(self, target: str, device: int) -> str:
+        """Return the path of a copy to be made on the file system `device`, where `target` lies."""
+        path = f"{self._folder(target, device)}/{len(self.given):07}.dll"
+        self.given.append(path)
+        return path
+
+    def remove_copies(self) -> None:
+        """Remove the copies that did not take their originals' place."""
+        for path in self.given[self.removed :]:
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                pass
+        self.removed = len(self.given)
+
+    def _folder(self, target: str, device: int) -> str:
+        folder = self.by_device.get(device)
+        if folder is None:
+            top = os.path.dirname(target)
+            while top != self.tree.root and os.stat(os.path.dirname(top)).st_dev == device:
+                top = os.path.dirname(top)
+            parent = f"{top.rstrip('/')}/.rebaser"
+            os.makedirs(parent, exist_ok=True)
+            if os.path.islink(parent):
+                raise OSError(errno.ELOOP, "is a symbolic link, which is not followed", parent)
+            folder = tempfile.mkdtemp(prefix=f"{STAGING}-", dir=parent)
+            self.state.note_staging_elsewhere(folder)
+            self.by_device[device] = folder
+        return folder
+
+    def free_bytes(self) -> int:
+        """Return the free space of the fullest file system that is staged on."""
+        sizes = []
+        for folder in self.by_device.values():
+            st = os.statvfs(folder)
+            sizes.append(st.f_bavail * st.f_frsize)
+        return min(sizes, default=1 << 62)
+
+
+@dataclass
+class Staging:
+    """The result of staging: copies that are ready, and {path: reason} of all the others."""
+
+    ready: list[Copy] = field(default_factory=list)
+    changed: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def attempt(self, move: Move, step: Callable[[], None]) -> bool:
+        """Do one step for one image; return whether it went well, and note why not."""
+        try:
+            step()
+        except ChangedError as error:
+            self.changed[move.path] = str(error)
+        except ImageError as error:
+            self.failed[move.path] = f"{error}; it stays as it was"
+        except OSError as error:
+            self.failed[move.path] = (
+                f"its copy could not be made ({error.strerror or error}); it stays as it was"
+                f"{_advice(error)}"
+            )
+        else:
+            return True
+        return False
+
+
+def stage(
+    wanted: Sequence[Wanted],
+    folders: StagingFolders,
+    engine: Engine,
+    *,
+    touch: bool,
+    jobs: int,
+    advance: Callable[[int], None],
+) -> Staging:
+    """Make the moved copies.
+
+    Each copy is relocated by the engine, compared with its original word by word, given its
+    original's metadata, and made durable. `advance` is told of bytes that are done.
+    """
+    staging = Staging()
+    copied: list[tuple[Wanted, Staged]] = []
+    # Numbered in order of address: MSYS2's rebase sorts what it is given by name.
+    for item in sorted(wanted, key=lambda w: (w.move.machine, w.move.new_base)):
+
+        def copy(item: Wanted = item) -> None:
+            copied.append((item, _copy(item, folders.new_name(item.target, item.seen.device))))
+
+        staging.attempt(item.move, copy)
+
+    reasons = engine.relocate([one for _, one in copied])
+    # fsync waits for the disk and lets other threads run: many at once are one wait.
+    with ThreadPoolExecutor(jobs, "seal") as pool:
+
+        def seal(item: Wanted, one: Staged) -> None:
+            if staging.attempt(item.move, partial(_seal, item, one.path, touch)):
+                staging.ready.append(Copy(one.path, item.move))
+            advance(item.seen.size)
+
+        sealing = []
+        for item, one in copied:
+            if one.path in reasons:
+                staging.failed[item.move.path] = f"{reasons[one.path]}; it stays as it was"
+            elif staging.attempt(item.move, partial(_check, item, one)):
+                sealing.append(pool.submit(seal, item, one))
+        for sealed in sealing:
+            sealed.result()
+    staging.ready.sort(key=lambda copy: copy.move.path)
+    return staging
+
+
+def _copy(item: Wanted, path: str) -> Staged:
+    """Copy the original, byte for byte."""
+    source = open_to_read(item.target)
+    try:
+        _still_as_seen(source, item.seen)
+        image = item.image or read_image(source, item.seen.size)
+        copy = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with (
+                open(source, "rb", buffering=0, closefd=False) as original,
+                open(copy, "wb", buffering=0, closefd=False) as file,
+            ):
+                shutil.copyfileobj(original, file, WINDOW)
+        finally:
+            os.close(copy)
+        _still_as_seen(source, item.seen)
+    finally:
+        os.close(source)
+    return Staged(path, image, item.move.new_base, item.move.clear_flag)
+
+
+def _check(item: Wanted, one: Staged) -> None:
+    """Compare the moved copy with the original, every byte."""
+    source = open_to_read(item.target)
+    try:
+        _still_as_seen(source, item.seen)
+        staged = os.open(one.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            check_relocated(
+                source,
+                staged,
+                one.image,
+                one.new_base,
+                clear_dynamic_base=one.clear_dynamic_base,
+            )
+        finally:
+            os.close(staged)
+    finally:
+        os.close(source)
+
+
+def _seal(item: Wanted, path: str, touch: bool) -> None:
+    """Give the copy its original's owner, mode, extended attributes and times; make it durable."""
+    st = os.stat(item.target, follow_symlinks=False)
+    if not is_as_seen(st, item.seen):
+        raise ChangedError("it changed while it was copied")
+    copy = os.stat(path)
+    if (copy.st_uid, copy.st_gid) != (st.st_uid, st.st_gid):
+        os.chown(path, st.st_uid, st.st_gid)
+    _copy_extended_attributes(item.target, path)
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.fchmod(descriptor, modes.S_IMODE(st.st_mode))
+        if not touch:
+            os.utime(path, ns=(st.st_atime_ns, st.st_mtime_ns))
+        make_durable(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _copy_extended_attributes(source: str, copy: str) -> None:
+    if not hasattr(os, "listxattr"):
+        return
+    try:
+        names = os.listxattr(source, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in (errno.ENOTSUP, errno.ENODATA, errno.EINVAL):
+            return
+        raise
+    for name in names:
+        value = os.getxattr(source, name, follow_symlinks=False)
+        try:
+            os.setxattr(copy, name, value)
+        except OSError:
+            # A label that a security module keeps for itself is set by it on every new file.
+            if not name.startswith("security."):
+                raise
+
+
+def _still_as_seen(descriptor: int, seen: Seen) -> None:
+    if not is_as_seen(os.fstat(descriptor), seen):
+        raise ChangedError("it changed since it was read")
+
+
+def _advice(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "; make room on its file system and run rebaser again"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "; run rebaser as the owner of the tree, with the tree writable"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "; raise the limit of open files (ulimit -n) and run rebaser again"
+    return ""

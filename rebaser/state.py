@@ -1,0 +1,203 @@
+"""The folder in which a tree's memory, its run records and its staging folder are."""
+
+from __future__ import annotations
+
+import os
+import stat as modes
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from rebaser import memory as memories
+from rebaser.errors import RebaserError
+from rebaser.memory import Memory
+from rebaser.replace import write_file
+
+MEMORY = "seen"
+STAGING = "staging"
+RUNS = "runs"
+
+# Nobody waits longer than this for the file system's clock to tick (FAT: two seconds).
+LONGEST_TICK = 0.06  # seconds
+
+
+class StateError(RebaserError):
+    """The state folder cannot be used."""
+
+
+def make_folder(path: str, owner_of: str) -> None:
+    """Make the folder `path` and those above it, unless they are there.
+
+    A symbolic link in its place is followed only if it belongs to root, to us, or to the owner of
+    `owner_of`: anybody else could have planted it to have us write elsewhere. Raises StateError.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+        st = os.lstat(path)
+        if modes.S_ISLNK(st.st_mode) and st.st_uid not in (
+            0,
+            os.geteuid(),
+            os.stat(owner_of).st_uid,
+        ):
+            raise StateError(
+                f"{path} is a symbolic link that user {st.st_uid} made: it was not followed; "
+                "remove it, or name another folder"
+            )
+    except OSError as error:
+        raise StateError(
+            f"{path}: the folder cannot be made ({error.strerror}); nothing was changed. "
+            "Make ROOT writable, or name another place with --state-dir and --lock-file"
+        ) from error
+
+
+class State:
+    """The state folder of one tree. Everything but reading needs the exclusive lock."""
+
+    def __init__(self, folder: str, root: str) -> None:
+        self.folder = folder
+        self.root = root
+        self.memory_file = f"{folder}/{MEMORY}"
+        self.staging = f"{folder}/{STAGING}"
+        self.runs = f"{folder}/{RUNS}"
+
+    def make(self) -> None:
+        """Make the folders and clear away what a killed run left. Raises StateError."""
+        make_folder(self.folder, self.root)
+        self.clear_staging()
+        make_folder(self.staging, self.root)
+        make_folder(self.runs, self.root)
+
+    def was_left(self) -> bool:
+        """Return whether a killed run left its staging folder behind.
+
+        To be asked with the lock held, exclusive or shared: a live run holds it exclusively.
+        """
+        return os.path.lexists(self.staging)
+
+    def clear_staging(self) -> None:
+        """Remove the staging folder, and those that it says lie on other file systems."""
+        import shutil
+
+        if not os.path.lexists(self.staging):
+            return
+        for folder in self._elsewhere():
+            shutil.rmtree(folder, ignore_errors=True)
+            try:
+                os.rmdir(os.path.dirname(folder))
+            except OSError:
+                pass
+        if os.path.islink(self.staging):
+            os.unlink(self.staging)
+        else:
+            shutil.rmtree(self.staging)
+
+    def note_staging_elsewhere(self, folder: str) -> None:
+        """Remember a staging folder on another file system, to be cleared away with ours."""
+        note = f"{self.staging}/elsewhere-{len(self._elsewhere())}"
+        write_file(note, os.fsencode(folder), f"{self.staging}/new")
+
+    def _elsewhere(self) -> list[str]:
+        folders = []
+        try:
+            notes = [name for name in os.listdir(self.staging) if name.startswith("elsewhere-")]
+            for name in notes:
+                with open(f"{self.staging}/{name}", "rb") as file:
+                    folder = os.fsdecode(file.read())
+                # Only what this very module can have made is ever removed.
+                if f"/.rebaser/{STAGING}-" in folder and "/../" not in folder:
+                    folders.append(folder)
+        except OSError:
+            pass
+        return folders
+
+    def write(self, path: str, data: bytes) -> None:
+        """Replace a state file. Raises StateError; then the old one is still there."""
+        try:
+            write_file(path, data, f"{self.staging}/new")
+        except OSError as error:
+            raise StateError(
+                f"{path} cannot be written ({error.strerror}); the old one is kept"
+            ) from error
+
+    # The memory of what was seen.
+
+    def load_memory(self, warn: Callable[[str], None]) -> Memory:
+        """Return what was seen last; nothing, with one warning, where that is lost."""
+        try:
+            descriptor = os.open(self.memory_file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return memories.blank()
+        except OSError as error:
+            warn(f"{self.memory_file} cannot be read ({error.strerror}); every image is read again")
+            return memories.blank()
+        try:
+            with os.fdopen(descriptor, "rb") as file:
+                return memories.load(file.read())
+        except (OSError, memories.MemoryLostError) as error:
+            warn(f"{self.memory_file} cannot be used ({error}); every image is read again")
+            return memories.blank()
+
+    def save_memory(self, memory: Memory, now: FileSystemTime) -> None:
+        """Write what was seen by a scan that began at `now`. Raises StateError."""
+        if not now.folders_move:
+            memory = memory._replace(
+                folders={
+                    path: folder._replace(stat=(memories.NEVER, *folder.stat[1:]))
+                    for path, folder in memory.folders.items()
+                }
+            )
+        trusted = memories.trusted(memory, now.nanoseconds, now.device)
+        self.write(self.memory_file, memories.dump(trusted))
+
+    def time(self) -> FileSystemTime:
+        """Return the file system's own time, once it is later than that of all earlier changes.
+
+        Waits for a tick of its clock, but not longer than LONGEST_TICK.
+        """
+        probe = f"{self.staging}/probe"
+        try:
+            before = os.lstat(self.staging)
+            first = _touch(probe)
+            deadline = time.monotonic() + LONGEST_TICK
+            now = first
+            while now <= first and time.monotonic() < deadline:
+                time.sleep(0.001)
+                now = _touch(probe)
+            after = os.lstat(self.staging)
+        except OSError as error:
+            raise StateError(
+                f"{self.staging} cannot be written ({error.strerror}); nothing was changed"
+            ) from error
+        # Where the clock did not tick in time nothing is known of what happened in this tick.
+        return FileSystemTime(now, after.st_mtime_ns > before.st_mtime_ns, after.st_dev)
+
+
+class FileSystemTime(NamedTuple):
+    """The own time of the file system `device`.
+
+    `folders_move`: its folders' times change when names come and go; FAT's do not.
+    """
+
+    nanoseconds: int
+    folders_move: bool
+    device: int
+
+    def before(self, seconds: float) -> FileSystemTime:
+        """Return a time that was certainly past so many seconds before this one was taken.
+
+        FAT's clock ticks every two seconds.
+        """
+        return self._replace(nanoseconds=self.nanoseconds - int((seconds + 2.1) * 1e9))
+
+
+def _touch(path: str) -> int:
+    """Make a new file in place of `path` and return its time in nanoseconds."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        return os.fstat(descriptor).st_mtime_ns
+    finally:
+        os.close(descriptor)

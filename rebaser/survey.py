@@ -1,0 +1,175 @@
+"""What each file of a scan means for the plan: an image that may move, an obstacle, or neither."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+from cygwin.address_space import ARM64, Range, is_runtime, slot_size
+from rebaser import memory as memories
+from rebaser.memory import Folder, Memory, Seen
+from rebaser.overlap import Span
+from rebaser.plan import Placed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rebaser.apply import Applied
+
+
+@dataclass(frozen=True)
+class Source:
+    """The file of an image: what was seen of it, and all its names in the tree."""
+
+    seen: Seen
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The images of a tree by path (of several hard links the first), and what stays out of it.
+
+    `skipped` are (path, reason). `dlls` are the paths of the images whose overlaps break fork:
+    those of DLLs that are loaded at their base. `files` is how many files were looked at.
+    """
+
+    images: Mapping[str, Placed]
+    sources: Mapping[str, Source]
+    skipped: tuple[tuple[str, str], ...]
+    dlls: frozenset[str]
+    files: int
+
+
+def survey(
+    now: Memory,
+    before: Memory,
+    *,
+    may_move: Callable[[str], bool],
+    keep_aslr: bool = False,
+    force_signed: bool = False,
+    appointed: Mapping[str, Range] | None = None,
+) -> Survey:
+    """Sort out the files of a scan.
+
+    `before` is what the last run saw, `may_move` is asked about each path, `appointed` are the
+    slots that Cygwin's database keeps for files of this tree.
+    """
+    base_before = {path: seen.base for path, seen in before.files() if seen.base_width}
+    images: dict[str, Placed] = {}
+    sources: dict[str, Source] = {}
+    skipped: list[tuple[str, str]] = []
+    dlls: set[str] = set()
+    files = _files(now)
+    for names, seen in files:
+        path = names[0]
+        reason = skip_reason(path, seen, now.texts[seen.fault], force_signed)
+        if reason:
+            skipped.append((path, reason))
+        if not seen.base_width:
+            continue
+        if seen.flags & memories.DLL and seen.machine != ARM64:
+            dlls.add(path)
+        sources[path] = Source(seen, names)
+        images[path] = Placed(
+            path=path,
+            machine=seen.machine,
+            base=seen.base,
+            slot_size=slot_size(seen.image_size),
+            file_size=seen.size,
+            fixed=bool(reason) or not any(map(may_move, names)),
+            clear_flag=bool(seen.flags & memories.DYNAMIC_BASE) and not keep_aslr,
+            known=any(base_before.get(name) == seen.base for name in names),
+            appointed=next((appointed[n] for n in names if n in appointed), None)
+            if appointed
+            else None,
+        )
+    return Survey(images, sources, tuple(skipped), frozenset(dlls), len(files))
+
+
+def count_images(now: Memory, force_signed: bool) -> tuple[int, int, list[tuple[str, str]]]:
+    """Return the numbers of files and of images in a tree, and its (path, reason) skipped.
+
+    What `survey` would find, without the work of placing each image.
+    """
+    files = images = 0
+    skipped = []
+    linked = set()
+    for path, seen in now.files():
+        if seen.links > 1:
+            if (seen.device, seen.inode) in linked:
+                continue
+            linked.add((seen.device, seen.inode))
+        files += 1
+        images += bool(seen.base_width)
+        reason = skip_reason(path, seen, now.texts[seen.fault], force_signed)
+        if reason:
+            skipped.append((path, reason))
+    return files, images, skipped
+
+
+def skip_reason(path: str, seen: Seen, fault: str, force_signed: bool) -> str:
+    """Return why a file is never moved, or an empty text; `fault` is what its reader found."""
+    if fault:
+        return fault
+    if is_runtime(path):
+        return "the Cygwin runtime, which every program loads where it is"
+    if seen.flags & memories.SIGNED and not force_signed:
+        return "has an Authenticode signature, which moving would break (--force-signed moves it)"
+    return ""
+
+
+def spans(
+    survey: Survey, bases: Mapping[str, int], gone: Collection[str] = ()
+) -> dict[int, list[Span]]:
+    """Return what the DLLs occupy, by machine.
+
+    `bases` has the new bases of those that moved; those in `gone` are not there any more.
+    """
+    found: dict[int, list[Span]] = {}
+    for path, image in survey.images.items():
+        if path in survey.dlls and path not in gone:
+            low = bases.get(path, image.base)
+            found.setdefault(image.machine, []).append(Span(low, low + image.slot_size, path))
+    return found
+
+
+def with_moves(now: Memory, sources: Mapping[str, Source], applied: Applied) -> Memory:
+    """Return `now` with what is known of the files that were moved since."""
+    rows: dict[str, Seen] = {}
+    for move in applied.moved:
+        source, st = sources[move.path], applied.now.get(move.path)
+        if st is not None:
+            flags = source.seen.flags & ~(memories.DYNAMIC_BASE if move.clear_flag else 0)
+            seen = source.seen._replace(
+                mtime_ns=st.st_mtime_ns,
+                ctime_ns=st.st_ctime_ns,
+                inode=st.st_ino,
+                device=st.st_dev,
+                links=st.st_nlink,
+                base=move.new_base,
+                flags=flags,
+            )
+            rows.update(dict.fromkeys(source.names, seen))
+    folders = dict(now.folders)
+    for folder in {path.rpartition("/")[0] for path in rows}:
+        stat, names, files = folders[folder]
+        top = f"{folder}/" if folder else ""
+        folders[folder] = Folder(
+            stat, names, [rows.get(top + name, row) for name, row in zip(names, files)]
+        )
+    return now._replace(folders=folders)
+
+
+def _files(now: Memory) -> list[tuple[tuple[str, ...], Seen]]:
+    """Return every file that could be looked at, once, with its names, in order of path."""
+    single: list[tuple[tuple[str, ...], Seen]] = []
+    linked: dict[tuple[int, int], tuple[list[str], Seen]] = {}
+    for path, seen in now.files():
+        if seen.mtime_ns == memories.NEVER:
+            continue
+        if seen.links > 1:
+            linked.setdefault((seen.device, seen.inode), ([], seen))[0].append(path)
+        else:
+            single.append(((path,), seen))
+    single += [(tuple(sorted(names)), seen) for names, seen in linked.values()]
+    single.sort(key=lambda file: file[0])
+    return single
