@@ -52,6 +52,8 @@ def exec_command(command: list[str]) -> NoReturn:
         signal.signal(number, signal.SIG_DFL)
     _flush()
     try:
+        if not command[0]:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         os.execvp(command[0], command)
     except OSError as error:
         if error.errno != errno.ENOEXEC:

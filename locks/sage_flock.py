@@ -251,7 +251,7 @@ def lock_and_command(operands: list[str]) -> tuple[Flock, list[str]]:
 
 
 def descriptor(text: str) -> int:
-    """Return the number of a descriptor. Raises UsageError."""
+    """Return the number of a descriptor. Raises UsageError, LockFileError."""
     try:
         number = int(text)
     except ValueError:
@@ -259,6 +259,10 @@ def descriptor(text: str) -> int:
     if not -(2**31) <= number < 2**31:
         raise UsageError(
             f"bad file descriptor: {text!r}; a file or folder needs a command after it"
+        )
+    if number < 0:
+        raise LockFileError(
+            "lock", f"descriptor {number}", OSError(errno.EBADF, os.strerror(errno.EBADF))
         )
     return number
 
