@@ -81,8 +81,20 @@ class CygwinRoot:
         return outcome
 
     def dlls(self) -> list[Path]:
-        """Return all DLLs of the root, sorted."""
-        return sorted(p for p in self.path.rglob("*.dll") if p.is_file() and not p.is_symlink())
+        """Return all files of the root called .dll, sorted."""
+        return self._files("*.dll")
+
+    def images(self) -> list[Path]:
+        """Return the DLLs that are Cygwin's business, those called .so too, sorted."""
+        return [
+            file
+            for file in sorted([*self._files("*.dll"), *self._files("*.so")])
+            if file.name != "cygwin1.dll" and "sys-root" not in file.parts
+        ]
+
+    def _files(self, pattern: str) -> list[Path]:
+        found = self.path.rglob(pattern)
+        return sorted(file for file in found if file.is_file() and not file.is_symlink())
 
     def extensions(self) -> list[Path]:
         """Return the extension modules of Cygwin's Python 2.7, sorted."""
@@ -134,7 +146,7 @@ def pristine_root() -> CygwinRoot:
 
 @pytest.fixture
 def cygwin_root(pristine_root: CygwinRoot) -> Iterator[CygwinRoot]:
-    """Return a root of the test's own, whose DLLs it may change.
+    """Return a root of the test's own, whose DLLs (called .dll or .so) it may change.
 
     Other files are hard links to the pristine root, without its documentation.
     """
@@ -160,7 +172,7 @@ def real_programs(pristine_root: CygwinRoot, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def _link_or_copy(source: str, target: str) -> None:
-    if source.lower().endswith(".dll"):
+    if source.endswith((".dll", ".so")):
         shutil.copy2(source, target)
     else:
         os.link(source, target)

@@ -114,7 +114,7 @@ def test_both_engines_make_the_same_files(
     cygwin_root: CygwinRoot, real_programs: str, tmp_path: Path
 ) -> None:
     other = CygwinRoot(cygwin_root.path.parent / "other")
-    for file in cygwin_root.dlls():
+    for file in cygwin_root.images():
         copy = other.path / file.relative_to(cygwin_root.path)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(file, copy)
@@ -123,7 +123,7 @@ def test_both_engines_make_the_same_files(
     assert cygwin["failed"] == builtin["failed"] == []
     assert len(cygwin["moved"]) > 220
     assert cygwin["moved"] == builtin["moved"]
-    for file in other.dlls():
+    for file in other.images():
         same = cygwin_root.path / file.relative_to(other.path)
         assert file.read_bytes() == same.read_bytes(), file
 
@@ -140,12 +140,8 @@ class TestDatabase:
 
     @staticmethod
     def list_all(root: CygwinRoot) -> list[Path]:
-        """Write the list of all DLLs that are Cygwin's business; return them."""
-        files = [
-            file
-            for file in root.dlls()
-            if file.name != "cygwin1.dll" and "sys-root" not in file.parts
-        ]
+        """Write the list of all images; return them."""
+        files = root.images()
         root.write_list("all", files)
         return files
 
@@ -171,7 +167,7 @@ class TestDatabase:
         assert checked
 
     def test_newcomers_move_and_nobody_else(self, known: CygwinRoot) -> None:
-        before = contents(known.dlls())
+        before = contents(known.images())
         new = self.add_package(known)
         report = run(known, *self.options(known))
         moved = {known.path / move["path"] for move in report["moved"]}
