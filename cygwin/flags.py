@@ -101,7 +101,7 @@ def change_flags(descriptor: int, image: Image, wanted: Flags) -> None:
 def describe(before: Flags, after: Flags, shown: Collection[Flag], *, verbose: bool) -> str:
     """Return the flags as peflags prints them, `coff(0x2026) pe(0x0160[+dynamicbase]) `.
 
-    `shown` are named with their sign, set or not; `verbose` names all that are set. A field that
+    `shown` are named with their sign, set or not; `verbose` names all that were set. A field that
     was changed is shown as it was and as it is.
     """
     words = []
@@ -121,7 +121,6 @@ def _names(
     names = [
         ("+" if flags.has(flag) else "-") + flag.name
         for flag in FLAGS
-        if flag.coff == coff
-        and (flag in shown or (verbose and (before.has(flag) or after.has(flag))))
+        if flag.coff == coff and (flag in shown or (verbose and before.has(flag)))
     ]
     return f"[{','.join(names)}]" if names else ""
