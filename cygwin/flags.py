@@ -104,23 +104,16 @@ def describe(before: Flags, after: Flags, shown: Collection[Flag], *, verbose: b
     `shown` are named with their sign, set or not; `verbose` names all that were set. A field that
     was changed is shown as it was and as it is.
     """
-    words = []
+    named = [flag for flag in FLAGS if flag in shown or (verbose and before.has(flag))]
+    text = ""
     for field, coff in (("coff", True), ("pe", False)):
-        old, new = (before.coff, after.coff) if coff else (before.pe, after.pe)
-        texts = [
-            f"0x{value:04x}{_names(flags, before, after, coff, shown, verbose)}"
-            for value, flags in ((old, before), (new, after))
-        ]
-        words.append(f"{field}({'==>'.join(texts) if old != new else texts[0]}) ")
-    return "".join(words)
+        here = [flag for flag in named if flag.coff == coff]
+        old, new = (_field(flags, coff, here) for flags in (before, after))
+        text += f"{field}({old if old == new else f'{old}==>{new}'}) "
+    return text
 
 
-def _names(
-    flags: Flags, before: Flags, after: Flags, coff: bool, shown: Collection[Flag], verbose: bool
-) -> str:
-    names = [
-        ("+" if flags.has(flag) else "-") + flag.name
-        for flag in FLAGS
-        if flag.coff == coff and (flag in shown or (verbose and before.has(flag)))
-    ]
-    return f"[{','.join(names)}]" if names else ""
+def _field(flags: Flags, coff: bool, named: Collection[Flag]) -> str:
+    value = f"0x{flags.coff if coff else flags.pe:04x}"
+    names = ",".join(("+" if flags.has(flag) else "-") + flag.name for flag in named)
+    return f"{value}[{names}]" if names else value
