@@ -395,8 +395,7 @@ def test_a_wait_with_a_time_out_makes_the_virtual_environment_first(tmp_path: Pa
     timed = [program, "-w", "0.02", "-E", "9", lock, "true"]
     # A Python without fasteners, as the system's is.
     bare = str(tmp_path / "python")
-    base = getattr(sys, "_base_executable", sys.executable)
-    Path(bare).write_text(f'#!/bin/sh\nexec "{base}" "$@"\n')
+    Path(bare).write_text(f'#!/bin/sh\nexec "{sys.base_prefix}/bin/python3" "$@"\n')
     Path(bare).chmod(0o755)
     if run([bare, "-c", "import fasteners"]).returncode == 0:
         pytest.skip("this Python has fasteners installed")
