@@ -28,6 +28,9 @@ DIRECTORIES = 16
 CLR_FLAGS_OFFSET = 16
 CLR_IL_ONLY = 0x00000001
 
+# The fault of an image that only .NET loads, which minds no base.
+NET_ONLY = ".NET only"
+
 PE32 = 0x10B
 PE32_PLUS = 0x20B
 # The bytes of an ImageBase field and of a relocated word.
@@ -272,7 +275,7 @@ def _policy_fault(image: Image, clr_header: tuple[int, int], reader: Reader) -> 
         if at is None:
             return "damaged: its .NET header lies outside the sections"
         if int.from_bytes(reader.read(at, 4), "little") & CLR_IL_ONLY:
-            return ".NET only"
+            return NET_ONLY
     return None
 
 

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-
 from rebaser import __version__
 from rebaser.errors import RebaserError
 

@@ -1,4 +1,4 @@
-"""What was seen of each file and folder of a tree, kept so that an unchanged tree is not read again."""
+"""What was seen of each file and folder of a tree, so that what is unchanged is not read again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ NEVER = -(1 << 63)
 
 DYNAMIC_BASE = 1
 SIGNED = 2
-DLL = 4
+FORKS = 4  # a DLL that a process which forks may load, and then at its base
+HIGH_ENTROPY = 8
 
 
 class Seen(NamedTuple):

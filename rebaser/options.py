@@ -65,8 +65,8 @@ def parse_arena(text: str) -> Range:
         )
     if low < FOUR_GIB < high or high > top:
         raise UsageError(
-            f"--arena {text}: an arena lies below 4 GiB (i386), or above it and below {address(top)} "
-            "(x86_64), where Cygwin puts stacks and heap"
+            f"--arena {text}: an arena lies below 4 GiB (i386), or above it (x86_64) and below "
+            f"{address(top)}, where Cygwin puts stacks and heap"
         )
     if low >= FOUR_GIB:
         low = max(low, ARENA[X86_64].low) if low >= ARENA[X86_64].low - GRANULARITY else low

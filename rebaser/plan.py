@@ -1,4 +1,4 @@
-"""The planner: which images stay, which move, and where to. It is pure; nothing here touches a file."""
+"""The planner: which images stay, which move, and where to; it is pure and touches no file."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ class Reserved:
 
     range: Range
     owner: str
+    is_runtime: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a person sees while rebaser works: on stderr, on a terminal by rich, in a log by plain lines."""
+"""What a person sees on stderr while rebaser works: a bar on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 

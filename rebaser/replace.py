@@ -51,7 +51,7 @@ def make_names_durable(folder: str) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network file systems know no fsync of a folder; their renames are durable by themselves.
+        # Some network file systems know no fsync of a folder; there a rename is durable at once.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
             raise
     finally:

@@ -23,7 +23,10 @@ class Seconds:
 
 @dataclass(frozen=True)
 class Report:
-    """The result of a run. Paths are relative to the root; pairs are (path, reason) or two paths."""
+    """The result of a run.
+
+    Paths are relative to the root; `skipped` and `failed` are (path, reason), `overlaps` two paths.
+    """
 
     root: str
     engine: str

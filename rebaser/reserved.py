@@ -35,8 +35,23 @@ def database_files(database: str | None, cygwin_root: str | None) -> list[str]:
     return [name for name in names if name and os.path.lexists(name)]
 
 
+def in_tree(tree: Tree) -> Callable[[str], str | None]:
+    """Return what tells a file of the tree: its path relative to the root, for a host's path."""
+    # On Cygwin /usr/lib and /lib are one folder, and the database may say either.
+    tops = {tree.root, host_path(tree.root) or tree.root}
+
+    def ours(path: str) -> str | None:
+        for top in tops:
+            inside = Tree(top, "", "").relative(path)
+            if inside and os.path.lexists(tree.path(inside)):
+                return inside
+        return None
+
+    return ours
+
+
 def reservations(
-    tree: Tree,
+    ours: Callable[[str], str | None],
     *,
     database: str | None,
     cygwin_root: str | None,
@@ -44,12 +59,16 @@ def reservations(
     rules: Rules,
     warn: Callable[[str], None],
 ) -> Reservations:
-    """Collect what is reserved. Raises UsageError where an --avoid path does not exist.
+    """Collect what is reserved.
 
-    A database that cannot be read is left out, with a warning.
+    `ours` returns the name that a host's path has among our images, or None. A database that
+    cannot be read is left out, with a warning. Raises UsageError where an --avoid path does not
+    exist.
     """
     ranges = {
-        machine: [Reserved(span, "the range of the Cygwin runtime") for span in spans]
+        machine: [
+            Reserved(span, "the range of the Cygwin runtime", is_runtime=True) for span in spans
+        ]
         for machine, spans in RUNTIME.items()
     }
     appointed: dict[str, Range] = {}
@@ -59,7 +78,7 @@ def reservations(
         except DatabaseError as error:
             warn(f"{error}; the slots that it keeps are not known, so none of them is left free")
             continue
-        _take(found, root_of(path, cygwin_root), tree, ranges, appointed)
+        _take(found, root_of(path, cygwin_root), ours, ranges, appointed)
     for path in avoid:
         _avoid(path, rules, ranges, warn)
     return Reservations(ranges, appointed)
@@ -78,17 +97,16 @@ def root_of(database: str, cygwin_root: str | None) -> str | None:
 def _take(
     database: Database,
     root: str | None,
-    tree: Tree,
+    ours: Callable[[str], str | None],
     ranges: dict[int, list[Reserved]],
     appointed: dict[str, Range],
 ) -> None:
-    top = Tree(host_path(tree.root) or tree.root, "", "") if root is None else tree
     for entry in database.entries:
         slot = Range(entry.base, entry.base + entry.slot_size)
         path = host_path(entry.path, root)
-        inside = top.relative(path) if path else None
-        if inside is not None and os.path.lexists(tree.path(inside)):
-            appointed[inside] = slot
+        name = ours(path) if path else None
+        if name:
+            appointed[name] = slot
         else:
             owner = f"{entry.path} of Cygwin's database"
             ranges.setdefault(database.machine, []).append(Reserved(slot, owner))

@@ -17,7 +17,7 @@ from rebaser.overlap import overlapping_pairs
 from rebaser.plan import Move, NoRoomError, Plan, make_plan, must_move
 from rebaser.progress import Progress, Quiet
 from rebaser.report import Report, Seconds
-from rebaser.reserved import Reservations, database_files, reservations
+from rebaser.reserved import Reservations, database_files, in_tree, reservations
 from rebaser.runs import Record, Request
 from rebaser.scan import Scan, scan
 from rebaser.state import FileSystemTime, State, StateError
@@ -212,7 +212,7 @@ class _Run:
     def _reserved(self) -> Reservations:
         if self._reservations is None:
             self._reservations = reservations(
-                self.tree,
+                in_tree(self.tree),
                 database=self.options.database,
                 cygwin_root=self.options.cygwin_root,
                 avoid=self.options.avoid,

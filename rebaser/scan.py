@@ -79,7 +79,7 @@ def scan(
     return _Scanner(root, rules, memory, stop_at, progress).scan()
 
 
-class _Stopped(Exception):
+class _StoppedError(Exception):
     pass
 
 
@@ -111,7 +111,7 @@ class _Scanner:
         try:
             for path, folder in folders.items():
                 found[path] = self.files(path, folder) if folder.names else folder
-        except _Stopped:
+        except _StoppedError:
             return None
         if not self.changed:
             return Scan(self.memory, self.failed, True, self.images)
@@ -328,14 +328,26 @@ class _Scanner:
         if image and len(self.images) < KEPT_IMAGES:
             self.images[path] = image
         if self.stop_at and self.stop_at(path, seen, fault or ""):
-            raise _Stopped
+            raise _StoppedError
         return seen
+
+
+def look_at_one(folder: str, name: str) -> tuple[Memory, list[tuple[str, str]]]:
+    """Look at one file whatever its suffix; return a memory of it alone, and what failed."""
+    scanner = _Scanner(folder, Rules(), memories.blank(), None, None)
+    found = scanner.files("", Folder((0, 0, 0, 0), [name], [UNSEEN]))
+    return Memory("", "", {"": found}, list(scanner.texts)), scanner.failed
 
 
 def flags_of(image: Image) -> int:
     """Return the flags of `Seen` for an image."""
+    from cygwin.address_space import ARENA
+    from cygwin.image import NET_ONLY
+
+    forks = image.is_dll and image.machine in ARENA and image.fault != NET_ONLY
     return (
         (memories.DYNAMIC_BASE if image.dynamic_base else 0)
         | (memories.SIGNED if image.signed else 0)
-        | (memories.DLL if image.is_dll else 0)
+        | (memories.HIGH_ENTROPY if image.high_entropy_va else 0)
+        | (memories.FORKS if forks else 0)
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from cygwin.address_space import ARM64, Range, is_runtime, slot_size
+from cygwin.address_space import Range, is_runtime, slot_size
 from rebaser import memory as memories
 from rebaser.memory import Folder, Memory, Seen
 from rebaser.overlap import Span
@@ -47,11 +47,12 @@ def survey(
     keep_aslr: bool = False,
     force_signed: bool = False,
     appointed: Mapping[str, Range] | None = None,
+    top: str = "",
 ) -> Survey:
     """Sort out the files of a scan.
 
     `before` is what the last run saw, `may_move` is asked about each path, `appointed` are the
-    slots that Cygwin's database keeps for files of this tree.
+    slots that Cygwin's database keeps for files of this tree. `top` is put before all paths.
     """
     base_before = {path: seen.base for path, seen in before.files() if seen.base_width}
     images: dict[str, Placed] = {}
@@ -60,13 +61,15 @@ def survey(
     dlls: set[str] = set()
     files = _files(now)
     for names, seen in files:
+        if top:
+            names = tuple(top + name for name in names)
         path = names[0]
         reason = skip_reason(path, seen, now.texts[seen.fault], force_signed)
         if reason:
             skipped.append((path, reason))
         if not seen.base_width:
             continue
-        if seen.flags & memories.DLL and seen.machine != ARM64:
+        if seen.flags & memories.FORKS:
             dlls.add(path)
         sources[path] = Source(seen, names)
         images[path] = Placed(

@@ -276,7 +276,8 @@ def summary(report: Report, *, verbose: bool) -> str:
         done = f"{plural(report.images, 'image')}, nothing to do"
     else:
         relocated = sum(move.old_base != move.new_base for move in report.moved)
-        done = f"{'would move' if report.planned else 'moved'} {relocated:,} of {plural(report.images, 'image')}"
+        verb = "would move" if report.planned else "moved"
+        done = f"{verb} {relocated:,} of {plural(report.images, 'image')}"
         if relocated < len(report.moved):
             done += f", cleared DYNAMIC_BASE of {len(report.moved) - relocated:,} more"
         done += f" ({byte_count(report.bytes_written)} written, {report.seconds.total:.2f} s)"
