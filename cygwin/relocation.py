@@ -65,7 +65,7 @@ def check_relocated(
             _put_header(old, image, new_base, clear_dynamic_base)
         if old != new or not differences <= moved:
             old[:] = _read(original, start, end - start)
-            _add(old, words, image.base_width, delta)
+            _add(_views(old, image.base_width), words, 0, image.base_width, delta)
             if not start:
                 _put_header(old, image, new_base, clear_dynamic_base)
             raise RelocationError(_first_difference(start, old, new))
@@ -87,21 +87,19 @@ def _blocks(descriptor: int, image: Image) -> list[Block]:
 
 def _move_words(descriptor: int, image: Image, delta: int) -> None:
     """Add `delta` to every relocated word of the file, a window at a time."""
-    word_type = WORD_TYPE[image.base_width]
+    width = image.base_width
+    page_type = WORD_TYPE[width] << 12
     window, start, end = bytearray(), 0, 0  # `end`: behind the last word that was moved
-    words: list[int] = []
-    for block, entries in walk(descriptor, image.sections, image.relocations, image.base_width):
+    views: list[memoryview] = []
+    for block, entries in walk(descriptor, image.sections, image.relocations, width):
         if block.low < start or block.high > start + len(window):
-            _add(window, words, image.base_width, delta)
             _write(descriptor, memoryview(window)[: end - start], start)
             window, start, end = bytearray(os.pread(descriptor, WINDOW, block.low)), block.low, 0
-            words = []
             if block.high > start + len(window):
                 raise RelocationError(f"truncated: the file has {start + len(window)} bytes")
-        shift = block.page - (word_type << 12) - start
-        words += [entry + shift for entry in entries]
+            views = _views(window, width)
+        _add(views, entries, block.page - page_type - start, width, delta)
         end = max(end, block.high)
-    _add(window, words, image.base_width, delta)
     _write(descriptor, memoryview(window)[: end - start], start)
 
 
@@ -115,17 +113,19 @@ def _views(window: bytearray | bytes, width: int) -> list[memoryview]:
     for alignment in range(width):
         count = max(0, len(whole) - alignment) // width
         piece = whole[alignment : alignment + count * width]
-        views.append(piece.cast("B").cast(WORD_FORMAT[width]))
+        views.append(piece.cast(WORD_FORMAT[width]))
     return views
 
 
-def _add(window: bytearray, words: Sequence[int], width: int, delta: int) -> None:
-    """Add `delta` to the words at the offsets `words` of `window`, modulo their width."""
-    views = _views(window, width)
-    low, shift, mask = width - 1, width.bit_length() - 1, (1 << 8 * width) - 1
-    for word in words:
-        view = views[word & low]
-        view[word >> shift] = view[word >> shift] + delta & mask
+def _add(
+    views: Sequence[memoryview], entries: Sequence[int], shift: int, width: int, delta: int
+) -> None:
+    """Add `delta` to the word at `entry + shift` for each entry, modulo the words' width."""
+    low, log2, mask = width - 1, width.bit_length() - 1, (1 << 8 * width) - 1
+    for entry in entries:
+        word = entry + shift
+        view, index = views[word & low], word >> log2
+        view[index] = view[index] + delta & mask
 
 
 def _replace_words(old: bytearray, new: bytes, words: Sequence[int], width: int) -> set[int]:

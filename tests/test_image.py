@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from cygwin_root import CygwinRoot
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pe import SECTOR, Shape, block, build, opened, pefile_words, read, section_header
 
@@ -262,6 +262,7 @@ def test_only_headers_and_table_are_read(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @MACHINES
+@settings(deadline=None)
 @given(words=st.sets(st.integers(0x100, 0x3FF), max_size=40))
 def test_words_are_those_that_pefile_finds(
     machine: int, words: set[int], tmp_path_factory: pytest.TempPathFactory

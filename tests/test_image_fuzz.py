@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from fuzz_image import MEMORY, SECONDS
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pe import Shape, block, build, opened, read
 
@@ -46,6 +46,7 @@ def test_many_damaged_images(seed: int) -> None:
     fuzz(seed, executions=100_000, timeout=1100)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=3000))
 def test_any_bytes(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     for start in (b"", b"MZ", build()[:0x80], build()[:0x98], build()[:0x188]):
@@ -55,6 +56,7 @@ def test_any_bytes(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> Non
             pass
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=400))
 def test_any_table(tmp_path_factory: pytest.TempPathFactory, table: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "table.dll"

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pe import Shape, block, blocks, build, compile_dll, model, opened, read
 
@@ -148,6 +148,7 @@ def shapes(draw: st.DrawFn) -> Shape:
     )
 
 
+@settings(deadline=None)
 @given(shape=shapes(), new_slot=st.integers(0x1_0000, 0xFFFF_FFFF_FFF0), clear=st.booleans())
 @example(shape=Shape(base=0x4_0000_0000), new_slot=0xFFFF_FFFF_FFF0, clear=False)
 def test_any_shape_as_the_model(
@@ -214,6 +215,7 @@ def test_the_check_sees_what_an_engine_may_do_wrong(machine: int, tmp_path: Path
             checked(data, staged, path, new_base, clear=clear)
 
 
+@settings(deadline=None)
 @given(shape=shapes(), offset=st.integers(0), change=st.integers(1, 255))
 def test_the_check_sees_any_changed_byte(
     shape: Shape, offset: int, change: int, tmp_path_factory: pytest.TempPathFactory
