@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.cygwin, pytest.mark.slow, pytest.mark.timeout(600)]
 ENGINES = pytest.mark.parametrize("engine", ["builtin", "cygwin"])
 
 
-def rebaser(*words: str, status: int = 0) -> dict[str, Any]:
+def rebaser(*words: str, status: int = 0) -> Any:
     """Run rebaser with --json, which must end with `status`; return its report."""
     done = subprocess.run(
         [sys.executable, "-m", "rebaser", *words, "--json"],
@@ -30,14 +30,14 @@ def rebaser(*words: str, status: int = 0) -> dict[str, Any]:
         timeout=300,
     )
     assert done.returncode == status, done.stderr + done.stdout
-    report = json.loads(done.stdout)
-    assert isinstance(report, dict)
-    return report
+    return json.loads(done.stdout)
 
 
 def run(root: CygwinRoot, *words: str) -> dict[str, Any]:
     """Run `rebaser run` on the root, which must leave nothing to be done."""
-    return rebaser("run", str(root.path), *words)
+    report = rebaser("run", str(root.path), *words)
+    assert isinstance(report, dict)
+    return report
 
 
 def base_of(file: Path) -> int:
@@ -70,6 +70,7 @@ def test_a_run_repairs_fork(cygwin_root: CygwinRoot, real_programs: str, engine:
     assert cygwin_root.forks().failed == 3
     report = run(cygwin_root, "--engine", engine)
     assert report["engine"] == engine
+    assert report["engine_version"] == ("4.6.3" if engine == "cygwin" else None)
     assert report["overlaps"] == []
     forks = cygwin_root.forks()
     assert (forks.failed, forks.words) == (0, "")
@@ -163,8 +164,14 @@ class TestDatabase:
     def test_after_rebase_there_is_nothing_to_do(self, known: CygwinRoot) -> None:
         report = run(known, *self.options(known))
         assert report["moved"] == []
-        checked = rebaser("check", str(known.path), *self.options(known)[:2])
-        assert checked
+        rebaser("check", str(known.path), *self.options(known)[:2])
+
+    def test_info_lists_what_rebase_wrote(self, known: CygwinRoot) -> None:
+        listed = rebaser("info", "--db", self.options(known)[1])
+        names = {known.name(file): file for file in known.images()}
+        assert {line["path"] for line in listed} == names.keys()
+        for line in listed:
+            assert int(line["base"], 16) == base_of(names[line["path"]])
 
     def test_newcomers_move_and_nobody_else(self, known: CygwinRoot) -> None:
         before = contents(known.images())
