@@ -2,6 +2,33 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
+import pytest
 from cygwin_root import cygwin_root, pristine_root, real_programs
+from trees import Rebaser, make_tree
 
 __all__ = ["cygwin_root", "pristine_root", "real_programs"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_steers_rebaser() -> None:
+    """Take the user's own settings out of the environment of all tests."""
+    for name in list(os.environ):
+        if name in ("SAGE_LOCAL", "REBASER_LOCK_FILE", "REBASER_STATE_DIR"):
+            del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def rebaser(tmp_path_factory: pytest.TempPathFactory) -> Rebaser:
+    """Return the command line, run as a process; this system's own Cygwin database is not seen."""
+    if not any(os.path.lexists(f"/etc/rebase.db.{name}") for name in ("x86_64", "i386")):
+        return Rebaser()
+    return Rebaser(["--cygwin-root", str(tmp_path_factory.mktemp("no-cygwin"))])
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Return a tree of six DLLs that collide."""
+    return make_tree(tmp_path / "tree")
