@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 import struct
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cygwin.address_space import ARM64, GRANULARITY, I386, X86_64, machine_name, slot_size
 from cygwin.errors import NotAnImage, RelocationError
 from cygwin.relocation_table import Reader, read_blocks
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 # PE/COFF specification, "Characteristics", "DLL Characteristics", "Optional Header Data
 # Directories".
@@ -40,13 +37,15 @@ SHORTEST_OPTIONAL_HEADER = {PE32: 96, PE32_PLUS: 112}
 
 DOS_HEADER_SIZE = 64
 FILE_HEADER_SIZE = 24  # with the signature before it
+SECTION_HEADER_SIZE = 40
 SYMBOL_SIZE = 18
 # Windows maps sections from a multiple of this, whatever PointerToRawData says.
 SECTOR = 512
 
 PAGE = 0x1000
 FOUR_GIB = 0x1_0000_0000
-LARGEST_IMAGE = 0x8000_0000  # "Optional Header Windows-Specific Fields": images span at most 2 GiB
+# "Optional Header": PE32+ too limits "the image size to 2 gigabytes".
+LARGEST_IMAGE = 0x8000_0000
 # One read of this many bytes holds the headers of nearly every image; they all have to begin
 # in the first MAX_HEADER_OFFSET bytes (linkers' DOS stubs take 64 to some hundred bytes).
 FIRST_READ = 0x1000
@@ -123,28 +122,8 @@ def read_image(descriptor: int, length: int) -> Image:
     """
     reader = Reader(descriptor, FIRST_READ)
     headers = _headers(reader, length)
-    # pefile costs 26 ms to import, and a run with nothing to do reads no image.
-    import pefile
-
-    try:
-        # The data end where the section table begins: pefile spends 30 µs on every section.
-        pe: Any = pefile.PE(data=headers, fast_load=True)
-    except pefile.PEFormatError as error:
-        raise NotAnImage(f"not a PE image: {error.value}")
+    pe = _parse(headers)
     file_header, optional = pe.FILE_HEADER, pe.OPTIONAL_HEADER
-    shortest = SHORTEST_OPTIONAL_HEADER.get(optional.Magic)
-    if shortest is None:
-        raise NotAnImage(f"not a PE image: optional header of unknown type 0x{optional.Magic:x}")
-    if file_header.SizeOfOptionalHeader < shortest:
-        raise NotAnImage(
-            f"not a PE image: its optional header has {file_header.SizeOfOptionalHeader} bytes"
-        )
-    section_format = struct.Struct(
-        pefile.Structure(pefile.PE.__IMAGE_SECTION_HEADER_format__).__get_format__()
-    )
-    table = reader.read(len(headers), file_header.NumberOfSections * section_format.size)
-    if len(table) < file_header.NumberOfSections * section_format.size:
-        raise NotAnImage("truncated: the file ends within its section table")
     directories = [(d.VirtualAddress, d.Size) for d in optional.DATA_DIRECTORY]
     directories += [(0, 0)] * (DIRECTORIES - len(directories))
     image = Image(
@@ -159,28 +138,15 @@ def read_image(descriptor: int, length: int) -> Image:
         base_width=8 if optional.Magic == PE32_PLUS else 4,
         flags_offset=optional.get_field_absolute_offset("DllCharacteristics"),
         timestamp_offset=file_header.get_field_absolute_offset("TimeDateStamp"),
-        sections=tuple(
-            Section(name.rstrip(b"\0"), address, virtual_size, raw_offset, raw_size)
-            for name, virtual_size, address, raw_size, raw_offset, *_ in section_format.iter_unpack(
-                table
-            )
-        ),
+        sections=_sections(reader, len(headers), file_header.NumberOfSections),
         relocations=directories[BASE_RELOCATION_TABLE],
         signed=directories[CERTIFICATE_TABLE][1] != 0,
         fault=None,
     )
-    outside_sections = (
-        (
-            "the symbol table",
-            file_header.PointerToSymbolTable,
-            file_header.NumberOfSymbols * SYMBOL_SIZE if file_header.PointerToSymbolTable else 0,
-        ),
-        ("the signature", *directories[CERTIFICATE_TABLE]),
-    )
     fault = (
-        _header_fault(image, optional, len(headers) + len(table))
+        _header_fault(image, optional, len(headers))
         or _section_fault(image, optional)
-        or _truncation(image, length, outside_sections)
+        or _truncation(image, length, _symbols(file_header), directories[CERTIFICATE_TABLE])
         or _policy_fault(image, directories[CLR_HEADER], reader)
         or _table_fault(descriptor, image)
     )
@@ -207,8 +173,52 @@ def _headers(reader: Reader, length: int) -> bytes:
     return headers
 
 
-def _header_fault(image: Image, optional: Any, headers_end: int) -> str | None:
-    """Return what the headers say that cannot be, or None."""
+def _parse(headers: bytes) -> Any:
+    """Return pefile's view of the headers; its data end where the section table begins.
+
+    pefile spends 30 µs on every section, so it does not see the table.
+    """
+    # 26 ms to import, and a run with nothing to do reads no image.
+    import pefile
+
+    try:
+        pe: Any = pefile.PE(data=headers, fast_load=True)
+    except pefile.PEFormatError as error:
+        raise NotAnImage(f"not a PE image: {error.value}")
+    magic, size = pe.OPTIONAL_HEADER.Magic, pe.FILE_HEADER.SizeOfOptionalHeader
+    shortest = SHORTEST_OPTIONAL_HEADER.get(magic)
+    if shortest is None:
+        raise NotAnImage(f"not a PE image: optional header of unknown type 0x{magic:x}")
+    if size < shortest:
+        raise NotAnImage(f"not a PE image: its optional header has {size} bytes")
+    return pe
+
+
+def _sections(reader: Reader, offset: int, count: int) -> tuple[Section, ...]:
+    """Return the sections of the table at `offset`, in pefile's format, in their order."""
+    import pefile
+
+    row = struct.Struct(
+        pefile.Structure(pefile.PE.__IMAGE_SECTION_HEADER_format__).__get_format__()
+    )
+    table = reader.read(offset, count * row.size)
+    if len(table) < count * row.size:
+        raise NotAnImage("truncated: the file ends within its section table")
+    return tuple(
+        Section(name.rstrip(b"\0"), address, virtual_size, raw_offset, raw_size)
+        for name, virtual_size, address, raw_size, raw_offset, *_ in row.iter_unpack(table)
+    )
+
+
+def _symbols(file_header: Any) -> tuple[int, int]:
+    """Return the offset and the size in bytes of the COFF symbol table; (0, 0): none."""
+    offset: int = file_header.PointerToSymbolTable
+    return (offset, file_header.NumberOfSymbols * SYMBOL_SIZE) if offset else (0, 0)
+
+
+def _header_fault(image: Image, optional: Any, section_table: int) -> str | None:
+    """Return what the headers say that cannot be, or None; `section_table` is its offset."""
+    headers_end = section_table + len(image.sections) * SECTION_HEADER_SIZE
     machine = machine_name(image.machine)
     width = MACHINE_WIDTH.get(image.machine)
     if width is None:
@@ -247,14 +257,17 @@ def _section_fault(image: Image, optional: Any) -> str | None:
     return None
 
 
-def _truncation(image: Image, length: int, others: Sequence[tuple[str, int, int]]) -> str | None:
+def _truncation(
+    image: Image, length: int, symbols: tuple[int, int], signature: tuple[int, int]
+) -> str | None:
     """Return which part of the image is missing in a file of `length` bytes, or None.
 
-    A file that is being copied has its headers long before its end. `others` are parts outside the
-    sections: name, offset and size in bytes.
+    A file that is being copied has its headers long before its end. `symbols` and `signature` are
+    the offset and the size, in bytes, of what lies outside the sections.
     """
     parts = [(f"section {_name(s)}", s.raw_offset, s.raw_size) for s in _with_data(image)]
-    for name, offset, size in (*parts, *others):
+    parts += [("the symbol table", *symbols), ("the signature", *signature)]
+    for name, offset, size in parts:
         if size and offset + size > length:
             return f"truncated: {name} ends at byte {offset + size}, the file has {length}"
     return None
