@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from typing import Protocol
 
@@ -70,7 +69,9 @@ class Live:
     def __init__(self) -> None:
         self._bar: RichProgress | None = None
         self._task: TaskID | None = None
-        self._lock = threading.Lock()
+        from threading import Lock  # 2 ms that only a terminal spends
+
+        self._lock = Lock()
         self._name = ""
         self._total: int | None = None
         self._in_bytes = False

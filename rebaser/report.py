@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from rebaser.plan import Move
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rebaser.plan import Move
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,19 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from cygwin.address_space import GRANULARITY, I386, RUNTIME, X86_64, Range, slot_size
-from cygwin.database import Database, DatabaseError, default_database, read_database
-from cygwin.errors import NotAnImage
-from cygwin.image import read_image
+from cygwin.address_space import GRANULARITY, RUNTIME, Range, slot_size
 from cygwin.paths import host_path
 from rebaser import memory as memories
+from rebaser.databases import database_files, root_of
 from rebaser.errors import UsageError
 from rebaser.plan import Reserved
 from rebaser.reading import open_to_read
 from rebaser.scan import Rules, scan
 from rebaser.tree import Tree
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cygwin.database import Database
 
 
 @dataclass(frozen=True)
@@ -25,14 +27,6 @@ class Reservations:
 
     ranges: Mapping[int, Sequence[Reserved]]
     appointed: Mapping[str, Range]
-
-
-def database_files(database: str | None, cygwin_root: str | None) -> list[str]:
-    """Return the paths of the database files that are there to be read."""
-    if database:
-        return [database]
-    names = (host_path(default_database(m) or "", cygwin_root) for m in (X86_64, I386))
-    return [name for name in names if name and os.path.lexists(name)]
 
 
 def in_tree(tree: Tree) -> Callable[[str], str | None]:
@@ -65,6 +59,8 @@ def reservations(
     cannot be read is left out, with a warning. Raises UsageError where an --avoid path does not
     exist.
     """
+    from cygwin.database import DatabaseError, read_database
+
     ranges = {
         machine: [
             Reserved(span, "the range of the Cygwin runtime", is_runtime=True) for span in spans
@@ -82,16 +78,6 @@ def reservations(
     for path in avoid:
         _avoid(path, rules, ranges, warn)
     return Reservations(ranges, appointed)
-
-
-def root_of(database: str, cygwin_root: str | None) -> str | None:
-    """Return the folder that is `/` for the paths in a database; None: it is this system's own."""
-    if cygwin_root:
-        return os.path.realpath(cygwin_root)
-    folder, name = os.path.split(os.path.realpath(database))
-    if name.startswith("rebase.db.") and os.path.basename(folder) == "etc":
-        return os.path.dirname(folder).rstrip("/") or None
-    return None
 
 
 def _take(
@@ -136,6 +122,9 @@ def _avoid(
 
 
 def _one_image(path: str, warn: Callable[[str], None]) -> list[tuple[str, int, int, int]]:
+    from cygwin.errors import NotAnImage
+    from cygwin.image import read_image
+
     descriptor = open_to_read(path)
     try:
         image = read_image(descriptor, os.fstat(descriptor).st_size)

@@ -6,32 +6,30 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import replace
 
 from cygwin.address_space import slot_size
 from rebaser import runs
+from rebaser.databases import database_files
 from rebaser.memory import DYNAMIC_BASE, Memory, Seen
 from rebaser.options import Options
-from rebaser.overlap import overlapping_pairs
-from rebaser.plan import Move, NoRoomError, Plan, make_plan, must_move
 from rebaser.progress import Progress, Quiet
 from rebaser.report import Report, Seconds
-from rebaser.reserved import Reservations, database_files, in_tree, reservations
 from rebaser.runs import Record, Request
 from rebaser.scan import Scan, scan
+from rebaser.skip import count_images, skip_reason
 from rebaser.state import FileSystemTime, State, StateError
-from rebaser.survey import Survey, count_images, skip_reason, spans, survey, with_moves
 from rebaser.tree import Tree
 from rebaser.tree_lock import TreeLock
 
+# A run with nothing to do imports nothing but the above: planning and applying are imported where
+# they are needed.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rebaser.apply import Applied
     from rebaser.engines import Engine
-
-# Of pairs that overlap no more are reported: they grow with the square of the images at one base.
-MOST_PAIRS = 10_000
+    from rebaser.plan import Move
+    from rebaser.planning import Look, Planning
 
 
 def run(
@@ -60,15 +58,6 @@ def run(
     return replace(report, seconds=Seconds(**job.seconds))
 
 
-@dataclass(frozen=True)
-class _Look:
-    """A tree as it was found, and what is to be done with it."""
-
-    scan: Scan
-    survey: Survey
-    plan: Plan
-
-
 class _Run:
     def __init__(
         self,
@@ -85,7 +74,7 @@ class _Run:
         self.progress = progress
         self.state = State(tree.state_dir, tree.root)
         self.seconds: dict[str, float] = {}
-        self._reservations: Reservations | None = None
+        self._made_planning: Planning | None = None
         self._told: set[str] = set()
         self._chosen: Engine | None = None
 
@@ -138,7 +127,7 @@ class _Run:
                 skipped=tuple(skipped),
             )
             return report, None
-        look = self._survey_and_plan(found, before)
+        look = self._plan(found, before)
         if look.plan.moves:
             return None, None
         return self._report(look), None if found.unchanged else found
@@ -154,6 +143,8 @@ class _Run:
             report = replace(self._report(look, applied), run=record.number if applied else None)
             seen = look.scan.memory
             if applied and applied.moved:
+                from rebaser.survey import with_moves
+
                 now = self.state.time()
                 seen = self._scan(with_moves(seen, look.survey.sources, applied)).memory
             self._remember(seen, now, report)
@@ -162,8 +153,20 @@ class _Run:
         finally:
             self.state.clear_staging()
 
-    def _look(self, before: Memory) -> _Look:
-        return self._survey_and_plan(self._scan(before), before)
+    @property
+    def _planning(self) -> Planning:
+        if self._made_planning is None:
+            from rebaser.planning import Planning
+
+            self._made_planning = Planning(self.tree, self.options, self.request, self.tell)
+        return self._made_planning
+
+    def _look(self, before: Memory) -> Look:
+        return self._plan(self._scan(before), before)
+
+    def _plan(self, found: Scan, before: Memory) -> Look:
+        with self._timed("plan"):
+            return self._planning.look(found, before)
 
     def _scan(self, before: Memory) -> Scan:
         found = self._scan_until(before, None)
@@ -185,6 +188,8 @@ class _Run:
 
     def _certainly_moves(self, path: str, seen: Seen, fault: str) -> bool:
         """Return whether an image has to move, whatever lies around it."""
+        from rebaser.plan import must_move
+
         arena = self.options.arenas.get(seen.machine)
         if arena is None or fault or not self.request.names(path):
             return False
@@ -193,35 +198,7 @@ class _Run:
             or (seen.flags & DYNAMIC_BASE and not self.options.keep_aslr)
         )
 
-    def _survey_and_plan(self, found: Scan, before: Memory) -> _Look:
-        with self._timed("plan"):
-            known = self._reserved()
-            images = survey(
-                found.memory,
-                before,
-                may_move=self.request.names,
-                keep_aslr=self.options.keep_aslr,
-                force_signed=self.options.force_signed,
-                appointed=known.appointed,
-            )
-            return _Look(found, images, self._plan(images))
-
-    def _plan(self, images: Survey) -> Plan:
-        return make_plan(images.images.values(), self.options.arenas, self._reserved().ranges)
-
-    def _reserved(self) -> Reservations:
-        if self._reservations is None:
-            self._reservations = reservations(
-                in_tree(self.tree),
-                database=self.options.database,
-                cygwin_root=self.options.cygwin_root,
-                avoid=self.options.avoid,
-                rules=self.options.rules,
-                warn=self.tell,
-            )
-        return self._reservations
-
-    def _apply(self, look: _Look, lock: TreeLock) -> Applied:
+    def _apply(self, look: Look, lock: TreeLock) -> Applied:
         """Carry out the plan, less what is in use: that is an obstacle for the others."""
         from rebaser.apply import Applied, apply
         from rebaser.commit import in_use_reason
@@ -229,20 +206,16 @@ class _Run:
 
         applied = Applied()
         rebasers = lock.rebasers()
-        images = dict(look.survey.images)
-        plan = look.plan
         while True:
-            targets = {self.tree.path(move.path): move.path for move in plan.moves}
+            targets = {self.tree.path(move.path): move.path for move in look.plan.moves}
             used = {targets[t]: user for t, user in users_of(targets, rebasers).items()}
             if not used:
                 break
-            for path, user in used.items():
-                applied.skipped[path] = in_use_reason(user)
-                images[path] = replace(images[path], fixed=True)
-            plan = self._plan(replace(look.survey, images=images))
+            applied.skipped.update({path: in_use_reason(user) for path, user in used.items()})
+            look = self._planning.without(look, used)
         try:
             apply(
-                plan.moves,
+                look.plan.moves,
                 look.survey.sources,
                 look.scan.images,
                 self.tree,
@@ -261,8 +234,7 @@ class _Run:
 
     # What was found and done, as a report.
 
-    def _report(self, look: _Look, applied: Applied | None = None) -> Report:
-        names = self.request.names
+    def _report(self, look: Look, applied: Applied | None = None) -> Report:
         skipped = dict(look.survey.skipped)
         failed = dict(look.scan.failed)
         moved: tuple[Move, ...] = ()
@@ -270,48 +242,18 @@ class _Run:
             skipped.update(applied.skipped)
             failed.update(applied.failed)
             moved = tuple(sorted(applied.moved, key=lambda move: move.path))
-        engine = self._chosen
         return Report(
             root=self.tree.root,
-            engine=engine.name if engine else self.options.engine,
-            engine_version=engine.version if engine else None,
+            engine=self._chosen.name if self._chosen else self.options.engine,
+            engine_version=self._chosen.version if self._chosen else None,
             scanned=look.survey.files,
             images=len(look.survey.images),
             kept=len(look.survey.images) - len(moved),
             moved=moved,
             skipped=tuple(sorted(skipped.items())),
-            failed=tuple(sorted((p, r) for p, r in failed.items() if names(p) or self._holds(p))),
-            overlaps=tuple(self._overlaps(look, applied)),
+            failed=tuple(pair for pair in sorted(failed.items()) if self.request.concerns(pair[0])),
+            overlaps=self._planning.overlaps(look, moved, applied.changed if applied else ()),
             bytes_written=sum(look.survey.sources[move.path].seen.size for move in moved),
-        )
-
-    def _holds(self, folder: str) -> bool:
-        """Return whether images that may move can lie below a folder."""
-        if folder == ".":
-            return True
-        below = f"{folder}/"
-        if self.request.only is not None:
-            return any(path.startswith(below) for path in self.request.only)
-        return below.startswith(self.request.below) or self.request.below.startswith(below)
-
-    def _overlaps(self, look: _Look, applied: Applied | None) -> Iterator[tuple[str, str]]:
-        """Yield the pairs that are left and concern what may move."""
-        bases = {move.path: move.new_base for move in applied.moved} if applied else {}
-        # What changed under our hands lies elsewhere by now, and its installer runs us again.
-        gone = applied.changed if applied else set()
-        sources = look.survey.sources
-        pairs = (
-            (low.path, high.path)
-            for of_machine in spans(look.survey, bases, gone).values()
-            for low, high in overlapping_pairs(of_machine)
-        )
-        return islice(
-            (
-                pair
-                for pair in pairs
-                if any(self.request.names(name) for path in pair for name in sources[path].names)
-            ),
-            MOST_PAIRS,
         )
 
     def _covered(self, record: Record) -> Report:
@@ -320,7 +262,7 @@ class _Run:
             root=self.tree.root,
             engine=record.engine,
             covered_by=record.number,
-            failed=tuple(p for p in record.failed if self.request.names(p[0]) or self._holds(p[0])),
+            failed=tuple(pair for pair in record.failed if self.request.concerns(pair[0])),
             overlaps=tuple(p for p in record.overlaps if any(map(self.request.names, p))),
         )
 
@@ -331,7 +273,7 @@ class _Run:
 
     def _remember(self, seen: Memory, now: FileSystemTime, report: Report) -> None:
         """Save what was seen; failing to costs the next run time, and is only told."""
-        if not report.exit_status and not report.planned and self._is_settled(seen):
+        if not report.exit_status and not report.planned and self._planning.is_settled(seen):
             seen = seen._replace(settled=self._settled_key())
         try:
             self.state.save_memory(seen, now)
@@ -351,26 +293,6 @@ class _Run:
                 self.tell(f"{error}; the next run reads every image again")
             finally:
                 self.state.clear_staging()
-
-    def _is_settled(self, seen: Memory) -> bool:
-        """Return whether nothing is left to do in the whole tree, whatever was asked for."""
-        options = self.options
-        images = survey(
-            seen,
-            seen,
-            may_move=lambda path: True,
-            keep_aslr=options.keep_aslr,
-            force_signed=options.force_signed,
-            appointed=self._reserved().appointed,
-        )
-        try:
-            if self._plan(images).moves:
-                return False
-        except NoRoomError:
-            return False
-        return not any(
-            True for spans_ in spans(images, {}).values() for _ in overlapping_pairs(spans_)
-        )
 
     def _settled_key(self) -> str:
         """Return what decides whether there is something to do, beside the tree itself."""

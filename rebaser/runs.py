@@ -28,6 +28,15 @@ class Request:
         """Return whether the image at `path`, relative to the root, may move."""
         return path.startswith(self.below) and (self.only is None or path in self.only)
 
+    def concerns(self, path: str) -> bool:
+        """Return whether what happened to a file or folder matters to what was asked for."""
+        if path == "." or self.names(path):
+            return True
+        inside = f"{path}/"
+        if self.only is not None:
+            return any(name.startswith(inside) for name in self.only)
+        return self.below.startswith(inside)
+
     def covers(self, other: Request) -> bool:
         """Return whether a run for this request does all the work of the other."""
         if self.options != other.options:
@@ -102,7 +111,8 @@ def _numbers(state: State) -> list[int]:
         names = os.listdir(state.runs)
     except OSError:
         return []
-    return [int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdecimal()]
+    numbers = [int(n[:-5]) for n in names if n.endswith(".json") and n[:-5].isdecimal()]
+    return [number for number in numbers if f"{number}.json" in names]
 
 
 def _path(state: State, number: int) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from cygwin.address_space import Range, is_runtime, slot_size
+from cygwin.address_space import Range, slot_size
 from rebaser import memory as memories
 from rebaser.memory import Folder, Memory, Seen
 from rebaser.overlap import Span
-from rebaser.plan import Placed
+from rebaser.plan import Move, Placed
+from rebaser.skip import skip_reason
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,45 +89,11 @@ def survey(
     return Survey(images, sources, tuple(skipped), frozenset(dlls), len(files))
 
 
-def count_images(now: Memory, force_signed: bool) -> tuple[int, int, list[tuple[str, str]]]:
-    """Return the numbers of files and of images in a tree, and its (path, reason) skipped.
-
-    What `survey` would find, without the work of placing each image.
-    """
-    files = images = 0
-    skipped = []
-    linked = set()
-    for path, seen in now.files():
-        if seen.links > 1:
-            if (seen.device, seen.inode) in linked:
-                continue
-            linked.add((seen.device, seen.inode))
-        files += 1
-        images += bool(seen.base_width)
-        reason = skip_reason(path, seen, now.texts[seen.fault], force_signed)
-        if reason:
-            skipped.append((path, reason))
-    return files, images, skipped
-
-
-def skip_reason(path: str, seen: Seen, fault: str, force_signed: bool) -> str:
-    """Return why a file is never moved, or an empty text; `fault` is what its reader found."""
-    if fault:
-        return fault
-    if is_runtime(path):
-        return "the Cygwin runtime, which every program loads where it is"
-    if seen.flags & memories.SIGNED and not force_signed:
-        return "has an Authenticode signature, which moving would break (--force-signed moves it)"
-    return ""
-
-
 def spans(
-    survey: Survey, bases: Mapping[str, int], gone: Collection[str] = ()
+    survey: Survey, moved: Collection[Move] = (), gone: Collection[str] = ()
 ) -> dict[int, list[Span]]:
-    """Return what the DLLs occupy, by machine.
-
-    `bases` has the new bases of those that moved; those in `gone` are not there any more.
-    """
+    """Return what the DLLs occupy, by machine, after `moved`, and without those in `gone`."""
+    bases = {move.path: move.new_base for move in moved}
     found: dict[int, list[Span]] = {}
     for path, image in survey.images.items():
         if path in survey.dlls and path not in gone:

@@ -1,0 +1,39 @@
+"""Why a file of the tree is never moved, whatever lies around it."""
+
+from __future__ import annotations
+
+from cygwin.address_space import is_runtime
+from rebaser import memory as memories
+from rebaser.memory import Memory, Seen
+
+
+def count_images(now: Memory, force_signed: bool) -> tuple[int, int, list[tuple[str, str]]]:
+    """Return the numbers of files and of images in a tree, and its (path, reason) skipped.
+
+    What `survey` would find, without the work of placing each image.
+    """
+    files = images = 0
+    skipped = []
+    linked = set()
+    for path, seen in now.files():
+        if seen.links > 1:
+            if (seen.device, seen.inode) in linked:
+                continue
+            linked.add((seen.device, seen.inode))
+        files += 1
+        images += bool(seen.base_width)
+        reason = skip_reason(path, seen, now.texts[seen.fault], force_signed)
+        if reason:
+            skipped.append((path, reason))
+    return files, images, skipped
+
+
+def skip_reason(path: str, seen: Seen, fault: str, force_signed: bool) -> str:
+    """Return why a file is never moved, or an empty text; `fault` is what its reader found."""
+    if fault:
+        return fault
+    if is_runtime(path):
+        return "the Cygwin runtime, which every program loads where it is"
+    if seen.flags & memories.SIGNED and not force_signed:
+        return "has an Authenticode signature, which moving would break (--force-signed moves it)"
+    return ""
