@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -114,9 +115,13 @@ def test_sigint_ends_the_wait(tmp_path: Path, program: Program) -> None:
         assert "Traceback" not in child.stderr.read()
 
 
-def _open_files(pid: int) -> list[str]:
+def _open_files(pid: int) -> set[str]:
     folder = f"/proc/{pid}/fd"
-    return [os.readlink(f"{folder}/{fd}") for fd in os.listdir(folder) if int(fd) > 2]
+    names = set()
+    for fd in os.listdir(folder):
+        with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+            names.add(os.readlink(f"{folder}/{fd}"))
+    return names
 
 
 # The command.
