@@ -11,6 +11,7 @@ from typing import NamedTuple
 from rebaser import memory as memories
 from rebaser.errors import RebaserError
 from rebaser.memory import Memory
+from rebaser.reading import open_to_read
 from rebaser.replace import write_file
 
 MEMORY = "seen"
@@ -124,7 +125,7 @@ class State:
     def load_memory(self, warn: Callable[[str], None]) -> Memory:
         """Return what was seen last; nothing, with one warning, where that is lost."""
         try:
-            descriptor = os.open(self.memory_file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            descriptor = open_to_read(self.memory_file)
         except FileNotFoundError:
             return memories.blank()
         except OSError as error:
