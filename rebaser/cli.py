@@ -130,6 +130,11 @@ def status_of(words: Sequence[str]) -> int:
         # The reader of our output left (`rebaser info … | head`): nobody is there to be told.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except ImportError as error:
+        if "fcntl" not in str(error):
+            raise
+        complain(str(error))  # a native Windows Python; the sentence is that of locks.flock
+        return 1
     except Exception as error:
         from rebaser.bug import report_bug
 

@@ -1,0 +1,64 @@
+"""The program `sage-rebase`: SageMath's sage-rebase.sh, done by rebaser."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+USAGE = """\
+usage: sage-rebase [--all] [DIR] [-- FLAG ...]
+
+Makes the DLLs below DIR (default: $SAGE_LOCAL) fork-safe, as `rebaser run DIR --no-wait` does. With
+--all they are also recorded in Cygwin's own database (rebase -M), so that its next rebaseall leaves
+them where they are. Of the flags of Cygwin's rebase, -v, -q, -t and -n have their meaning; where
+the images go is rebaser's to say, so the others are passed over with a warning.
+
+It never waits: its callers lock for it (sage-flock -x LOCK sage-rebase DIR).
+
+exit status: 0 no overlap is left; 1 one is left, or something failed; 2 usage; 75 others hold the
+lock.
+"""
+
+FLAGS = {
+    "-v": "--verbose",
+    "--verbose": "--verbose",
+    "-q": "--quiet",
+    "--quiet": "--quiet",
+    "-t": "--touch",
+    "--touch": "--touch",
+}
+# rebaser clears DYNAMIC_BASE anyway (rebase -n).
+IMPLIED = ("-n", "--no-dynamicbase")
+
+
+def main() -> None:
+    """Run the program and exit."""
+    from rebaser.cli import complain, status_of
+
+    words = sys.argv[1:]
+    own, flags = _split(words)
+    if any(word in ("-h", "--help") for word in own):
+        print(USAGE, end="")
+        sys.exit(0)
+    record = "--all" in own
+    folders = [word for word in own if word != "--all"]
+    if len(folders) > 1 or any(word.startswith("-") for word in folders):
+        complain(f"sage-rebase: cannot make sense of {' '.join(own)}\n{USAGE}")
+        sys.exit(2)
+    options = []
+    for flag in flags:
+        if flag in FLAGS:
+            options.append(FLAGS[flag])
+        elif flag not in IMPLIED:
+            complain(f"sage-rebase: the flag {flag} of Cygwin's rebase is passed over")
+    status = status_of(["run", "--no-wait", *dict.fromkeys(options), *folders])
+    if status == 0 and record:
+        status = status_of(["hook", "cygwin", "--record", *folders])
+    sys.exit(status)
+
+
+def _split(words: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    if "--" not in words:
+        return words, []
+    at = list(words).index("--")
+    return words[:at], words[at + 1 :]
