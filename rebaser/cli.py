@@ -124,18 +124,19 @@ def status_of(words: Sequence[str]) -> int:
         complain(str(error))
         return error.exit_status
     except KeyboardInterrupt:
-        complain("interrupted")
+        complain("interrupted; every file is whole, old or new")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of our output left (`rebaser info … | head`): nobody is there to be told.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except ImportError as error:
-        if "fcntl" not in str(error):
-            raise
-        complain(str(error))  # a native Windows Python; the sentence is that of locks.flock
+    except OSError as error:
+        complain(f"{error}; nothing more was done")
         return 1
     except Exception as error:
+        if isinstance(error, ImportError) and "fcntl" in str(error):
+            complain(str(error))  # a native Windows Python; the sentence is that of locks.flock
+            return 1
         from rebaser.bug import report_bug
 
         complain(report_bug(error))

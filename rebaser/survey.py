@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from rebaser.apply import Applied
 
 
+# Windows loads no image of 2 GiB; a damaged one that says so is no obstacle for the others.
+LARGEST = 0x8000_0000
+
+
 @dataclass(frozen=True)
 class Source:
     """The file of an image: what was seen of it, and all its names in the tree."""
@@ -68,7 +72,7 @@ def survey(
         reason = skip_reason(path, seen, now.texts[seen.fault], force_signed)
         if reason:
             skipped.append((path, reason))
-        if not seen.base_width:
+        if not seen.base_width or (reason and slot_size(seen.image_size) > LARGEST):
             continue
         if seen.flags & memories.FORKS:
             dlls.add(path)
