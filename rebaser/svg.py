@@ -223,7 +223,7 @@ def _heading(found: AddressMap, zone: Zone, row_size: int) -> str:
 def _summary(found: AddressMap) -> str:
     text = f"{machine_name(found.machine)}: {plural(len(found.images), 'DLL')}"
     if found.colliding:
-        return f"{text}, {found.colliding:,} of them overlap"
+        return f"{text}, {found.colliding:,} overlapping"
     return f"{text}, no overlap" if found.images else f"{machine_name(found.machine)}: no DLLs"
 
 

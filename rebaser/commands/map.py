@@ -43,7 +43,7 @@ from rebaser.look import Look, look
 from rebaser.options import Options, parse_arena
 from rebaser.progress import make_progress
 from rebaser.text import address, plural, printable
-from rebaser.tree import find_tree
+from rebaser.tree import Tree, find_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,8 +90,8 @@ def add_look_arguments(parser: ArgumentParser) -> None:
     )
 
 
-def look_as_asked(arguments: Namespace) -> tuple[str, Look]:
-    """Look at the tree that the arguments name; return its root and what was found."""
+def look_as_asked(arguments: Namespace) -> tuple[Tree, Look]:
+    """Look at the tree that the arguments name; return it and what was found."""
     tree = find_tree(arguments.root, lock_file=arguments.lock_file, state_dir=arguments.state_dir)
     options = Options(
         arena=parse_arena(arguments.arena) if arguments.arena else None,
@@ -111,14 +111,15 @@ def look_as_asked(arguments: Namespace) -> tuple[str, Look]:
 
     progress.phase("looking at the tree")
     try:
-        return tree.root, look(tree, options, warn=warn, progress=progress.advance)
+        return tree, look(tree, options, warn=warn, progress=progress.advance)
     finally:
         progress.close()
 
 
 def main(arguments: Namespace) -> int:
     """Look, draw, and return the exit status."""
-    root, found = look_as_asked(arguments)
+    tree, found = look_as_asked(arguments)
+    root = tree.root
     if arguments.svg:
         _write_svg(arguments.svg, root, found)
     if arguments.json:
@@ -192,7 +193,7 @@ class _Picture:
         if found.colliding:
             yield [
                 (f"{title}, ", "bold"),
-                (f"{plural(found.colliding, 'DLL')} OVERLAP", GLYPHS[Cell.COLLISION][2]),
+                (f"{found.colliding:,} OVERLAPPING", GLYPHS[Cell.COLLISION][2]),
             ]
         else:
             yield [(title if not found.images else f"{title}, no overlap", "bold")]
