@@ -79,10 +79,13 @@ class _Run:
         self._chosen: Engine | None = None
 
     def dry_run(self) -> Report:
-        """Report the plan; change nothing, and take no lock."""
+        """Report the plan, and what it would leave; change nothing, and take no lock."""
+        from rebaser.apply import Applied
+
         self._engine()
         look = self._look(self._memory())
-        return replace(self._report(look), moved=look.plan.moves, planned=True)
+        as_planned = Applied(moved=list(look.plan.moves))
+        return replace(self._report(look, as_planned), bytes_written=0, planned=True)
 
     def run(self, wait: float | None) -> Report:
         """Look, and where there is work, do it."""

@@ -252,7 +252,7 @@ def print_trouble(report: Report) -> None:
     """Print what is left to be done by somebody, on stderr."""
     shown = sys.maxsize
     print_lines([f"failed {path}: {reason}" for path, reason in report.failed], shown, sys.stderr)
-    if report.overlaps and not report.planned:
+    if report.overlaps:
         print_lines(
             [f"overlap left: {one} and {other}" for one, other in report.overlaps],
             SHOWN,
@@ -286,7 +286,7 @@ def summary(report: Report, *, verbose: bool) -> str:
         left.append(f"{len(report.skipped):,} skipped")
     if report.failed:
         left.append(f"{len(report.failed):,} failed")
-    if report.overlaps and not report.planned:
+    if report.overlaps:
         left.append(f"{plural(len(report.overlaps), 'overlap')} left")
     elif report.covered_by is None and report.moved and not report.planned:
         left.append("no overlap is left")
