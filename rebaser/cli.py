@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -111,6 +112,9 @@ def dispatch(words: Sequence[str]) -> int:
 
 def main(words: Sequence[str] | None = None) -> NoReturn:
     """Run rebaser and exit; the only place that catches what the commands raise."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that the terminal's encoding lacks is shown escaped, as on stderr.
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(status_of(sys.argv[1:] if words is None else words))
 
 
