@@ -1,0 +1,189 @@
+"""Relocating and planning: the two computations, measured in this very process."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import shutil
+import struct
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.measure import Times, by_turns
+from bench.session import Session
+from bench.table import Row, milliseconds, not_measured, ratio
+from cygwin.address_space import GRANULARITY, X86_64, Range
+from cygwin.image import Image, read_image
+from cygwin.relocation import relocate
+from rebaser.plan import Placed, make_plan
+
+if TYPE_CHECKING:
+    import numpy
+
+ROUNDS = 5
+DELTA = 0x1_0000
+
+
+def rows(session: Session) -> Iterator[Row]:
+    """Yield the rows of relocating and planning."""
+    yield _relocating(session)
+    yield _planning(session)
+
+
+def _relocating(session: Session) -> Row:
+    what, against, goal = "relocating", "numpy's vectorised loop", "≤ 1.5 × its time"
+    try:
+        import numpy
+    except ImportError:
+        return not_measured(what, against, goal, "numpy is not installed")
+    session.say("relocating, beside numpy")
+    folder = session.scratch / "relocate"
+    folder.mkdir()
+    files: list[tuple[Path, Image]] = []
+    for number, source in enumerate(session.material.of_size(session.sizes.full)):
+        path = folder / f"{number:05}.dll"
+        shutil.copyfile(source, path)
+        with path.open("rb") as file:
+            files.append((path, read_image(file.fileno(), os.fstat(file.fileno()).st_size)))
+    words = sum(_by_numpy(path, image, numpy, 0) for path, image in files)
+
+    def ours() -> float:
+        # There and back, so that every round finds the files as they were.
+        return _each(files, lambda path, image: _by_rebaser(path, image))
+
+    def theirs() -> float:
+        return _each(files, lambda path, image: _by_numpy(path, image, numpy, DELTA))
+
+    def read_and_write() -> float:
+        return _each(files, lambda path, image: _by_numpy(path, image, None, 0))
+
+    times = by_turns(ROUNDS, ours=ours, numpy=theirs, floor=read_and_write)
+    shutil.rmtree(folder)
+    result = times["ours"].best / times["numpy"].best
+
+    def per_word(taken: Times) -> str:
+        return f"{taken.best / words * 1e6:.2f} µs a word"
+
+    return Row(
+        f"{what} {len(files)} DLLs, {words:,} words",
+        against,
+        f"{ratio(result)}: {milliseconds(times['ours'].best)} ({per_word(times['ours'])}) against "
+        f"{milliseconds(times['numpy'].best)} ({per_word(times['numpy'])}), of which reading and "
+        f"writing the files {milliseconds(times['floor'].best)}",
+        goal,
+        result <= 1.5,
+    )
+
+
+def _each(files: list[tuple[Path, Image]], move: Callable[[Path, Image], object]) -> float:
+    began = time.perf_counter()
+    for path, image in files:
+        move(path, image)
+    return time.perf_counter() - began
+
+
+def _by_rebaser(path: Path, image: Image) -> None:
+    """Move the file to where it is not, with all of rebaser's checks."""
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        from dataclasses import replace
+
+        from cygwin.image import read_base
+
+        base = read_base(descriptor, image.base_offset, image.base_width)
+        new_base = image.base + DELTA if base == image.base else image.base
+        relocate(descriptor, replace(image, base=base), new_base, clear_dynamic_base=False)
+    finally:
+        os.close(descriptor)
+
+
+def _by_numpy(path: Path, image: Image, numpy_module: object, delta: int) -> int:
+    """Do the same in the way that numpy does best, without any check; return the words moved.
+
+    One array of the positions of all words, one addition. Without numpy the file is read and
+    written all the same.
+    """
+    with path.open("r+b", buffering=0) as file:
+        data = bytearray(path.stat().st_size)
+        file.readinto(data)
+        count = _add(data, image, delta, numpy_module) if numpy_module else 0
+        if delta or not numpy_module:
+            file.seek(0)
+            file.write(data)
+    return count
+
+
+def _add(data: bytearray, image: Image, delta: int, numpy_module: object) -> int:
+    np: numpy = numpy_module  # type: ignore[valid-type]
+    rva, size = image.relocations
+    sections = image.sections
+    home = next(s for s in sections if s.virtual_address <= rva < s.virtual_address + s.raw_size)
+    at = home.raw_offset + rva - home.virtual_address
+    end = at + size
+    pieces = []
+    header = struct.Struct("<II")
+    section = home
+    while at + 8 <= end:
+        page, length = header.unpack_from(data, at)
+        if length < 8:
+            break
+        if not section.virtual_address <= page < section.virtual_address + section.raw_size:
+            section = next(
+                (s for s in sections if s.virtual_address <= page < s.virtual_address + s.raw_size),
+                section,
+            )
+        entries = np.frombuffer(data, "<u2", (length - 8) // 2, at + 8)
+        entries = entries[entries >= 0x1000] & 0xFFF
+        pieces.append(entries + np.int64(page - section.virtual_address + section.raw_offset))
+        at += length
+    if not pieces:
+        return 0
+    where = np.concatenate(pieces)
+    kind = "<u8" if image.base_width == 8 else "<u4"
+    every = np.ndarray((len(data) - image.base_width + 1,), kind, data, 0, (1,))
+    every[where] += every.dtype.type(delta)
+    return len(where)
+
+
+def _planning(session: Session) -> Row:
+    session.say("planning")
+    counts = session.sizes.plan
+    seconds = {count: min(_plan_once(count) for _ in range(3)) for count in counts}
+    unit = {count: taken / (count * math.log2(count)) * 1e9 for count, taken in seconds.items()}
+    listed = ", ".join(
+        f"{count:,} in {milliseconds(seconds[count])} ({unit[count]:.0f} ns · n log₂ n)"
+        for count in counts
+    )
+    straight = max(unit.values()) <= 2.5 * min(unit.values())
+    return Row(
+        "planning that many images, all to be moved",
+        "",
+        listed,
+        "100,000 images ≤ 1 s; n log n",
+        seconds[100_000] <= 1 and straight,
+    )
+
+
+def _plan_once(count: int) -> float:
+    """Plan images of the sizes of real DLLs, four to a base, in an arena that has room."""
+    random.seed(count)
+    low = 0x2_0000_0000
+    arena = Range(low, low + count * 16 * GRANULARITY)
+    images = [
+        Placed(
+            path=f"lib/package{random.randrange(count):07}/{number}.dll",
+            machine=X86_64,
+            base=arena.high + random.randrange(count) // 4 * GRANULARITY,
+            slot_size=GRANULARITY * random.choice((1, 1, 1, 1, 2, 2, 3, 5, 10, 20)),
+            file_size=number,
+        )
+        for number in range(count)
+    ]
+    began = time.perf_counter()
+    plan = make_plan(images, {X86_64: arena}, {})
+    seconds = time.perf_counter() - began
+    assert len(plan.moves) == count
+    return seconds

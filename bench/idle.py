@@ -1,0 +1,100 @@
+"""Nothing to do: the run that most hooks are."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench.measure import by_turns, python, rebaser, report, run, timed
+from bench.session import Session
+from bench.table import Row, megabytes, milliseconds, not_measured, ratio
+
+STATS = ("stat", "lstat", "fstat", "newfstatat", "statx", "fstatat64")
+READS = ("read", "pread64")
+
+
+def rows(session: Session) -> Iterator[Row]:
+    """Yield the rows of both trees, and of the system calls."""
+    sizes = session.sizes
+    yield _against_find(session, sizes.tree, 1.5)
+    yield _against_find(session, sizes.large_tree, 0.8)
+    yield _system_calls(session, sizes.tree)
+
+
+def _against_find(session: Session, shape: tuple[int, int, int], goal: float) -> Row:
+    root = session.tree(shape)
+    session.say("nothing to do, beside find")
+    times = by_turns(
+        session.sizes.rounds,
+        ours=timed(rebaser("run", root, "--quiet")),
+        python=timed(python("pass")),
+        find=timed(["find", root, "-type", "f", "-name", "*.dll"]),
+    )
+    ended, found = report(root)
+    assert found["run"] is None and not found["moved"], found
+    session.note_exclusive(f"nothing to do, {shape[0]:,} DLLs", found)
+    result = (times["ours"].best - times["python"].best) / times["find"].best
+    middle = (times["ours"].median - times["python"].median) / times["find"].median
+    dlls, files, folders = shape
+    return Row(
+        f"nothing to do, {dlls:,} DLLs in {files:,} files, net",
+        f"`find` over the same tree of {folders:,} folders",
+        f"{ratio(result)} (medians {ratio(middle)}): {milliseconds(times['ours'].best)} less "
+        f"Python's {milliseconds(times['python'].best)}, find "
+        f"{milliseconds(times['find'].best)}; memory {megabytes(ended.peak)}",
+        f"≤ {goal} ×",
+        result <= goal,
+    )
+
+
+def _system_calls(session: Session, shape: tuple[int, int, int]) -> Row:
+    what = f"system calls of a run with nothing to do, {shape[0]:,} DLLs in {shape[1]:,} files"
+    against = "the same run on an empty tree is subtracted"
+    goal = "≤ 1 stat a folder, ≤ 1 stat and 1 small read a DLL"
+    if not shutil.which("strace"):
+        return not_measured(what, against, goal, "strace is not installed")
+    session.say("counting system calls")
+    root = session.tree(shape)
+    empty = session.scratch / "empty"
+    (empty / "var").mkdir(parents=True, exist_ok=True)
+    run(rebaser("run", empty, "--quiet"))
+    run(rebaser("run", empty, "--quiet"))
+    base, calls = _counted(empty), _counted(root)
+    if not calls:
+        return not_measured(what, against, goal, "strace may not trace here")
+    net = {name: calls[name] - base.get(name, 0) for name in calls}
+    dlls, files, folders = shape
+    # The folders of rebaser's own lock are the tree's too.
+    folders = sum(1 for path in root.rglob("*") if path.is_dir()) + 1
+    stats = sum(net.get(name, 0) for name in STATS)
+    reads = sum(net.get(name, 0) for name in READS)
+    total = sum(net.values())
+    others = {n: c for n, c in net.items() if n not in STATS + READS and c > dlls // 10}
+    listed = ", ".join(f"{count:,} {name}" for name, count in sorted(others.items()))
+    return Row(
+        what,
+        against,
+        f"{total:,} calls ({ratio(total / (files + folders))} files and folders): {stats:,} stats "
+        f"for {folders:,} folders and {dlls:,} DLLs, {reads:,} reads, {listed}",
+        goal,
+        # A handful of reads more is the longer memory file.
+        stats <= folders + dlls and reads <= dlls + 20,
+    )
+
+
+def _counted(root: Path) -> dict[str, int]:
+    with tempfile.NamedTemporaryFile("r", suffix=".strace") as counts:
+        strace = ["strace", "-f", "-c", "-o", counts.name]
+        ended = run([*strace, *rebaser("run", root, "--quiet")], demand=range(256))
+        if ended.status:
+            return {}
+        found = {}
+        for line in counts:
+            # % time, seconds, usecs/call, calls, errors (or nothing), name
+            match = re.match(r"\s*[\d.]+\s+[\d.]+\s+\d+\s+(\d+)\s+(?:\d+\s+)?(\w+)$", line)
+            if match and match[2] != "total":
+                found[match[2]] = int(match[1])
+        return found
