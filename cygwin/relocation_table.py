@@ -78,14 +78,6 @@ def word_entries(entries: bytes, word_type: int) -> list[int]:
     return words
 
 
-def block_words(reader: Reader, block: Block, width: int) -> list[int]:
-    """Return where the words of `block` lie in the file, ascending."""
-    word_type = WORD_TYPE[width]
-    shift = block.page - (word_type << 12)
-    entries = word_entries(reader.read(block.entries, block.size), word_type)
-    return [entry + shift for entry in entries]
-
-
 def walk(
     descriptor: int, sections: Sequence[Section], directory: tuple[int, int], width: int
 ) -> Iterator[tuple[Block, list[int]]]:
