@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat as modes
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -94,11 +92,13 @@ class StagingFolders:
             while top != self.tree.root and os.stat(os.path.dirname(top)).st_dev == device:
                 top = os.path.dirname(top)
             parent = f"{top.rstrip('/')}/.rebaser"
+            folder = f"{parent}/{STAGING}-{os.urandom(8).hex()}"
+            # Noted before it is made: a kill in between leaves nothing that nobody knows of.
+            self.state.note_staging_elsewhere(folder)
             os.makedirs(parent, exist_ok=True)
             if os.path.islink(parent):
                 raise OSError(errno.ELOOP, "is a symbolic link, which is not followed", parent)
-            folder = tempfile.mkdtemp(prefix=f"{STAGING}-", dir=parent)
-            self.state.note_staging_elsewhere(folder)
+            os.mkdir(folder, 0o700)
             self.by_device[device] = folder
         return folder
 
@@ -190,17 +190,20 @@ def _copy(item: Wanted, path: str) -> Staged:
         image = item.image or read_image(source, item.seen.size)
         copy = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            with (
-                open(source, "rb", buffering=0, closefd=False) as original,
-                open(copy, "wb", buffering=0, closefd=False) as file,
-            ):
-                shutil.copyfileobj(original, file, WINDOW)
+            _copy_bytes(source, copy)
         finally:
             os.close(copy)
         _still_as_seen(source, item.seen)
     finally:
         os.close(source)
     return Staged(path, image, item.move.new_base, item.move.clear_flag)
+
+
+def _copy_bytes(source: int, copy: int) -> None:
+    while window := os.read(source, WINDOW):
+        rest = memoryview(window)
+        while rest:  # a disk that is nearly full takes a part, and refuses at the next call
+            rest = rest[os.write(copy, rest) :]
 
 
 def _check(item: Wanted, one: Staged) -> None:
@@ -228,21 +231,22 @@ def _seal(item: Wanted, path: str, touch: bool) -> None:
     st = os.stat(item.target, follow_symlinks=False)
     if not is_as_seen(st, item.seen):
         raise ChangedError("it changed while it was copied")
-    copy = os.stat(path)
-    if (copy.st_uid, copy.st_gid) != (st.st_uid, st.st_gid):
-        os.chown(path, st.st_uid, st.st_gid)
-    _copy_extended_attributes(item.target, path)
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    # By descriptor: the owner of a tree that root rebases cannot slip another file in between.
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
+        copy = os.fstat(descriptor)
+        if (copy.st_uid, copy.st_gid) != (st.st_uid, st.st_gid):
+            os.fchown(descriptor, st.st_uid, st.st_gid)
+        _copy_extended_attributes(item.target, descriptor)
         os.fchmod(descriptor, modes.S_IMODE(st.st_mode))
         if not touch:
-            os.utime(path, ns=(st.st_atime_ns, st.st_mtime_ns))
+            os.utime(descriptor, ns=(st.st_atime_ns, st.st_mtime_ns))
         make_durable(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _copy_extended_attributes(source: str, copy: str) -> None:
+def _copy_extended_attributes(source: str, copy: int) -> None:
     if not hasattr(os, "listxattr"):
         return
     try:
