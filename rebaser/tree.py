@@ -8,7 +8,7 @@ from rebaser.errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 
 class Tree:
@@ -84,14 +84,26 @@ def _state_dir(root: str) -> str:
 
 def _outermost(asked: str, sage_local: str | None) -> str:
     outer = asked
+    trusted = {0, os.geteuid(), os.stat(asked).st_uid}
     sage_local = os.path.realpath(sage_local) if sage_local else None
     above = os.path.dirname(asked)
     below = asked
     while above != below:
         if above == sage_local or any(
-            os.path.exists(f"{above.rstrip('/')}/{mark}")
+            _is_there(f"{above.rstrip('/')}/{mark}", trusted)
             for mark in ("var/lib/rebaser", "var/lock/rebase.lock", ".rebaser/rebase.lock")
         ):
             outer = above
         below, above = above, os.path.dirname(above)
     return outer
+
+
+def _is_there(path: str, trusted: Collection[int]) -> bool:
+    """Return whether there is a file that a trusted user made.
+
+    In /tmp anybody can make a folder look like a tree, and have every tree below it rebased there.
+    """
+    try:
+        return os.lstat(path).st_uid in trusted
+    except OSError:
+        return False
