@@ -104,12 +104,21 @@ class State:
             for name in notes:
                 with open(f"{self.staging}/{name}", "rb") as file:
                     folder = os.fsdecode(file.read())
-                # Only what this very module can have made is ever removed.
-                if f"/.rebaser/{STAGING}-" in folder and "/../" not in folder:
+                if self._may_be_ours(folder):
                     folders.append(folder)
         except OSError:
             pass
         return folders
+
+    def _may_be_ours(self, folder: str) -> bool:
+        """Return whether a run can have made this staging folder: no other is ever removed."""
+        parent, name = os.path.split(folder)
+        return (
+            name.startswith(f"{STAGING}-")
+            and os.path.basename(parent) == ".rebaser"
+            and folder.startswith(self.root.rstrip("/") + "/")
+            and os.path.realpath(folder) == folder
+        )
 
     def write(self, path: str, data: bytes) -> None:
         """Replace a state file. Raises StateError; then the old one is still there."""
