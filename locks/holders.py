@@ -46,7 +46,7 @@ def holders(path: str | int) -> list[Holder]:
         modes = _modes(pid, wanted)
         if modes and pid != os.getpid():
             mode = next((m for m in ("exclusive", "shared") if m in modes), None)
-            found.append(Holder(pid, mode, pid in waiting, _command(pid), _parent(pid)))
+            found.append(Holder(pid, mode, pid in waiting, _command(pid), parent_of(pid)))
     return found
 
 
@@ -149,7 +149,8 @@ def printable(text: str) -> str:
     )
 
 
-def _parent(pid: int) -> int:
+def parent_of(pid: int) -> int:
+    """Return the process that a process is a child of, 0 where that is not known."""
     # `1234 (name) S 1 …`: the name may hold blanks and parentheses (proc(5)).
     words = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
     return int(words[1]) if len(words) > 1 and words[1].isdecimal() else 0

@@ -20,7 +20,7 @@ from rebaser.scan import Scan, scan
 from rebaser.skip import count_images, skip_reason
 from rebaser.state import FileSystemTime, State, StateError
 from rebaser.tree import Tree
-from rebaser.tree_lock import TreeLock
+from rebaser.tree_lock import LockError, TreeLock
 
 # A run with nothing to do imports nothing but the above: planning and applying are imported where
 # they are needed.
@@ -92,7 +92,7 @@ class _Run:
         if self.options.engine != "auto":
             self._engine()  # a named engine that cannot run is an error, work or no work
         asked_after = runs.newest_number(self.state)
-        lock = TreeLock(self.tree.lock_file, wait=wait, tell=self.tell)
+        lock = TreeLock(self.tree.lock_file, self.state, wait=wait, tell=self.tell)
         try:
             with lock.shared():
                 began = time.monotonic()
@@ -285,17 +285,20 @@ class _Run:
 
     def _remember_if_free(self, found: Scan, began: float, report: Report, lock: TreeLock) -> None:
         """Save what a look has seen, if nobody else holds the lock at this moment."""
-        with lock.exclusive_if_free() as free:
-            if not free:
-                return
-            try:
-                self.state.make()
-                now = self.state.time().before(time.monotonic() - began)
-                self._remember(found.memory, now, report)
-            except StateError as error:
-                self.tell(f"{error}; the next run reads every image again")
-            finally:
-                self.state.clear_staging()
+        try:
+            with lock.exclusive_if_free() as free:
+                if free:
+                    self._remember_look(found, began, report)
+        except (LockError, StateError) as error:
+            self.tell(f"{error}; the next run reads every image again")
+
+    def _remember_look(self, found: Scan, began: float, report: Report) -> None:
+        try:
+            self.state.make()
+            now = self.state.time().before(time.monotonic() - began)
+            self._remember(found.memory, now, report)
+        finally:
+            self.state.clear_staging()
 
     def _settled_key(self) -> str:
         """Return what decides whether there is something to do, beside the tree itself."""

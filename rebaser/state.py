@@ -17,6 +17,7 @@ from rebaser.replace import write_file
 MEMORY = "seen"
 STAGING = "staging"
 RUNS = "runs"
+LOCK = "state.lock"
 
 # Nobody waits longer than this for the file system's clock to tick (FAT: two seconds).
 LONGEST_TICK = 0.06  # seconds
@@ -60,10 +61,15 @@ class State:
         self.memory_file = f"{folder}/{MEMORY}"
         self.staging = f"{folder}/{STAGING}"
         self.runs = f"{folder}/{RUNS}"
+        self.lock_file = f"{folder}/{LOCK}"
+
+    def make_home(self) -> None:
+        """Make the folder itself. Raises StateError."""
+        make_folder(self.folder, self.root)
 
     def make(self) -> None:
         """Make the folders and clear away what a killed run left. Raises StateError."""
-        make_folder(self.folder, self.root)
+        self.make_home()
         self.clear_staging()
         make_folder(self.staging, self.root)
         make_folder(self.runs, self.root)
