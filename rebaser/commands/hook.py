@@ -40,7 +40,10 @@ KEPT = ".before-rebaser"
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of `rebaser hook`."""
     parser.add_argument(
-        "manager", metavar="sage|pacman|cygwin", choices=("sage", "pacman", "cygwin")
+        "manager",
+        metavar="sage|pacman|cygwin",
+        choices=("sage", "pacman", "cygwin"),
+        help="who is to call rebaser",
     )
     parser.add_argument(
         "root",
