@@ -27,7 +27,7 @@ from cygwin.address_space import (
 )
 from cygwin.errors import NotAnImage
 from cygwin.image import read_base, read_image
-from cygwin.relocation_table import Reader, block_words, read_blocks
+from cygwin.relocation_table import read_blocks, walk
 
 MACHINES = pytest.mark.parametrize("machine", [I386, X86_64], ids=machine_name)
 BASE = {I386: 0x6D00_0000, X86_64: 0x4_0000_0000}
@@ -279,9 +279,11 @@ def test_words_are_those_that_pefile_finds(
 def relocated_words(path: Path) -> list[int]:
     with opened(path, os.O_RDONLY) as descriptor:
         image = read_image(descriptor, path.stat().st_size)
-        reader = Reader(descriptor)
-        found = read_blocks(descriptor, image.sections, image.relocations, image.base_width)
-        return [word for one in found for word in block_words(reader, one, image.base_width)]
+        table = (descriptor, image.sections, image.relocations, image.base_width)
+        entries = dict(walk(*table))
+        return [
+            block.page + entry % 0x1000 for block in read_blocks(*table) for entry in entries[block]
+        ]
 
 
 @pytest.mark.cygwin
