@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from cygwin.address_space import ARENA, GRANULARITY, I386, SAFE, X86_64, Range
 from rebaser.errors import UsageError
@@ -46,8 +46,14 @@ class Options:
         return {**ARENA, I386 if self.arena.high <= FOUR_GIB else X86_64: self.arena}
 
     def key(self) -> str:
-        """Return a text that differs where the options do."""
-        return " ".join(f"{field.name}={getattr(self, field.name)!r}" for field in fields(self))
+        """Return a text that differs where the options do; relative paths are made absolute."""
+        placed = replace(
+            self,
+            database=self.database and os.path.abspath(self.database),
+            cygwin_root=self.cygwin_root and os.path.abspath(self.cygwin_root),
+            avoid=tuple(map(os.path.abspath, self.avoid)),
+        )
+        return " ".join(f"{field.name}={getattr(placed, field.name)!r}" for field in fields(self))
 
 
 def parse_arena(text: str) -> Range:

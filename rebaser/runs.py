@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 
-from rebaser.state import State
+from rebaser.state import State, StateError
 
 KEPT_RECORDS = 30
 
@@ -64,23 +66,42 @@ class Record:
 
 
 def newest_number(state: State) -> int:
-    """Return the number of the newest run that began, 0 where there is none."""
-    return max(_numbers(state), default=0)
+    """Return the number of the newest run that began, 0 where there is none.
+
+    Where that cannot be read it is a number that no run has: then no run covers another.
+    """
+    try:
+        return max(_numbers(state), default=0)
+    except OSError:
+        return sys.maxsize
 
 
 def begin(state: State, request: Request) -> Record:
     """Record that a run begins: to be called with the exclusive lock, before the scan."""
-    record = Record(number=newest_number(state) + 1, began=_now(), request=request)
+    try:
+        numbers = sorted(_numbers(state))
+    except OSError as error:
+        raise StateError(
+            f"{state.runs} cannot be read ({error.strerror}); nothing was changed. "
+            "Make it readable, or remove it: the records of past runs are lost, no more"
+        ) from error
+    record = Record(number=max(numbers, default=0) + 1, began=_now(), request=request)
     _write(state, record)
-    for number in sorted(_numbers(state))[:-KEPT_RECORDS]:
-        os.unlink(_path(state, number))
+    for number in numbers[: -KEPT_RECORDS + 1]:
+        with suppress(OSError):  # an old record more does no harm
+            os.unlink(_path(state, number))
     return record
 
 
 def finish(state: State, record: Record) -> Record:
-    """Record that a run ended, with what it did."""
+    """Record that a run ended, with what it did.
+
+    Not where the records were cleared away since it began: who was asked after that does not know
+    this run's number, and would take it for a later one.
+    """
     record = replace(record, finished=_now())
-    _write(state, record)
+    if os.path.lexists(_path(state, record.number)):
+        _write(state, record)
     return record
 
 
@@ -100,7 +121,11 @@ def covering(state: State, request: Request, asked_after: int) -> Record | None:
 
 def newest_first(state: State) -> Iterator[Record]:
     """Yield the records that can be read, the newest first."""
-    for number in sorted(_numbers(state), reverse=True):
+    try:
+        numbers = sorted(_numbers(state), reverse=True)
+    except OSError:
+        return
+    for number in numbers:
         record = _read(state, number)
         if record:
             yield record
@@ -109,7 +134,7 @@ def newest_first(state: State) -> Iterator[Record]:
 def _numbers(state: State) -> list[int]:
     try:
         names = os.listdir(state.runs)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     numbers = [int(n[:-5]) for n in names if n.endswith(".json") and n[:-5].isdecimal()]
     return [number for number in numbers if f"{number}.json" in names]

@@ -20,7 +20,7 @@ STATE = "var/lib/rebaser"
 def test_layout(rebaser: Rebaser, tree: Path) -> None:
     assert rebaser("run", tree).status == 0
     state = tree / STATE
-    assert sorted(p.name for p in state.iterdir()) == ["runs", "seen"]
+    assert sorted(p.name for p in state.iterdir()) == ["runs", "seen", "state.lock"]
     assert [p.name for p in (state / "runs").iterdir()] == ["1.json"]
     assert (tree / "var/lock/rebase.lock").is_file()
     assert not (tree / ".rebaser").exists()
@@ -34,6 +34,7 @@ def test_layout_without_var(rebaser: Rebaser, tmp_path: Path) -> None:
         "rebase.lock",
         "runs",
         "seen",
+        "state.lock",
     ]
 
 
