@@ -8,16 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from cygwin.address_space import slot_size
 from rebaser import runs
 from rebaser.databases import database_files
-from rebaser.memory import DYNAMIC_BASE, Memory, Seen
+from rebaser.memory import Memory, Seen
 from rebaser.options import Options
 from rebaser.progress import Progress, Quiet
 from rebaser.report import Report, Seconds
 from rebaser.runs import Record, Request
 from rebaser.scan import Scan, scan
-from rebaser.skip import count_images, skip_reason
+from rebaser.skip import count_images
 from rebaser.state import FileSystemTime, State, StateError
 from rebaser.tree import Tree
 from rebaser.tree_lock import LockError, TreeLock
@@ -27,6 +26,7 @@ from rebaser.tree_lock import LockError, TreeLock
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rebaser.apply import Applied
+    from rebaser.early import Work
     from rebaser.engines import Engine
     from rebaser.plan import Move
     from rebaser.planning import Look, Planning
@@ -69,12 +69,16 @@ class _Run:
     ) -> None:
         self.tree = tree
         self.options = options
-        self.request = Request(options.key(), tree.scope, only)
+        # Another user's run may have failed where ours would not, and several trees may have been
+        # given one state folder: neither covers ours.
+        whose = f"root={tree.root!r} user={os.geteuid()}"
+        self.request = Request(f"{whose} {options.key()}", tree.scope, only)
         self.jobs = jobs
         self.progress = progress
         self.state = State(tree.state_dir, tree.root)
         self.seconds: dict[str, float] = {}
         self._made_planning: Planning | None = None
+        self._early: Work | None = None
         self._told: set[str] = set()
         self._chosen: Engine | None = None
 
@@ -110,13 +114,13 @@ class _Run:
     def _look_for_work(self) -> tuple[Report | None, Scan | None]:
         """Return a report if there is nothing to do, and a scan that is worth remembering.
 
-        The look ends at the first image that has to move: whoever gets the lock scans again, and
+        The look ends at the first image that shows work: whoever gets the lock scans again, and
         of twenty that look at once only one needs to see everything.
         """
         if self.state.was_left():
             return None, None
         before = self._memory()
-        found = self._scan_until(before, self._certainly_moves)
+        found = self._scan_until(before, self._shows_work)
         if found is None:
             return None, None
         if found.unchanged and before.settled and before.settled == self._settled_key():
@@ -189,17 +193,12 @@ class _Run:
                 progress=self.progress.advance,
             )
 
-    def _certainly_moves(self, path: str, seen: Seen, fault: str) -> bool:
-        """Return whether an image has to move, whatever lies around it."""
-        from rebaser.plan import must_move
+    def _shows_work(self, path: str, seen: Seen, fault: str) -> bool:
+        if self._early is None:
+            from rebaser.early import Work
 
-        arena = self.options.arenas.get(seen.machine)
-        if arena is None or fault or not self.request.names(path):
-            return False
-        return not skip_reason(path, seen, fault, self.options.force_signed) and bool(
-            must_move(seen.base, slot_size(seen.image_size), arena)
-            or (seen.flags & DYNAMIC_BASE and not self.options.keep_aslr)
-        )
+            self._early = Work(self.options, self.request)
+        return self._early.is_shown_by(path, seen, fault)
 
     def _apply(self, look: Look, lock: TreeLock) -> Applied:
         """Carry out the plan, less what is in use: that is an obstacle for the others."""
