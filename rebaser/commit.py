@@ -72,15 +72,24 @@ def _commit_one(
             outcome.skipped[path] = CHANGED
             outcome.changed.add(path)
             return
-        put_in_place(copy.path, target)
     except FileNotFoundError:
         outcome.skipped[path] = REMOVED
         outcome.changed.add(path)
         return
     except OSError as error:
+        outcome.failed[path] = f"cannot be looked at ({error.strerror}); it stays as it was"
+        return
+    try:
+        put_in_place(copy.path, target)
+    except OSError as error:
+        advice = (
+            "run rebaser again"  # somebody cleared our staging folder away
+            if isinstance(error, FileNotFoundError)
+            else "run rebaser as the owner of the tree, with the folder writable"
+        )
         outcome.failed[path] = (
             f"its moved copy could not be put in place ({error.strerror}); it stays as it was; "
-            "run rebaser as the owner of the tree, with the folder writable"
+            f"{advice}"
         )
         return
     outcome.moved.append(copy.move)
