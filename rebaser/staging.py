@@ -152,34 +152,40 @@ def stage(
     original's metadata, and made durable. `advance` is told of bytes that are done.
     """
     staging = Staging()
-    copied: list[tuple[Wanted, Staged]] = []
+
+    def seal(item: Wanted, one: Staged) -> None:
+        if staging.attempt(item.move, partial(_seal, item, one.path, touch)):
+            staging.ready.append(Copy(one.path, item.move))
+        advance(item.seen.size)
+
     # Numbered in order of address: MSYS2's rebase sorts what it is given by name.
-    for item in sorted(wanted, key=lambda w: (w.move.machine, w.move.new_base)):
-
-        def copy(item: Wanted = item) -> None:
-            copied.append((item, _copy(item, folders.new_name(item.target, item.seen.device))))
-
-        staging.attempt(item.move, copy)
-
-    reasons = engine.relocate([one for _, one in copied])
+    in_order = sorted(wanted, key=lambda item: (item.move.machine, item.move.new_base))
+    # One by one while a copy is warm in the processor's cache; but starting a process costs more.
+    groups = [in_order] if engine.starts_processes else [[item] for item in in_order]
     # fsync waits for the disk and lets other threads run: many at once are one wait.
     with ThreadPoolExecutor(jobs, "seal") as pool:
-
-        def seal(item: Wanted, one: Staged) -> None:
-            if staging.attempt(item.move, partial(_seal, item, one.path, touch)):
-                staging.ready.append(Copy(one.path, item.move))
-            advance(item.seen.size)
-
         sealing = []
-        for item, one in copied:
-            if one.path in reasons:
-                staging.failed[item.move.path] = f"{reasons[one.path]}; it stays as it was"
-            elif staging.attempt(item.move, partial(_check, item, one)):
-                sealing.append(pool.submit(seal, item, one))
+        for group in groups:
+            copied: list[tuple[Wanted, Staged]] = []
+            for item in group:
+                staging.attempt(item.move, partial(_append_copy, copied, item, folders))
+            reasons = engine.relocate([one for _, one in copied])
+            for item, one in copied:
+                if one.path in reasons:
+                    staging.failed[item.move.path] = f"{reasons[one.path]}; it stays as it was"
+                elif staging.attempt(item.move, partial(_check, item, one)):
+                    sealing.append(pool.submit(seal, item, one))
         for sealed in sealing:
             sealed.result()
     staging.ready.sort(key=lambda copy: copy.move.path)
     return staging
+
+
+def _append_copy(
+    copied: list[tuple[Wanted, Staged]], item: Wanted, folders: StagingFolders
+) -> None:
+    path = folders.new_name(item.target, item.seen.device)
+    copied.append((item, _copy(item, path)))
 
 
 def _copy(item: Wanted, path: str) -> Staged:
