@@ -1,0 +1,239 @@
+"""SIGKILL at every step and at any moment: files are old or new, the next run mends the rest."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from cygwin_root import CygwinRoot
+from stop_at import CHANGING, Counter, die, in_child, intercept
+from trees import (
+    Rebaser,
+    add_dll,
+    add_dlls,
+    base_in,
+    contents,
+    copy_dlls,
+    images,
+    left_over,
+    moved,
+    overlaps,
+)
+
+from rebaser.overlap import Span, overlapping_pairs
+
+
+def sharing(root: Path) -> set[tuple[str, str]]:
+    """Return the pairs of names whose images share a slot, further names of one file included."""
+    spans = [Span(image.base, image.end, path) for path, image in images(root).items()]
+    return {(min(a.path, b.path), max(a.path, b.path)) for a, b in overlapping_pairs(spans)}
+
+
+class Check:
+    """What a tree was, and what it may have become."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.before = contents(root)
+        self.shared = sharing(root)
+        self.stats = {path: (root / path).stat() for path in self.before}
+        self.right: dict[tuple[str, int], bytes] = {}
+
+    def sound(self) -> dict[str, bytes]:
+        """Demand that each file is old or its right new self, and nothing overlaps that did not."""
+        now = contents(self.root)
+        assert now.keys() == self.before.keys()
+        for path, old in self.before.items():
+            new = now[path]
+            if new == old:
+                continue
+            key = (path, base_in(new))
+            if key not in self.right:
+                self.right[key] = moved(old, key[1])
+            assert new == self.right[key], f"{path} is neither old nor new"
+            st = (self.root / path).stat()
+            kept = self.stats[path]
+            assert (st.st_mode, st.st_mtime_ns) == (kept.st_mode, kept.st_mtime_ns), path
+        assert sharing(self.root) <= self.shared
+        return now
+
+
+def lock_is_free(path: Path) -> bool:
+    """Whether nobody holds a lock file."""
+    if not path.exists():
+        return True
+    with open(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+def small_tree(root: Path) -> Path:
+    """Make four DLLs that collide, one with two names, in two folders."""
+    (root / "var").mkdir(parents=True)
+    add_dlls(root, 3)
+    add_dll(root / "lib/z.so", data_size=0x4000)
+    os.link(root / "bin/x001.dll", root / "lib/x001-again.dll")
+    for path in contents(root):
+        (root / path).chmod(0o555)
+        os.utime(root / path, ns=(10**18, 10**18))
+    return root
+
+
+def cold(root: Path) -> list[str]:
+    """The first run on a tree."""
+    small_tree(root)
+    return []
+
+
+def warm(root: Path) -> list[str]:
+    """A later run: some lie right, some are new, and a killed run has left its staging folder."""
+    small_tree(root)
+    assert in_child(["run", str(root), "--quiet"], lambda: None, Path(os.devnull)) == 0
+    add_dll(root / "bin/new1.dll")
+    add_dll(root / "lib/new2.dll")
+    staging = root / "var/lib/rebaser/staging"
+    staging.mkdir()
+    (staging / "0000000.dll").write_bytes(b"half a file")
+    return []
+
+
+def elsewhere(root: Path) -> list[str]:
+    """The state is outside the tree, so its staging folder is one of those that are noted."""
+    small_tree(root)
+    places = root.with_name(root.name + "-places")
+    return ["--state-dir", str(places / "state"), "--lock-file", str(places / "lock")]
+
+
+@pytest.fixture
+def in_memory(tmp_path: Path) -> Iterator[Path]:
+    """Return a folder in memory, where there is one: a kill loses nothing that is there."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(prefix="rebaser-test-", dir="/dev/shm") as folder:
+        yield Path(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("scene", "stride"),
+    [
+        (cold, 1),
+        (warm, 3),
+        (elsewhere, 3),
+        pytest.param(warm, 1, marks=pytest.mark.long),
+        pytest.param(elsewhere, 1, marks=pytest.mark.long),
+    ],
+)
+def test_kill_at_every_step(
+    scene: Callable[[Path], list[str]], stride: int, in_memory: Path
+) -> None:
+    tmp_path = in_memory
+    log = tmp_path / "log"
+
+    def run(words: list[str], prepare: Callable[[], None] = lambda: None) -> int:
+        return in_child(words, prepare, log)
+
+    perfect = tmp_path / "perfect"
+    words = scene(perfect)
+    assert run(["run", str(perfect), *words]) == 0, log.read_text()
+    wanted = contents(perfect)
+
+    steps = 1 - stride
+    while True:
+        steps += stride
+        root = tmp_path / f"t{steps}"
+        words = ["run", str(root), *scene(root)]
+        check = Check(root)
+        status = run(
+            words, lambda number=steps: intercept([*CHANGING, "flock"], Counter(number, die))
+        )
+        if status == 0:
+            break  # it has fewer steps than that
+        assert status == signal.SIGKILL, log.read_text()
+        check.sound()
+        assert lock_is_free(root / "var/lock/rebase.lock")
+
+        assert run(words) == 0, log.read_text()
+        now = check.sound()
+        assert overlaps(root) == set()
+        assert left_over(root) == []
+        assert not (root / ".rebaser").exists()
+        # As if nothing had happened, unless the kill came between two names of one file.
+        if os.path.samefile(root / "bin/x001.dll", root / "lib/x001-again.dll"):
+            assert now == wanted
+        assert run(words) == 0
+        assert "nothing to do" in log.read_text()
+        shutil.rmtree(root)
+        shutil.rmtree(root.with_name(root.name + "-places"), ignore_errors=True)
+    assert steps > 40, "the calls of a run are no longer seen"
+
+
+def random_kills(rebaser: Rebaser, source: Path, work: Path, times: int) -> None:
+    """Kill runs on copies of a tree at random moments, and check what is left each time."""
+    root = work / "tree"
+    fresh = work / "fresh"
+    (fresh / "var").mkdir(parents=True)
+    copy_dlls(source, fresh)
+    shutil.copytree(fresh, root)
+    began = time.monotonic()
+    assert rebaser("run", root, "--quiet").status in (0, 1)
+    whole = time.monotonic() - began
+    wanted = contents(root)
+    dice = random.Random(20_261_122)
+    killed = 0
+    check = None
+    for _ in range(times):
+        shutil.rmtree(root)
+        subprocess.run(["cp", "-a", str(fresh), str(root)], check=True)
+        if check is None:
+            check = Check(root)
+        check.stats = {path: (root / path).stat() for path in check.before}
+        running = rebaser.start("run", root, "--quiet")
+        time.sleep(dice.uniform(0.05, whole))
+        running.kill()
+        running.communicate(timeout=60)
+        killed += running.returncode == -signal.SIGKILL
+        check.sound()
+        assert lock_is_free(root / "var/lock/rebase.lock")
+        result = rebaser("run", root, "--quiet")
+        assert result.status in (0, 1), result.words
+        assert "failed" not in result.err
+        assert contents(root) == wanted
+        assert left_over(root) == []
+    assert killed > times // 3
+
+
+@pytest.mark.slow
+def test_random_kills(rebaser: Rebaser, tmp_path: Path) -> None:
+    add_dlls(tmp_path / "source", 60)
+    random_kills(rebaser, tmp_path / "source", tmp_path, 10)
+
+
+@pytest.mark.cygwin
+@pytest.mark.slow
+def test_random_kills_on_real_dlls(
+    rebaser: Rebaser, pristine_root: CygwinRoot, tmp_path: Path
+) -> None:
+    random_kills(rebaser, pristine_root.path / "lib/python2.7", tmp_path, 20)
+
+
+@pytest.mark.cygwin
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_200_random_kills_on_real_dlls(
+    rebaser: Rebaser, pristine_root: CygwinRoot, tmp_path: Path
+) -> None:
+    random_kills(rebaser, pristine_root.path, tmp_path, 200)
