@@ -39,20 +39,20 @@ PLACES = {
 }
 
 
-def documents() -> dict[str, str]:
-    """Return the text of every file that is made, by its path relative to the checkout."""
+def man_pages() -> dict[str, str]:
+    """Return the man pages, by their paths relative to the checkout."""
+    purpose = "keep a tree of Cygwin or MSYS2 DLLs fork-safe"
     return {
-        "man/rebaser.1": page(
-            "rebaser",
-            "keep a tree of Cygwin or MSYS2 DLLs fork-safe",
-            rebaser_page(),
-        ),
+        "man/rebaser.1": page("rebaser", purpose, rebaser_page()),
         "man/rebaser-lock.1": page(
             "rebaser-lock", "run a command while holding a lock", lock_page()
         ),
-        "completions/rebaser": completion("bash"),
-        "completions/_rebaser": completion("zsh"),
     }
+
+
+def completions() -> dict[str, str]:
+    """Return the shell completions, by their paths relative to the checkout."""
+    return {"completions/rebaser": completion("bash"), "completions/_rebaser": completion("zsh")}
 
 
 # Man pages, in the macros of man(7).
@@ -214,14 +214,15 @@ def completion(shell: str) -> str:
 
 def main(words: list[str]) -> int:
     """Write the files; with --check return 1 where one is not what it would be."""
-    stale = [name for name, text in documents().items() if read(HERE / name) != text]
+    made = {**man_pages(), **completions()}
+    stale = [name for name, text in made.items() if read(HERE / name) != text]
     if words == ["--check"]:
         for name in stale:
             print(f"{name} is not up to date: run bin/make-docs", file=sys.stderr)
         return int(bool(stale))
     for name in stale:
         (HERE / name).parent.mkdir(exist_ok=True)
-        (HERE / name).write_text(documents()[name], encoding="utf-8")
+        (HERE / name).write_text(made[name], encoding="utf-8")
         print(f"wrote {name}")
     return 0
 
