@@ -219,24 +219,24 @@ class _Picture:
         yield [("", "")]
         yield [(_heading(found, drawing.zone), "bold")]
         indent = " " * (label + 1)
+        notes: list[str] = []
         if drawing.zone.is_arena:
             use = use_of(found)
             kept = f", {binary_size(use.others)} kept for others" if use.others else ""
             gap = use.largest_gap
-            largest = (
-                f", largest gap {binary_size(gap.high - gap.low)} at {address(gap.low)}"
-                if gap
-                else ""
-            )
             yield [
                 (
-                    f"{indent}{binary_size(use.images)} used{kept}, "
-                    f"{binary_size(use.free)} free{largest}",
+                    f"{indent}{binary_size(use.images)} used{kept}, {binary_size(use.free)} free",
                     "",
                 )
             ]
+            if gap:
+                size = binary_size(gap.high - gap.low)
+                notes.append(f"largest gap {size} at {address(gap.low)}")
         if any(isinstance(line, Row) for line in drawing.lines):
-            yield [(f"{indent}a character is {binary_size(drawing.row_size // cells)}", "dim")]
+            notes.append(f"a character is {binary_size(drawing.row_size // cells)}")
+        if notes:
+            yield [(f"{indent}{'; '.join(notes)}", "")]
         for line in drawing.lines:
             if isinstance(line, Row):
                 yield self.row(line, drawing, cells, label, used)
