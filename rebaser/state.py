@@ -6,6 +6,7 @@ import os
 import stat as modes
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 from rebaser import memory as memories
@@ -70,7 +71,13 @@ class State:
     def make(self) -> None:
         """Make the folders and clear away what a killed run left. Raises StateError."""
         self.make_home()
-        self.clear_staging()
+        try:
+            self._remove_staging()
+        except OSError as error:
+            raise StateError(
+                f"{self.staging}, which a killed run left, cannot be removed ({error.strerror}); "
+                "nothing was changed. Make ROOT writable, and run rebaser as its owner"
+            ) from error
         make_folder(self.staging, self.root)
         make_folder(self.runs, self.root)
 
@@ -82,7 +89,14 @@ class State:
         return os.path.lexists(self.staging)
 
     def clear_staging(self) -> None:
-        """Remove the staging folder, and those that it says lie on other file systems."""
+        """Remove the staging folder, and those that it says lie on other file systems.
+
+        Where that fails, it is left to the next run.
+        """
+        with suppress(OSError):
+            self._remove_staging()
+
+    def _remove_staging(self) -> None:
         import shutil
 
         if not os.path.lexists(self.staging):
