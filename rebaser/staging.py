@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat as modes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -190,7 +190,7 @@ def _append_copy(
 
 def _copy(item: Wanted, path: str) -> Staged:
     """Copy the original, byte for byte."""
-    source = open_to_read(item.target)
+    source = _open_original(item)
     try:
         _still_as_seen(source, item.seen)
         image = item.image or read_image(source, item.seen.size)
@@ -205,6 +205,17 @@ def _copy(item: Wanted, path: str) -> Staged:
     return Staged(path, image, item.move.new_base, item.move.clear_flag)
 
 
+def _open_original(item: Wanted) -> int:
+    try:
+        return open_to_read(item.target)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ChangedError("it was removed meanwhile") from None
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise ChangedError("it became a symbolic link meanwhile") from None
+
+
 def _copy_bytes(source: int, copy: int) -> None:
     while window := os.read(source, WINDOW):
         rest = memoryview(window)
@@ -214,7 +225,7 @@ def _copy_bytes(source: int, copy: int) -> None:
 
 def _check(item: Wanted, one: Staged) -> None:
     """Compare the moved copy with the original, every byte."""
-    source = open_to_read(item.target)
+    source = _open_original(item)
     try:
         _still_as_seen(source, item.seen)
         staged = os.open(one.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -234,16 +245,21 @@ def _check(item: Wanted, one: Staged) -> None:
 
 def _seal(item: Wanted, path: str, touch: bool) -> None:
     """Give the copy its original's owner, mode, extended attributes and times; make it durable."""
-    st = os.stat(item.target, follow_symlinks=False)
-    if not is_as_seen(st, item.seen):
-        raise ChangedError("it changed while it was copied")
+    original = _open_original(item)
+    try:
+        st = os.fstat(original)
+        if not is_as_seen(st, item.seen):
+            raise ChangedError("it changed while it was copied")
+        attributes = _extended_attributes(original)
+    finally:
+        os.close(original)
     # By descriptor: the owner of a tree that root rebases cannot slip another file in between.
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         copy = os.fstat(descriptor)
         if (copy.st_uid, copy.st_gid) != (st.st_uid, st.st_gid):
             os.fchown(descriptor, st.st_uid, st.st_gid)
-        _copy_extended_attributes(item.target, descriptor)
+        _set_extended_attributes(descriptor, attributes)
         os.fchmod(descriptor, modes.S_IMODE(st.st_mode))
         if not touch:
             os.utime(descriptor, ns=(st.st_atime_ns, st.st_mtime_ns))
@@ -252,19 +268,21 @@ def _seal(item: Wanted, path: str, touch: bool) -> None:
         os.close(descriptor)
 
 
-def _copy_extended_attributes(source: str, copy: int) -> None:
+def _extended_attributes(descriptor: int) -> Mapping[str, bytes]:
     if not hasattr(os, "listxattr"):
-        return
+        return {}
     try:
-        names = os.listxattr(source, follow_symlinks=False)
+        return {name: os.getxattr(descriptor, name) for name in os.listxattr(descriptor)}
     except OSError as error:
         if error.errno in (errno.ENOTSUP, errno.ENODATA, errno.EINVAL):
-            return
+            return {}
         raise
-    for name in names:
-        value = os.getxattr(source, name, follow_symlinks=False)
+
+
+def _set_extended_attributes(descriptor: int, attributes: Mapping[str, bytes]) -> None:
+    for name, value in attributes.items():
         try:
-            os.setxattr(copy, name, value)
+            os.setxattr(descriptor, name, value)
         except OSError:
             # A label that a security module keeps for itself is set by it on every new file.
             if not name.startswith("security."):
