@@ -62,14 +62,25 @@ class _Maps:
             st = os.stat(path, follow_symlinks=False)
         except OSError:
             return set()
-        # Both must fit: inodes repeat from one file system to the next, and the device that maps
-        # shows is not st_dev on btrfs and overlayfs.
-        name = os.path.basename(path)
-        return {pid for base, pid in self._by_inode.get(st.st_ino, ()) if base == name}
+        base = os.path.basename(path)
+        # An inode alone is not enough, it repeats from one file system to the next; and the device
+        # that maps shows is not st_dev on btrfs and overlayfs.
+        return {
+            pid
+            for name, pid in self._by_inode.get(st.st_ino, ())
+            if os.path.basename(name) == base or _is_same_file(name, st)
+        }
+
+
+def _is_same_file(path: str, st: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(os.stat(path, follow_symlinks=False), st)
+    except (OSError, ValueError):
+        return False
 
 
 def _read_maps() -> dict[int, set[tuple[str, int]]]:
-    """Return {inode: {(last part of the name, process)}} of /proc/PID/maps (proc_pid_maps(5))."""
+    """Return {inode: {(name, process)}} of /proc/PID/maps (proc_pid_maps(5))."""
     found: dict[int, set[tuple[str, int]]] = {}
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -84,7 +95,7 @@ def _read_maps() -> dict[int, set[tuple[str, int]]]:
             if len(fields) < 6 or fields[4] == b"0" or fields[5] == previous:
                 continue
             previous = fields[5]
-            name = os.fsdecode(os.path.basename(previous)).replace("\\012", "\n")
+            name = os.fsdecode(previous).replace("\\012", "\n")
             found.setdefault(int(fields[4]), set()).add((name, int(pid)))
     return found
 
