@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 # Windows reserves address space in units of 64 KiB (SYSTEM_INFO.dwAllocationGranularity).
 GRANULARITY = 0x10000
@@ -15,8 +15,7 @@ ARM64 = 0xAA64
 MACHINE_NAMES = {I386: "i386", X86_64: "x86_64", ARM64: "arm64"}
 
 
-@dataclass(frozen=True)
-class Range:
+class Range(NamedTuple):
     """The half-open range of addresses `[low, high)`, in bytes."""
 
     low: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from locks.fdinfo import flock_in, read_fdinfo
 from locks.flock import Flock, LockFileError, Mode
@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 _ORDER = ("exclusive", "shared", "unknown", "unlocked")
 
 
-@dataclass(frozen=True)
-class Inherited:
+class Inherited(NamedTuple):
     """A descriptor from the caller that is the lock file.
 
     `state` is "exclusive", "shared", "unlocked", or "unknown": one of the latter two, where the

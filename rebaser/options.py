@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 from cygwin.address_space import ARENA, GRANULARITY, I386, SAFE, X86_64, Range
 from rebaser.errors import UsageError
@@ -14,8 +14,7 @@ from rebaser.text import address
 FOUR_GIB = 0x1_0000_0000
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(NamedTuple):
     """What a run is to do. Two runs with equal options do the same work on the same tree."""
 
     arena: Range | None = None
@@ -47,13 +46,12 @@ class Options:
 
     def key(self) -> str:
         """Return a text that differs where the options do; relative paths are made absolute."""
-        placed = replace(
-            self,
+        placed = self._replace(
             database=self.database and os.path.abspath(self.database),
             cygwin_root=self.cygwin_root and os.path.abspath(self.cygwin_root),
             avoid=tuple(map(os.path.abspath, self.avoid)),
         )
-        return " ".join(f"{field.name}={getattr(placed, field.name)!r}" for field in fields(self))
+        return " ".join(f"{name}={value!r}" for name, value in placed._asdict().items())
 
 
 def parse_arena(text: str) -> Range:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rebaser.plan import Move
 
 
-@dataclass(frozen=True)
-class Seconds:
+class Seconds(NamedTuple):
     """How long each stage of a run took; `wait` is for the lock."""
 
     wait: float = 0.0
@@ -23,8 +22,7 @@ class Seconds:
     """How long the lock was held exclusively."""
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(NamedTuple):
     """The result of a run.
 
     Paths are relative to the root; `skipped` and `failed` are (path, reason), `overlaps` two paths.
@@ -43,7 +41,7 @@ class Report:
     failed: tuple[tuple[str, str], ...] = ()
     overlaps: tuple[tuple[str, str], ...] = ()
     bytes_written: int = 0
-    seconds: Seconds = field(default_factory=Seconds)
+    seconds: Seconds = Seconds()
     planned: bool = False
     """The moves were planned only (--dry-run)."""
 

@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 from rebaser import runs
 from rebaser.databases import database_files
@@ -55,7 +54,7 @@ def run(
     finally:
         job.progress.close()
     job.seconds["total"] = time.monotonic() - began
-    return replace(report, seconds=Seconds(**job.seconds))
+    return report._replace(seconds=Seconds(**job.seconds))
 
 
 class _Run:
@@ -89,7 +88,7 @@ class _Run:
         self._engine()
         look = self._look(self._memory())
         as_planned = Applied(moved=list(look.plan.moves))
-        return replace(self._report(look, as_planned), bytes_written=0, planned=True)
+        return self._report(look, as_planned)._replace(bytes_written=0, planned=True)
 
     def run(self, wait: float | None) -> Report:
         """Look, and where there is work, do it."""
@@ -147,7 +146,7 @@ class _Run:
             now = self.state.time()
             look = self._look(self._memory())
             applied = self._apply(look, lock) if look.plan.moves else None
-            report = replace(self._report(look, applied), run=record.number if applied else None)
+            report = self._report(look, applied)._replace(run=record.number if applied else None)
             seen = look.scan.memory
             if applied and applied.moved:
                 from rebaser.survey import with_moves
@@ -313,8 +312,7 @@ class _Run:
         return f"{self.options.key()} {stats}"
 
     def _finish(self, record: Record, report: Report) -> None:
-        record = replace(
-            record,
+        record = record._replace(
             engine=report.engine,
             moved=len(report.moved),
             bytes_written=report.bytes_written,

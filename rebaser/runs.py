@@ -7,15 +7,14 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from typing import NamedTuple
 
 from rebaser.state import State, StateError
 
 KEPT_RECORDS = 30
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """What a run was asked for: its options as one text, and which images may move.
 
     `below` is the part of the tree asked for ("" is all of it, else a path that ends in a slash);
@@ -50,8 +49,7 @@ class Request:
         )
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """One run. `failed` and `overlaps` are what was left, by paths relative to the root."""
 
     number: int
@@ -62,7 +60,7 @@ class Record:
     moved: int = 0
     bytes_written: int = 0
     failed: tuple[tuple[str, str], ...] = ()
-    overlaps: tuple[tuple[str, str], ...] = field(default=())
+    overlaps: tuple[tuple[str, str], ...] = ()
 
 
 def newest_number(state: State) -> int:
@@ -99,7 +97,7 @@ def finish(state: State, record: Record) -> Record:
     Not where the records were cleared away since it began: who was asked after that does not know
     this run's number, and would take it for a later one.
     """
-    record = replace(record, finished=_now())
+    record = record._replace(finished=_now())
     if os.path.lexists(_path(state, record.number)):
         _write(state, record)
     return record
@@ -145,9 +143,9 @@ def _path(state: State, number: int) -> str:
 
 
 def _write(state: State, record: Record) -> None:
-    fields = asdict(record)
     only = record.request.only
-    fields["request"]["only"] = None if only is None else sorted(only)
+    request = {**record.request._asdict(), "only": None if only is None else sorted(only)}
+    fields = {**record._asdict(), "request": request}
     import json
 
     state.write(_path(state, record.number), json.dumps(fields, indent=1).encode("ascii"))

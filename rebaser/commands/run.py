@@ -200,7 +200,7 @@ def print_json(report: Report) -> None:
         "failed": [{"path": path, "reason": reason} for path, reason in report.failed],
         "overlaps": [list(pair) for pair in report.overlaps],
     }
-    seconds = {name: round(value, 6) for name, value in vars(report.seconds).items()}
+    seconds = {name: round(value, 6) for name, value in report.seconds._asdict().items()}
     print(
         json.dumps(
             {
