@@ -99,6 +99,11 @@ class Image:
         return bool(self.dll_characteristics & HIGH_ENTROPY_VA)
 
     @property
+    def truncated(self) -> bool:
+        """Whether the file ends before the image does: it is still being written, or lost."""
+        return self.fault is not None and self.fault.startswith("truncated")
+
+    @property
     def slot_size(self) -> int:
         """Bytes of address space that it occupies: its size rounded up to 64 KiB."""
         return slot_size(self.size)

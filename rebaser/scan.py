@@ -344,7 +344,8 @@ def flags_of(image: Image) -> int:
     from cygwin.address_space import ARENA
     from cygwin.image import NET_ONLY
 
-    forks = image.is_dll and image.machine in ARENA and image.fault != NET_ONLY
+    loads = not image.truncated and image.fault != NET_ONLY
+    forks = loads and image.is_dll and image.machine in ARENA
     return (
         (memories.DYNAMIC_BASE if image.dynamic_base else 0)
         | (memories.SIGNED if image.signed else 0)
