@@ -315,3 +315,13 @@ def test_a_read_only_file_system(rebaser: Rebaser, tmp_path: Path, tree: Path) -
         assert (result.status, result.err) == (0, "")
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_files_still_being_copied_are_no_overlap(rebaser: Rebaser, tree: Path) -> None:
+    """Two packages are being installed while a third one's hook runs: that is not its failure."""
+    for name in ("one.dll", "two.dll"):
+        whole = add_dll(tree / "lib" / name)
+        (tree / "lib" / name).write_bytes(whole[:-600])
+    report = rebaser.report("run", tree)
+    assert (report["overlaps"], len(report["skipped"])) == ([], 2)
+    assert rebaser("run", tree).status == 0
