@@ -7,11 +7,11 @@ import stat
 import struct
 from dataclasses import dataclass
 
-from cygwin.address_space import GRANULARITY, I386, X86_64
+from cygwin.address_space import GRANULARITY, X86_64
+from cygwin.paths import DATABASES
 
 _MAGIC = b"rBiI"
 _VERSION = 1
-_SUFFIXES = {X86_64: "x86_64", I386: "i386"}
 _HEADER = struct.Struct("<4sHHQIiI")  # magic, machine, version, base, offset, down, count
 _ENTRY = struct.Struct("<QIQIII")  # name pointer, name size, base, image size, slot size, flags
 
@@ -49,12 +49,6 @@ class Database:
     offset: int  #: bytes that it leaves free between two DLLs
     down: bool  #: it fills downward from `base`
     entries: tuple[Entry, ...]  #: in the order of the file, which is that of their paths
-
-
-def default_database(machine: int) -> str | None:
-    """Return the Cygwin path of the system's database for `machine`; None: it has none."""
-    suffix = _SUFFIXES.get(machine)
-    return None if suffix is None else f"/etc/rebase.db.{suffix}"
 
 
 def read_database(path: str) -> Database:
@@ -95,7 +89,7 @@ def parse_database(data: bytes) -> Database:
             f"truncated: it has {len(data)} bytes, its header alone needs {_HEADER.size}"
         )
     _, machine, version, base, offset, down, count = _HEADER.unpack_from(data)
-    if machine not in _SUFFIXES:
+    if machine not in DATABASES:
         raise ValueError(f"for an unknown machine 0x{machine:x}")
     if version != _VERSION:
         raise ValueError(f"has version {version}; only version {_VERSION} is known")

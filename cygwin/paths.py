@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import posixpath
 
+from cygwin.address_space import I386, X86_64
+
 # Cygwin's default mounts (User's Guide, "The Cygwin Mount Table"): two names for one folder.
 _MOUNTS = (("/usr/bin", "/bin"), ("/usr/lib", "/lib"))
 _DRIVES = "/cygdrive/"
 _WINE_DRIVE = "/cygdrive/z"  # Wine's drive Z: is the host's whole file system
+
+# Where `rebase -s` keeps what it knows, by machine: Cygwin names.
+DATABASES = {X86_64: "/etc/rebase.db.x86_64", I386: "/etc/rebase.db.i386"}
 
 
 def host_path(cygwin_path: str, cygwin_root: str | None = None) -> str | None:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import os
 
-from cygwin.address_space import I386, X86_64
-from cygwin.paths import host_path
+from cygwin.paths import DATABASES, host_path
 
 
 def database_files(database: str | None, cygwin_root: str | None) -> list[str]:
     """Return the paths of the database files that are there to be read."""
     if database:
         return [database]
-    from cygwin.database import default_database
-
-    names = (host_path(default_database(m) or "", cygwin_root) for m in (X86_64, I386))
+    names = (host_path(name, cygwin_root) for name in DATABASES.values())
     return [name for name in names if name and os.path.lexists(name)]
 
 

@@ -16,10 +16,10 @@ from cygwin.database import (
     Database,
     DatabaseError,
     Entry,
-    default_database,
     parse_database,
     read_database,
 )
+from cygwin.paths import DATABASES
 
 ONE = Database(
     0x8664,
@@ -166,9 +166,7 @@ def test_every_entry_of_the_largest_file_is_refused_or_read_in_bounded_memory(
 
 
 def test_each_machine_has_its_default() -> None:
-    assert default_database(0x8664) == "/etc/rebase.db.x86_64"
-    assert default_database(0x14C) == "/etc/rebase.db.i386"
-    assert default_database(0xAA64) is None
+    assert DATABASES == {0x8664: "/etc/rebase.db.x86_64", 0x14C: "/etc/rebase.db.i386"}
 
 
 @pytest.mark.cygwin
