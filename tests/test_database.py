@@ -12,6 +12,7 @@ from cygwin_root import CygwinRoot
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cygwin import paths
 from cygwin.database import (
     Database,
     DatabaseError,
@@ -19,7 +20,6 @@ from cygwin.database import (
     parse_database,
     read_database,
 )
-from cygwin.paths import DATABASES
 
 ONE = Database(
     0x8664,
@@ -166,7 +166,7 @@ def test_every_entry_of_the_largest_file_is_refused_or_read_in_bounded_memory(
 
 
 def test_each_machine_has_its_default() -> None:
-    assert DATABASES == {0x8664: "/etc/rebase.db.x86_64", 0x14C: "/etc/rebase.db.i386"}
+    assert paths.DATABASES == {0x8664: "/etc/rebase.db.x86_64", 0x14C: "/etc/rebase.db.i386"}
 
 
 @pytest.mark.cygwin
