@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,3 +34,11 @@ def rebaser(tmp_path_factory: pytest.TempPathFactory) -> Rebaser:
 def tree(tmp_path: Path) -> Path:
     """Return a tree of six DLLs that collide."""
     return make_tree(tmp_path / "tree")
+
+
+@pytest.fixture
+def open_tree() -> Iterator[Path]:
+    """Return such a tree where other users can reach it; pytest's own folder is closed to them."""
+    with tempfile.TemporaryDirectory(prefix="rebaser-test-") as folder:
+        os.chmod(folder, 0o755)
+        yield make_tree(Path(folder, "tree"))

@@ -32,14 +32,6 @@ def as_nobody(rebaser: Rebaser, *words: str | os.PathLike[str]) -> Result:
     return rebaser(*words, before=before)
 
 
-def open_to_all(path: Path) -> None:
-    """Let other users reach a folder below pytest's own."""
-    while path != path.parent:
-        if path.stat().st_uid == os.geteuid() and not path.stat().st_mode & 0o001:
-            path.chmod(path.stat().st_mode | 0o111)
-        path = path.parent
-
-
 def give(root: Path, user: int) -> None:
     """Make all of a tree another user's."""
     for path in [root, *root.rglob("*")]:
@@ -203,8 +195,8 @@ def test_a_loop_of_links(rebaser: Rebaser, tree: Path) -> None:
 
 
 @ROOT_ONLY
-def test_what_cannot_be_read(rebaser: Rebaser, tree: Path) -> None:
-    open_to_all(tree)
+def test_what_cannot_be_read(rebaser: Rebaser, open_tree: Path) -> None:
+    tree = open_tree
     add_dll(tree / "lib/secret/x.dll")
     add_dll(tree / "lib/y.dll")
     give(tree, NOBODY)
@@ -233,8 +225,8 @@ def test_what_cannot_be_read(rebaser: Rebaser, tree: Path) -> None:
 
 
 @ROOT_ONLY
-def test_a_root_that_cannot_be_listed(rebaser: Rebaser, tree: Path) -> None:
-    open_to_all(tree)
+def test_a_root_that_cannot_be_listed(rebaser: Rebaser, open_tree: Path) -> None:
+    tree = open_tree
     tree.chmod(0)
     result = as_nobody(rebaser, "run", tree, "--lock-file", "/tmp/rebaser-test-no-such-dir/x")
     assert result.status in (1, 2)
@@ -243,8 +235,8 @@ def test_a_root_that_cannot_be_listed(rebaser: Rebaser, tree: Path) -> None:
 
 
 @ROOT_ONLY
-def test_a_tree_that_may_not_be_written(rebaser: Rebaser, tree: Path) -> None:
-    open_to_all(tree)
+def test_a_tree_that_may_not_be_written(rebaser: Rebaser, open_tree: Path) -> None:
+    tree = open_tree
     before = contents(tree)
     result = as_nobody(rebaser, "run", tree)
     assert result.status == 1
@@ -259,8 +251,8 @@ def test_a_tree_that_may_not_be_written(rebaser: Rebaser, tree: Path) -> None:
 
 
 @ROOT_ONLY
-def test_a_folder_that_may_not_be_written(rebaser: Rebaser, tree: Path) -> None:
-    open_to_all(tree)
+def test_a_folder_that_may_not_be_written(rebaser: Rebaser, open_tree: Path) -> None:
+    tree = open_tree
     give(tree, NOBODY)
     add_dll(tree / "lib/locked/z.dll")
     os.chown(tree / "lib", NOBODY, NOBODY)
