@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import stat
@@ -16,7 +17,8 @@ from cygwin_root import CygwinRoot
 
 from cygwin.image import read_image
 from rebaser.errors import RebaserError
-from rebaser.hooks import sage_edit
+from rebaser.hooks import cygwin_hook, sage_edit
+from rebaser.tree import Tree
 
 # As SageMath's build/bin/sage-spkg has them, in a script of our own.
 SAGE_SPKG = """\
@@ -165,6 +167,12 @@ class TestCygwinScript:
         done = call(rebaser, "hook", "cygwin", str(root))
         assert done.returncode == 2
         assert "line break" in done.stderr
+
+    def test_two_trees_have_two_names(self, tmp_path: Path) -> None:
+        roots = [f"{tmp_path}/{name}" for name in ("a/b", "a-b", "a b", "ab", "a\udcffb")]
+        hooks = [cygwin_hook(Tree(root, "", root), ["rebaser"], "") for root in roots]
+        assert len({hook.path for hook in hooks}) == len(roots)
+        assert all(re.fullmatch(r"/etc/postinstall/zp_[\w.-]+\.dash", h.path) for h in hooks)
 
     def install(self, rebaser: str, root: Path, prefix: Path) -> Path:
         done = call(rebaser, "hook", "cygwin", str(root), "--install", "--root", str(prefix))

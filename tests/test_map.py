@@ -247,6 +247,9 @@ class TestSvg:
         text = output(capsys, "map", tree, "--svg", "-")
         assert ET.fromstring(text.encode()).tag == f"{SVG}svg"
 
+    def test_one_thing_at_a_time_on_standard_output(self, tree: Path) -> None:
+        assert run("map", tree, "--svg", "-", "--json") == 2
+
     def test_a_file_that_cannot_be_written(
         self, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

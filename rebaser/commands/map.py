@@ -38,7 +38,7 @@ from rebaser.commands.run import (
     add_scan_arguments,
     print_lines,
 )
-from rebaser.errors import RebaserError
+from rebaser.errors import RebaserError, UsageError
 from rebaser.look import Look, look
 from rebaser.options import Options, parse_arena
 from rebaser.progress import make_progress
@@ -118,6 +118,10 @@ def look_as_asked(arguments: Namespace) -> tuple[Tree, Look]:
 
 def main(arguments: Namespace) -> int:
     """Look, draw, and return the exit status."""
+    if arguments.json and arguments.svg == "-":
+        raise UsageError(
+            "--json and --svg - both want standard output: name a file for the picture"
+        )
     tree, found = look_as_asked(arguments)
     root = tree.root
     if arguments.svg:

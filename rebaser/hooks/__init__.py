@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -36,7 +37,11 @@ def cygwin_hook(tree: Tree, command: Sequence[str], prefix: str) -> Hook:
 
     `prefix` is put before Cygwin's own folders, /etc and /var, also when the script runs.
     """
-    name = "rebaser" + re.sub(r"[^A-Za-z0-9._]+", "-", tree.root.rstrip("/"))
+    name = "rebaser" + tree.root.rstrip("/").replace("/", "-")
+    if not re.fullmatch(r"[A-Za-z0-9._/]*", tree.root):
+        # /opt/a-b and /opt/a/b are two trees, and need two names.
+        sum_ = zlib.crc32(tree.root.encode("utf-8", "surrogateescape"))
+        name = f"{re.sub('[^A-Za-z0-9._-]+', '-', name)}-{sum_:08x}"
     path = f"{prefix}/etc/postinstall/zp_{name}.dash"
     words = {
         "PLACE": path,
