@@ -167,12 +167,12 @@ class _Sheet:
             if at:
                 style = turns.get(region) or _CLASSES[region.kind]
                 self.rect(style, at[0], max(at[1], LEAST), _title(region))
-        for part in row.collisions:
+        for part, sharers in _shared(row):
             at = _clip(part.low, part.high, row.low, size)
             if at:
                 wide = max(at[1], LEAST_COLLISION)
                 x = max(LEFT, at[0] - (wide - at[1]) / 2)
-                self.rect("x", x, wide, _collision_title(part, row.parts))
+                self.rect("x", x, wide, _collision_title(part, sharers))
         if row.collisions:
             x, y = LEFT + ROW_WIDTH + 8, self.y + ROW_HEIGHT / 2
             self.parts.append(f'<path class="mark" d="M{x} {y:g}l12 -7v14z"/>')
@@ -242,9 +242,19 @@ def _title(region: Region) -> str:
     )
 
 
-def _collision_title(part: Range, regions: Sequence[Region]) -> str:
-    there = [r for r in regions if r.low < part.high and r.high > part.low]
-    lines = [f"OVERLAP {address(part.low)}-{address(part.high)}", *_names(there)]
+def _shared(row: Row) -> Iterator[tuple[Range, Sequence[Region]]]:
+    """Yield each collision of a row with the regions that share it; both are sorted by address."""
+    coming = list(reversed(row.parts))
+    there: list[Region] = []
+    for part in row.collisions:
+        while coming and coming[-1].low < part.high:
+            there.append(coming.pop())
+        there = [region for region in there if region.high > part.low]
+        yield part, there
+
+
+def _collision_title(part: Range, sharers: Sequence[Region]) -> str:
+    lines = [f"OVERLAP {address(part.low)}-{address(part.high)}", *_names(sharers)]
     return "\n".join(map(_clean, lines))
 
 

@@ -119,9 +119,7 @@ def look_as_asked(arguments: Namespace) -> tuple[Tree, Look]:
 def main(arguments: Namespace) -> int:
     """Look, draw, and return the exit status."""
     if arguments.json and arguments.svg == "-":
-        raise UsageError(
-            "--json and --svg - both want standard output: name a file for the picture"
-        )
+        raise UsageError("--json and --svg - both want standard output: name a file for the SVG")
     tree, found = look_as_asked(arguments)
     root = tree.root
     if arguments.svg:
