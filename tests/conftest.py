@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from cygwin_root import cygwin_root, pristine_root, real_programs
 from trees import Rebaser, make_tree
+from wheels import wheel_tree
 
-__all__ = ["cygwin_root", "pristine_root", "real_programs"]
+__all__ = ["cygwin_root", "pristine_root", "real_programs", "wheel_tree"]
 
 
 @pytest.fixture(scope="session", autouse=True)
