@@ -10,12 +10,13 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cygwin_root import CygwinRoot
-from stop_at import CHANGING, Counter, die, in_child, intercept
+from stop_at import CHANGING, Call, Counter, die, in_child, intercept
 from trees import (
     Rebaser,
     add_dll,
@@ -179,6 +180,45 @@ def test_kill_at_every_step(
         shutil.rmtree(root)
         shutil.rmtree(root.with_name(root.name + "-places"), ignore_errors=True)
     assert steps > 40, "the calls of a run are no longer seen"
+
+
+@pytest.mark.slow
+def test_interrupt_at_every_step(in_memory: Path) -> None:
+    """^C: what was begun is put back, the status is 130, and nothing is left over."""
+    log = in_memory / "log"
+
+    def press(name: str, real: Call, words: Sequence[Any]) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def prepare(number: int) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        intercept([*CHANGING, "flock"], Counter(number, press))
+
+    interrupted = cleared = 0
+    for number in range(1, 1000, 3):
+        root = in_memory / f"t{number}"
+        cold(root)
+        words = ["run", str(root)]
+        check = Check(root)
+        status = os.WEXITSTATUS(in_child(words, lambda number=number: prepare(number), log))
+        said = log.read_text()
+        assert status in (0, 130), said
+        assert "this is a bug" not in said
+        check.sound()
+        if status == 130:
+            interrupted += 1
+            assert "interrupted" in said
+            cleared += left_over(root) == []
+        assert in_child(words, lambda: None, log) == 0, log.read_text()
+        check.sound()
+        assert overlaps(root) == set()
+        assert left_over(root) == []
+        shutil.rmtree(root)
+        if status == 0 and number > 100:
+            break
+    assert interrupted > 10
+    # Pressed while the staging folder is removed, some of it may stay for the next run.
+    assert cleared > interrupted * 0.6
 
 
 def random_kills(rebaser: Rebaser, source: Path, work: Path, times: int) -> None:
