@@ -32,6 +32,7 @@ class Terminal:
     def __init__(self, folder: Path, columns: int, background: str) -> None:
         self.socket = str(folder / "tmux")
         self.columns = columns
+        self.calls = 0
         # COLORFGBG is how terminals tell a program whether their background is light.
         colours = {"dark": "15;0", "light": "0;15"}[background]
         environment = {
@@ -72,10 +73,11 @@ class Terminal:
         return "\n".join(line.rstrip() for line in text.split("\n"))
 
     def type(self, *words: object) -> None:
-        """Type a call of rebaser; a line that says `ended: STATUS` follows it."""
+        """Type a call of rebaser; a line that says `NUMBER ended: STATUS` follows it."""
         call = shlex.join([sys.executable, "-m", "rebaser", *map(str, words)])
         # The typed line itself must not look like the end.
-        self.send(f'clear; {call}; echo "end""ed: $?"')
+        self.calls += 1
+        self.send(f'clear; {call}; echo "{self.calls} end""ed: $?"')
 
     def send(self, line: str) -> None:
         subprocess.run([*self.tmux(), "send-keys", "-l", line], check=True, timeout=20)
@@ -93,8 +95,8 @@ class Terminal:
 
     def result(self, status: int) -> str:
         """Wait for the end of the command; return the screen."""
-        screen = self.until(lambda text: re.search(r"^ended: \d+$", text, re.M))
-        assert f"ended: {status}\n" in screen, screen
+        screen = self.until(lambda text: re.search(rf"^{self.calls} ended: \d+$", text, re.M))
+        assert f"{self.calls} ended: {status}\n" in screen, screen
         return screen
 
 
