@@ -100,11 +100,24 @@ class Programs:
         """Clear DYNAMIC_BASE in `files`, names relative to `cwd`. Raises ProgramError."""
         return self._run_on(self.peflags_path, ["-d0"], files, cwd, timeout)
 
+    def remember(self, files: Sequence[str], *, cwd: str, timeout: float) -> Outcome:
+        """Record where `files` lie now in Cygwin's database (rebase 4.6 and newer: -M).
+
+        The next `rebase -s` leaves them there. Raises ProgramError, and ValueError for a name that
+        a list cannot hold.
+        """
+        return self._run_on_list(self.rebase_path, ["-M"], files, cwd, timeout)
+
     def _run_on(
         self, program: str, options: list[str], files: Sequence[str], cwd: str, timeout: float
     ) -> Outcome:
         if sum(map(len, files)) <= _MOST_ARGUMENTS:
             return run([program, *options, "--", *files], cwd=cwd, timeout=timeout)
+        return self._run_on_list(program, options, files, cwd, timeout)
+
+    def _run_on_list(
+        self, program: str, options: list[str], files: Sequence[str], cwd: str, timeout: float
+    ) -> Outcome:
         if any("\n" in name or len(os.fsencode(name)) > 250 for name in files):
             # rebase cuts a line of its list after 261 bytes.
             raise ValueError("a name is too long, or not fit, for a list of files")

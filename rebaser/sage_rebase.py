@@ -27,6 +27,9 @@ FLAGS = {
     "-t": "--touch",
     "--touch": "--touch",
 }
+# Seconds that recording may take: nothing is moved then.
+LONGEST = 600.0
+
 # rebaser clears DYNAMIC_BASE anyway (rebase -n).
 IMPLIED = ("-n", "--no-dynamicbase")
 
@@ -53,8 +56,36 @@ def main() -> None:
             complain(f"sage-rebase: the flag {flag} of Cygwin's rebase is passed over")
     status = status_of(["run", "--no-wait", *dict.fromkeys(options), *folders])
     if status == 0 and record:
-        status = status_of(["hook", "cygwin", "--record", *folders])
+        status = _record(folders[0] if folders else None)
     sys.exit(status)
+
+
+def _record(folder: str | None) -> int:
+    """Have Cygwin's database know where the images of the tree are; return the exit status."""
+    from cygwin.programs import ProgramError, Programs
+    from rebaser.cli import complain
+    from rebaser.scan import Rules, scan
+    from rebaser.state import State
+    from rebaser.tree import find_tree
+
+    tree = find_tree(folder)
+    programs = Programs.find()
+    if programs is None:
+        complain("sage-rebase --all: Cygwin's program rebase was not found; nothing was recorded")
+        return 1
+    seen = State(tree.state_dir, tree.root).load_memory(complain)
+    found = scan(tree.root, Rules(), seen)
+    assert found is not None, "a scan that is not told where to stop ends"
+    images = [tree.path(path) for path, one in found.memory.files() if one.base_width]
+    try:
+        outcome = programs.remember(images, cwd=tree.root, timeout=LONGEST)
+    except (ProgramError, ValueError) as error:
+        complain(f"sage-rebase --all: {error}; nothing was recorded in Cygwin's database")
+        return 1
+    if outcome.status:
+        complain(f"sage-rebase --all: {outcome}; Cygwin's database may not know the new places")
+        return 1
+    return 0
 
 
 def _split(words: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
