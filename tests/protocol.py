@@ -126,6 +126,13 @@ def first_line(child: subprocess.Popen[str]) -> str:
     return child.stderr.readline()
 
 
+def stop(child: subprocess.Popen[str]) -> None:
+    """Stop a process, and wait until it has stopped: woken before that, it may take the lock."""
+    child.send_signal(signal.SIGSTOP)
+    _, status = os.waitpid(child.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status), "it has ended already"
+
+
 @contextlib.contextmanager
 def asked_before(
     rebaser: Rebaser, root: Path, *words: str | os.PathLike[str], **options: Any
@@ -144,7 +151,7 @@ def asked_before(
             finished(child)
             raise
         # Stopped, it is in no queue for the lock: whoever comes meanwhile is before it.
-        child.send_signal(signal.SIGSTOP)
+        stop(child)
 
     def go_on() -> Result:
         child.send_signal(signal.SIGCONT)
@@ -168,7 +175,7 @@ def stopped_at_work(
     child = rebaser.start("run", *words, "--json")
     try:
         eventually(lambda: records.exists() and set(os.listdir(records)) - known)
-        child.send_signal(signal.SIGSTOP)
+        stop(child)
         (new,) = set(os.listdir(records)) - known
         eventually(lambda: (records / new).stat().st_size)
         assert json.loads((records / new).read_bytes())["finished"] is None, "it was too quick"
