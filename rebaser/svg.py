@@ -12,7 +12,6 @@ from rebaser.address_map import (
     Kind,
     Region,
     Row,
-    Zone,
     binary_size,
     draw,
     extent,
@@ -142,7 +141,9 @@ class _Sheet:
         """Add the rows of a zone under its heading."""
         zone = drawing.zone
         self.y += 10
-        self.text(_clean(_heading(found, zone, drawing.row_size)), "head")
+        self.text(_clean(_heading(found, drawing)), "head")
+        if zone.is_arena:
+            self.text(_clean(_room(found)))
         if not drawing.lines:
             self.rect("free", LEFT, ROW_WIDTH, f"all {binary_size(zone.high - zone.low)} free")
             self.y += ROW_STEP
@@ -205,19 +206,25 @@ def _clip(low: int, high: int, row_low: int, row_size: int) -> tuple[float, floa
     return LEFT + (low - row_low) / row_size * ROW_WIDTH, (high - low) / row_size * ROW_WIDTH
 
 
-def _heading(found: AddressMap, zone: Zone, row_size: int) -> str:
+def _heading(found: AddressMap, drawing: Drawing) -> str:
+    zone = drawing.zone
     high = f"-{address(zone.high)}" if zone.high < 1 << 47 else " and up"
-    heading = f"{address(zone.low)}{high}  {zone.name}"
-    if zone.is_arena:
-        use = use_of(found)
-        heading += f": {binary_size(use.images)} used"
-        if use.others:
-            heading += f", {binary_size(use.others)} kept for others"
-        heading += f", {binary_size(use.free)} free"
-        if use.largest_gap:
-            gap = use.largest_gap
-            heading += f", largest gap {binary_size(gap.high - gap.low)} at {address(gap.low)}"
-    return f"{heading}; a row is {binary_size(row_size)}"
+    scale = f"; a row is {binary_size(drawing.row_size)}" if drawing.lines else ""
+    count = sum(zone.low <= region.low < zone.high for region in found.images)
+    held = plural(count, "DLL") if count else "no DLLs"
+    return f"{address(zone.low)}{high}  {zone.name}: {held}{scale}"
+
+
+def _room(found: AddressMap) -> str:
+    use = use_of(found)
+    room = [f"{binary_size(use.images)} used"]
+    if use.others:
+        room.append(f"{binary_size(use.others)} kept for others")
+    room.append(f"{binary_size(use.free)} free")
+    if use.largest_gap:
+        gap = use.largest_gap
+        room.append(f"largest gap {binary_size(gap.high - gap.low)} at {address(gap.low)}")
+    return ", ".join(room)
 
 
 def _summary(found: AddressMap) -> str:
