@@ -25,6 +25,8 @@ from trees import (
     overlaps,
 )
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).resolve().parent
 
 
@@ -82,7 +84,6 @@ def crowd(
     assert bool(victims) == killed
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("killed", [False, True])
 def test_20_runs_and_4_installers(rebaser: Rebaser, tmp_path: Path, killed: bool) -> None:
     root = make_tree(tmp_path / "tree", 20)
@@ -97,7 +98,6 @@ def test_100_runs_and_8_installers(rebaser: Rebaser, tmp_path: Path, killed: boo
     crowd(rebaser, root, runs=100, installers=8, seconds=60, killed=killed)
 
 
-@pytest.mark.slow
 def test_20_runs_started_together(rebaser: Rebaser, tmp_path: Path) -> None:
     """At most two full scans, and every byte is written once."""
     root = make_tree(tmp_path / "tree", 60)

@@ -14,6 +14,8 @@ import pytest
 from stop_at import Call, in_child, intercept
 from trees import Rebaser, add_dll, add_dlls, make_tree, overlaps
 
+pytestmark = pytest.mark.slow
+
 Event = tuple[
     str, ...
 ]  # ("write", path), ("fsync", path), ("link", old, new), ("rename", old, new)

@@ -18,6 +18,8 @@ from trees import Rebaser, add_dlls, contents, damaged, left_over, overlaps
 
 __all__ = ["in_memory"]
 
+pytestmark = pytest.mark.slow
+
 # What needs room, as opposed to what only changes a name or an attribute.
 GROWING = ("open", "write", "pwrite", "fsync", "mkdir", "link", "setxattr")
 
@@ -46,7 +48,6 @@ class Failing:
         self.counter(name, real, words)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scene", "code", "lasting", "names", "stride"),
     [
@@ -118,7 +119,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("pages", [0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48])
 def test_a_disk_that_is_really_full(rebaser: Rebaser, small_disk: Path, pages: int) -> None:
     (small_disk / "var").mkdir()
@@ -172,7 +172,6 @@ def test_too_many_open_files(rebaser: Rebaser, tree: Path, limit: int) -> None:
     assert overlaps(tree) == set()
 
 
-@pytest.mark.slow
 def test_a_folder_that_vanishes_at_every_step(in_memory: Path) -> None:
     log = in_memory / "log"
     for number in range(1, 1000, 2):

@@ -51,7 +51,7 @@ def memories(draw: st.DrawFn) -> Memory:
     return Memory(draw(TEXT), draw(TEXT), folders, texts)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(memories())
 def test_round_trip(one: Memory) -> None:
     assert memory.load(memory.dump(one)) == one
@@ -90,7 +90,7 @@ def with_body(body: bytes) -> bytes:
     return struct.pack("<8sIIQ", memory.MAGIC, memory.VERSION, zlib.crc32(body), len(body)) + body
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_made_up_bodies_with_a_right_checksum(data: st.DataObject) -> None:
     body = bytearray(memory.dump(example())[24:])

@@ -81,7 +81,7 @@ RESERVED = st.lists(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(some_images(), RESERVED, st.randoms(use_true_random=False))
 def test_promises(images: list[Placed], reserved: list[Reserved], random: object) -> None:
     ranges = {X86_64: reserved}
@@ -141,7 +141,7 @@ def test_promises(images: list[Placed], reserved: list[Reserved], random: object
     assert make_plan(images, SMALL, ranges).kept == len(images) - len(moves)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(some_images(), RESERVED)
 def test_nothing_moves_that_need_not(images: list[Placed], reserved: list[Reserved]) -> None:
     moves = plan(images, {X86_64: reserved}, SMALL)
@@ -169,7 +169,7 @@ def test_nothing_moves_that_need_not(images: list[Placed], reserved: list[Reserv
         ), f"{one.path} could have stayed"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(some_images(), RESERVED)
 def test_a_second_plan_moves_nothing(images: list[Placed], reserved: list[Reserved]) -> None:
     ranges = {X86_64: reserved}

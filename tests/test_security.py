@@ -27,7 +27,10 @@ from trees import (
 from rebaser.state import State
 from rebaser.tree import find_tree
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be two users")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be two users"),
+]
 
 
 def plant(link: Path, target: Path, user: int = NOBODY) -> None:
