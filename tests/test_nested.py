@@ -1,0 +1,139 @@
+"""A tree inside a tree is one tree: one lock, one state, one plan, from whichever end it is run."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from protocol import eventually, finished, first_line, held, lock_file, stopped_at_work
+from trees import Rebaser, add_dll, add_dlls, bases, contents, damaged, make_tree, overlaps
+
+pytestmark = pytest.mark.timeout(100)
+
+VENV = "var/lib/sage/venv-python3.12"
+
+
+@pytest.fixture
+def outer(tmp_path: Path) -> Path:
+    """Return a tree with a virtual environment below it; all their DLLs collide."""
+    root = make_tree(tmp_path / "local", 8)
+    add_dlls(root / VENV, 8, first=50, folder="lib")
+    return root
+
+
+def states(root: Path) -> list[str]:
+    """Return where below `root` there is a state or a lock of rebaser's."""
+    return sorted(
+        str(path.relative_to(root))
+        for path in root.rglob("*")
+        if path.name in ("seen", "rebase.lock")
+    )
+
+
+OUTERS_OWN = ["var/lib/rebaser/seen", "var/lock/rebase.lock"]
+
+
+@pytest.mark.parametrize("told_by", ["SAGE_LOCAL", "lock", "state"])
+@pytest.mark.parametrize("first", ["inner", "outer"])
+def test_two_ends_at_once(rebaser: Rebaser, outer: Path, told_by: str, first: str) -> None:
+    environment = {}
+    if told_by == "SAGE_LOCAL":
+        environment["SAGE_LOCAL"] = str(outer)
+    elif told_by == "lock":
+        lock_file(outer)
+    else:
+        (outer / "var/lib/rebaser").mkdir(parents=True)
+    before = contents(outer)
+    env = {**os.environ, **environment}
+    ends = [outer / VENV, outer] if first == "inner" else [outer, outer / VENV]
+    running = [rebaser.start("run", end, env=env) for end in ends * 2]
+    for child in running:
+        result = finished(child)
+        assert result.status == 0, result.words
+    assert overlaps(outer) == set()
+    assert damaged(before, outer) == []
+    assert states(outer) == OUTERS_OWN
+
+
+def test_only_the_inner_images_move(rebaser: Rebaser, outer: Path) -> None:
+    lock_file(outer)
+    before = contents(outer)
+    report = rebaser.report("run", outer / VENV)
+    assert report["root"] == str(outer)
+    assert {Path(move["path"]).parts[0] for move in report["moved"]} == {"var"}
+    assert len(report["moved"]) == 8
+    now = contents(outer)
+    assert all(now[path] == before[path] for path in before if path.startswith("bin/"))
+    rebaser.report("run", outer)
+    assert overlaps(outer) == set()
+
+
+def test_the_inner_end_waits_for_the_outer(rebaser: Rebaser, tmp_path: Path) -> None:
+    outer = make_tree(tmp_path / "local", 250)
+    add_dlls(outer / VENV, 8, first=300, folder="lib")
+    before = contents(outer)
+    with stopped_at_work(rebaser, outer, str(outer)) as working:
+        env = {**os.environ, "SAGE_LOCAL": str(outer)}
+        result = rebaser("run", outer / VENV, "--no-wait", env={"SAGE_LOCAL": str(outer)})
+        assert result.status == 75
+        assert f"held by pid {working.pid} " in result.err
+        inner = rebaser.start("run", outer / VENV, env=env)
+        assert f"held by pid {working.pid} " in first_line(inner)
+        working.send_signal(signal.SIGCONT)
+        assert finished(working).status == 0
+        result = finished(inner)
+    assert result.status == 0, result.words
+    assert overlaps(outer) == set()
+    assert damaged(before, outer) == []
+
+
+def test_below_sage_local_but_not_of_it(rebaser: Rebaser, outer: Path, tmp_path: Path) -> None:
+    other = make_tree(tmp_path / "other")
+    beside = make_tree(tmp_path / "local-two")  # its name begins like that of the tree
+    for tree in (other, beside):
+        report = rebaser.report("run", tree, env={"SAGE_LOCAL": str(outer)})
+        assert report["root"] == str(tree)
+        assert states(tree) == OUTERS_OWN
+    assert states(outer) == []
+
+
+def test_through_a_symbolic_link(rebaser: Rebaser, outer: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(outer / VENV)
+    report = rebaser.report("run", link, env={"SAGE_LOCAL": str(outer)})
+    assert report["root"] == str(outer)
+    assert len(report["moved"]) == 8
+
+
+def test_the_outermost_of_three(rebaser: Rebaser, tmp_path: Path) -> None:
+    outer = make_tree(tmp_path / "a")
+    add_dlls(outer / "b", 3, first=20)
+    add_dlls(outer / "b/c", 3, first=30)
+    assert rebaser.report("run", outer / "b/c")["root"] == str(outer / "b/c")
+    assert rebaser.report("run", outer / "b")["root"] == str(outer / "b")
+    assert rebaser.report("run", outer)["root"] == str(outer)
+    assert rebaser.report("run", outer / "b/c")["root"] == str(outer)
+    assert overlaps(outer) == set()
+
+
+def test_the_inner_trees_lock_is_the_outers(rebaser: Rebaser, outer: Path) -> None:
+    # What an installer into the inner tree holds by `rebaser lock` is what a run waits for.
+    lock = lock_file(outer)
+    command = ["lock", "--root", str(outer / VENV), "-n"]
+    with held(lock, fcntl.LOCK_SH):
+        assert rebaser(*command, "true").status == 1
+        assert rebaser(*command, "-s", "true").status == 0
+    assert states(outer) == ["var/lock/rebase.lock"]
+
+
+def test_an_inner_newcomer_gives_way(rebaser: Rebaser, outer: Path) -> None:
+    rebaser.report("run", outer)
+    old = bases(outer)
+    lowest = min(old, key=lambda path: old[path])
+    add_dll(outer / VENV / "lib/new.dll", base=old[lowest], dll_characteristics=0x0100)
+    report = rebaser.report("run", outer / VENV)
+    assert [move["path"] for move in report["moved"]] == [f"{VENV}/lib/new.dll"]
+    eventually(lambda: not overlaps(outer))
