@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,6 @@ from rebaser.tree import Tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping
 
     from cygwin.image import Image
@@ -63,7 +63,7 @@ def apply(
         Wanted(move, tree.path(move.path), sources[move.path].seen, images.get(move.path))
         for move in moves
     ]
-    for batch in _batches(wanted, folders, in_one=engine.starts_processes):
+    for batch in _batches(wanted, in_one=engine.starts_processes):
         folders.remove_copies()
         with _timed(applied, "stage"):
             progress.phase("staging", sum(item.seen.size for item in batch), in_bytes=True)
@@ -85,10 +85,8 @@ def apply(
             )
 
 
-def _batches(
-    wanted: Sequence[Wanted], folders: StagingFolders, *, in_one: bool
-) -> Iterator[Sequence[Wanted]]:
-    """Divide what is to be staged so that the disk can hold the copies.
+def _batches(wanted: Sequence[Wanted], *, in_one: bool) -> Iterator[Sequence[Wanted]]:
+    """Divide what is to be staged so that each file system can hold its copies.
 
     All of it at once (`in_one`) where the engine starts processes: once a DLL that our own Python
     has loaded is replaced, Cygwin's fork fails in this process.
@@ -97,17 +95,27 @@ def _batches(
         yield wanted
         return
     batch: list[Wanted] = []
-    size = 0
-    limit = min(BATCH, folders.free_bytes() // 2)
+    room: dict[int, int] = {}  # bytes that the batch may still take, by device
     for item in wanted:
-        if batch and size + item.seen.size > limit:
+        device, size = item.seen.device, item.seen.size
+        if batch and size > room.get(device, size):
             yield batch
-            batch, size = [], 0
-            limit = min(BATCH, folders.free_bytes() // 2)
+            batch, room = [], {}
+        if device not in room:
+            room[device] = min(BATCH, _free_bytes(item.target) // 2)
         batch.append(item)
-        size += item.seen.size
+        room[device] -= size
     if batch:
         yield batch
+
+
+def _free_bytes(target: str) -> int:
+    """Return the free space of the file system that a file lies on."""
+    try:
+        st = os.statvfs(os.path.dirname(target))
+    except OSError:  # its folder is gone, so nothing of it will be staged
+        return 0
+    return st.f_bavail * st.f_frsize
 
 
 @contextmanager

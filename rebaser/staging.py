@@ -102,14 +102,6 @@ class StagingFolders:
             self.by_device[device] = folder
         return folder
 
-    def free_bytes(self) -> int:
-        """Return the free space of the fullest file system that is staged on."""
-        sizes = []
-        for folder in self.by_device.values():
-            st = os.statvfs(folder)
-            sizes.append(st.f_bavail * st.f_frsize)
-        return min(sizes, default=1 << 62)
-
 
 @dataclass
 class Staging:
