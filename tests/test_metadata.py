@@ -183,3 +183,19 @@ def test_a_full_file_system_below_the_root(rebaser: Rebaser, disk: Path) -> None
     (disk / "lib/other/ballast").unlink()
     assert len(rebaser.report("run", disk)["moved"]) == 2
     assert overlaps(disk) == set()
+
+
+def test_a_file_system_below_the_root_with_less_room_than_its_dlls(
+    rebaser: Rebaser, disk: Path
+) -> None:
+    """The batches are made for the room that there is on each."""
+    for number in range(12):
+        add_dll(disk / f"lib/other/x{number:02}.dll", data_size=0x20000)
+    before = contents(disk)
+    size = sum(len(data) for path, data in before.items() if path.startswith("lib/other"))
+    st = os.statvfs(disk / "lib/other")
+    (disk / "lib/other/ballast").write_bytes(bytes(st.f_bavail * st.f_frsize - size // 3))
+    report = rebaser.report("run", disk)
+    assert len(report["moved"]) == 15
+    assert damaged(before, disk) == []
+    assert left_over(disk) == []
