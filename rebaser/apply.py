@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -54,7 +54,7 @@ def apply(
     *,
     touch: bool,
     jobs: int,
-    rebasers: Collection[int],
+    rebasers: Callable[[], Collection[int]],
     progress: Progress,
 ) -> None:
     """Stage and commit `moves`; what was done is in `applied`, also when this is interrupted."""

@@ -34,7 +34,7 @@ def commit(
     sources: Mapping[str, Source],
     outcome: Outcome,
     *,
-    rebasers: Collection[int],
+    rebasers: Callable[[], Collection[int]],
     advance: Callable[[int], None],
 ) -> None:
     """Rename the copies over their originals, one by one, after a last look at each.

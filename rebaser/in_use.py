@@ -8,44 +8,38 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from rebaser.replace import is_on_windows
 
 
-def users_of(paths: Iterable[str], rebasers: Collection[int] = ()) -> Mapping[str, str]:
+def users_of(
+    paths: Iterable[str], rebasers: Callable[[], Collection[int]] = tuple
+) -> Mapping[str, str]:
     """Return {path: who has it mapped} for those of `paths` that are in use.
 
-    `rebasers` are other processes of rebaser: the DLLs that their Python has loaded (and this
-    one's) do not count, for nothing is forked there any more. On Linux the maps of the processes
-    decide; on Cygwin, whose maps know Cygwin's processes only, opening decides and they name.
+    `rebasers` returns the other processes of rebaser, and is asked only where a file is in use: the
+    DLLs that their Python has loaded (and this one's) do not count, for nothing is forked there any
+    more. On Linux the maps of the processes decide; on Cygwin, whose maps know Cygwin's processes
+    only, opening decides and they name.
     """
-    own = {os.getpid(), *rebasers}
-    decide = _decided_by_opening if is_on_windows() else _decided_by_maps
-    return decide(list(paths), _Maps(), own)
+    maps = _Maps()
+    if is_on_windows():
+        used = {path: maps.users(path) for path in paths if _is_busy(path)}
+    else:
+        used = {path: users for path in paths if (users := maps.users(path))}
+    own = {os.getpid(), *rebasers()} if used else set()
+    # A file that is busy without a known user is in use all the same.
+    return {path: _named(users - own) for path, users in used.items() if not users or users - own}
 
 
-def _decided_by_maps(paths: Iterable[str], maps: _Maps, own: set[int]) -> Mapping[str, str]:
-    found = {}
-    for path in paths:
-        users = maps.users(path) - own
-        if users:
-            found[path] = _named(users)
-    return found
-
-
-def _decided_by_opening(paths: Iterable[str], maps: _Maps, own: set[int]) -> Mapping[str, str]:
-    found = {}
-    for path in paths:
-        try:
-            os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
-        except OSError as error:
-            if error.errno != errno.EBUSY:
-                continue
-            users = maps.users(path)
-            if not users or users - own:
-                found[path] = _named(users - own)
-    return found
+def _is_busy(path: str) -> bool:
+    """Return whether Windows says that somebody has loaded the file."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno == errno.EBUSY
+    return False
 
 
 class _Maps:

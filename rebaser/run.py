@@ -136,7 +136,11 @@ class _Run:
         look = self._plan(found, before)
         if look.plan.moves:
             return None, None
-        return self._report(look), None if found.unchanged else found
+        report = self._report(look)
+        # An unchanged tree is planned where the options or Cygwin's database are other ones than
+        # last time; not once more, if the next look has the same.
+        settles = self.request.is_for_all and not (report.exit_status or self.options.avoid)
+        return report, None if found.unchanged and not settles else found
 
     def _work(self, lock: TreeLock) -> Report:
         """Scan, plan, apply, report: with the exclusive lock held."""
@@ -206,10 +210,9 @@ class _Run:
         from rebaser.in_use import users_of
 
         applied = Applied()
-        rebasers = lock.rebasers()
         while True:
             targets = {self.tree.path(move.path): move.path for move in look.plan.moves}
-            used = {targets[t]: user for t, user in users_of(targets, rebasers).items()}
+            used = {targets[t]: user for t, user in users_of(targets, lock.rebasers).items()}
             if not used:
                 break
             applied.skipped.update({path: in_use_reason(user) for path, user in used.items()})
@@ -225,7 +228,7 @@ class _Run:
                 applied,
                 touch=self.options.touch,
                 jobs=self.jobs,
-                rebasers=rebasers,
+                rebasers=lock.rebasers,
                 progress=self.progress,
             )
         finally:

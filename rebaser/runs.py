@@ -25,6 +25,11 @@ class Request(NamedTuple):
     below: str = ""
     only: frozenset[str] | None = None
 
+    @property
+    def is_for_all(self) -> bool:
+        """Whether every image of the tree may move."""
+        return not self.below and self.only is None
+
     def names(self, path: str) -> bool:
         """Return whether the image at `path`, relative to the root, may move."""
         return path.startswith(self.below) and (self.only is None or path in self.only)
