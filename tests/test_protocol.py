@@ -272,7 +272,7 @@ def test_stopped_at_work(rebaser: Rebaser, tmp_path: Path, number: int) -> None:
     before = contents(tree)
     child = rebaser.start("run", tree)
     staging = tree / "var/lib/rebaser/staging"
-    eventually(lambda: staging.exists() and len(os.listdir(staging)) > 20)
+    eventually(lambda: child.poll() is not None or len(list(staging.glob("*.dll"))) > 20)
     child.send_signal(number)
     result = finished(child)
     assert result.status == (130 if number == signal.SIGINT else -number), result.words
