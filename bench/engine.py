@@ -10,7 +10,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from bench.measure import Times, by_turns
 from bench.session import Session
@@ -19,9 +19,6 @@ from cygwin.address_space import GRANULARITY, X86_64, Range
 from cygwin.image import Image, read_image
 from cygwin.relocation import relocate
 from rebaser.plan import Placed, make_plan
-
-if TYPE_CHECKING:
-    import numpy
 
 ROUNDS = 5
 DELTA = 0x1_0000
@@ -100,7 +97,7 @@ def _by_rebaser(path: Path, image: Image) -> None:
         os.close(descriptor)
 
 
-def _by_numpy(path: Path, image: Image, numpy_module: object, delta: int) -> int:
+def _by_numpy(path: Path, image: Image, numpy_module: Any, delta: int) -> int:
     """Do the same in the way that numpy does best, without any check; return the words moved.
 
     One array of the positions of all words, one addition. Without numpy the file is read and
@@ -116,8 +113,7 @@ def _by_numpy(path: Path, image: Image, numpy_module: object, delta: int) -> int
     return count
 
 
-def _add(data: bytearray, image: Image, delta: int, numpy_module: object) -> int:
-    np: numpy = numpy_module  # type: ignore[valid-type]
+def _add(data: bytearray, image: Image, delta: int, np: Any) -> int:
     rva, size = image.relocations
     sections = image.sections
     home = next(s for s in sections if s.virtual_address <= rva < s.virtual_address + s.raw_size)

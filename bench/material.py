@@ -93,7 +93,7 @@ def _movable(root: Path) -> list[Path]:
 def _made(folder: Path) -> list[Path]:
     """Write DLLs of 12 to 900 KB with the number of relocated words that such DLLs have."""
     sys.path.insert(0, str(HERE / "tests"))
-    import pe
+    import pe  # type: ignore[import-not-found,unused-ignore]
 
     folder.mkdir(parents=True)
     paths = []

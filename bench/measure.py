@@ -47,7 +47,7 @@ def environment(**changes: str) -> dict[str, str]:
 
 def rebaser(*words: str | os.PathLike[str]) -> list[str]:
     """Return the command line that runs the installed console command of this interpreter."""
-    return [str(Path(sys.executable).with_name("rebaser")), *map(os.fspath, words)]
+    return [str(Path(sys.executable).with_name("rebaser")), *(os.fspath(word) for word in words)]
 
 
 def python(script: str, *words: str) -> list[str]:

@@ -18,6 +18,7 @@ from typing import Any
 from bench.material import copy_tree
 from bench.measure import (
     HERE,
+    ProgramFailedError,
     Times,
     by_turns,
     environment,
@@ -185,22 +186,35 @@ def _hook_of_rebaser(root: Path) -> None:
 
 
 def _hook_of_rebase(session: Session) -> Any:
-    cygwin_root = session.material.cygwin_root
-    program = HERE / "tests" / "fake_programs" / "wine" / "rebase"
+    """Return `find … | rebase -O -T -`, in a Cygwin of its own that has a rebase database.
+
+    -O wants that database, which Cygwin's setup makes; here it knows one DLL of the system.
+    """
+    given = session.material.cygwin_root
+    assert given is not None
+    room = session.scratch / "cygwin"
+    for folder in ("bin", "etc", "tmp", "lib"):
+        (room / folder).mkdir(parents=True)
+    for name in ("bin/rebase.exe", "bin/cygwin1.dll"):
+        shutil.copyfile(given / name, room / name)
+    shutil.copyfile(session.material.dlls[0], room / "lib" / "system.dll")
     env = environment(
-        REBASER_CYGWIN_ROOT=str(cygwin_root),
-        WINEPREFIX=f"{cygwin_root}.wine",
+        REBASER_CYGWIN_ROOT=str(room),
+        WINEPREFIX=f"{given}.wine",
         WINEDEBUG="-all",
         CYGWIN="nodosfilewarning",
     )
+    # Makes it look native: the names on this side of Wine go in.
+    program = HERE / "tests" / "fake_programs" / "wine" / "rebase"
 
-    def hook(root: Path) -> None:
+    def rebase(option: Sequence[str], files: Sequence[Path]) -> None:
         with tempfile.NamedTemporaryFile("w", dir=session.scratch, suffix=".list") as names:
-            names.write("".join(f"{path}\n" for path in sorted(root.rglob("*.dll"))))
+            names.write("".join(f"{path}\n" for path in files))
             names.flush()
-            run([sys.executable, program, "-O", "-T", names.name], env=env)
+            run([sys.executable, program, *option, "-T", names.name], env=env)
 
-    return hook
+    rebase(["-s", "-b", "0x400000000"], [room / "lib" / "system.dll"])
+    return lambda root: rebase(["-O"], sorted(root.rglob("*.dll")))
 
 
 def _build(
@@ -211,10 +225,10 @@ def _build(
     (root / "var").mkdir(parents=True)
     written = 0
     moves: Counter[Path] = Counter()
-    for number, package in enumerate(packages):
-        folder = root / f"package{number:02}"
-        folder.mkdir()
+    for package in packages:
         for source in package:
+            folder = root / source.parent.name
+            folder.mkdir(exist_ok=True)
             shutil.copyfile(source, folder / (source.stem + ".dll"))
         before = _headers(root)
         hook(root)
@@ -249,41 +263,49 @@ def _hooks_at_once(session: Session) -> Iterator[Row]:
     shutil.rmtree(root)
     run(["cp", "-r", pristine, root])
     sync(root)
-    with tempfile.TemporaryDirectory(dir=session.scratch) as answers:
-        files = [open(f"{answers}/{number}", "w+b") for number in range(count)]
-        hooks = [
-            subprocess.Popen(
-                rebaser("run", root, "--json"),
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.DEVNULL,
-                env=environment(),
-            )
-            for file in files
-        ]
-        statuses = [hook.wait() for hook in hooks]
-        reports = []
-        for file in files:
-            file.seek(0)
-            reports.append(json.load(file))
-            file.close()
+    reports = _together(session, count, rebaser("run", root, "--json"))
     shutil.rmtree(root)
     covered = sum(found["covered_by"] is not None for found in reports)
-    scans = len(reports) - covered
+    # The others looked when all was done: they read no image, as with nothing to do.
+    scans = sum(r["covered_by"] is None and r["seconds"]["exclusive"] > 0 for r in reports)
     written = sum(found["bytes_written"] for found in reports)
     worker = max(reports, key=lambda found: int(found["bytes_written"]))
     session.note_exclusive(f"{count} hooks at once (the one that works)", worker)
     slowest = max(float(found["seconds"]["total"]) for found in reports)
-    good = scans <= 2 and written == alone["bytes_written"] and not any(statuses)
     yield Row(
         f"{count} hooks at once on a tree with work",
         "one hook",
-        f"{scans} full scan(s), {covered} covered; {megabytes(written)} written against "
-        f"{megabytes(alone['bytes_written'])}; the slowest {milliseconds(slowest)} against "
-        f"{milliseconds(one.seconds)}",
+        f"{scans} full scan(s), {covered} covered, {count - covered - scans} found nothing left; "
+        f"{megabytes(written)} written against {megabytes(alone['bytes_written'])}; the slowest "
+        f"{milliseconds(slowest)} against {milliseconds(one.seconds)}",
         "≤ 2 full scans, bytes written as for one",
-        good,
+        scans <= 2 and written == alone["bytes_written"],
     )
+
+
+def _together(session: Session, count: int, words: Sequence[str]) -> list[Any]:
+    """Start a program so many times at the same moment; return the JSON objects they print."""
+    gate, hand = os.pipe()  # every shell waits for the end of this pipe
+    with tempfile.TemporaryDirectory(dir=session.scratch) as answers:
+        files = [open(f"{answers}/{number}", "w+b") for number in range(count)]
+        waiting = ["sh", "-c", 'read -r gate; exec "$0" "$@" </dev/null', *words]
+        hooks = [
+            subprocess.Popen(
+                waiting, stdin=gate, stdout=file, stderr=subprocess.DEVNULL, env=environment()
+            )
+            for file in files
+        ]
+        os.close(gate)
+        os.close(hand)
+        statuses = [hook.wait() for hook in hooks]
+        if any(statuses):
+            raise ProgramFailedError(f"{' '.join(words)}: exit statuses {statuses}")
+        reports = []
+        for file in files:
+            with file:
+                file.seek(0)
+                reports.append(json.load(file))
+        return reports
 
 
 # A tree that is larger than what may be held at a time.
