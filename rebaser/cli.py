@@ -112,6 +112,9 @@ def dispatch(words: Sequence[str]) -> int:
 
 def main(words: Sequence[str] | None = None) -> NoReturn:
     """Run rebaser and exit; the only place that catches what the commands raise."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # our caller has closed it
+            setattr(sys, name, open(os.devnull, mode))
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name that the terminal's encoding lacks is shown escaped, as on stderr.
         sys.stdout.reconfigure(errors="backslashreplace")

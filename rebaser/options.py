@@ -94,8 +94,11 @@ def named_paths(listed: bytes, tree_root: str, scope: str, *, nul: bool) -> froz
     """Return the paths, relative to the tree's root, that a list names.
 
     One path a line, or ended by NUL; relative to the folder that was asked for, or absolute. What
-    lies outside the tree is left out; whether the others exist and are images shows later.
+    lies outside the tree is left out; whether the others exist and are images shows later. Raises
+    UsageError for a list that is separated otherwise.
     """
+    if not nul and b"\0" in listed:
+        raise UsageError("the list given to --only-from holds NUL characters: give -0 too")
     found = set()
     asked = os.path.join(tree_root, scope)
     for line in listed.split(b"\0" if nul else b"\n"):

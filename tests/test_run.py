@@ -544,3 +544,18 @@ def test_names_that_the_terminals_encoding_lacks(rebaser: Rebaser, tmp_path: Pat
     for encoding in ("ascii", "latin-1", "utf-8"):
         result = rebaser("run", tmp_path, "--dry-run", env={"PYTHONIOENCODING": encoding})
         assert result.status == 0, result.words
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_standard_streams_that_are_closed(rebaser: Rebaser, tree: Path, closed: str) -> None:
+    shell = ["sh", "-c", f'exec "$@" {closed}', "sh"]
+    assert rebaser("run", tree, before=shell).status == 0
+    assert overlaps(tree) == set()
+    assert rebaser("run", tree, "--only-from", "-", before=shell).status == 0
+
+
+def test_only_from_separated_by_nul_without_saying_so(rebaser: Rebaser, tree: Path) -> None:
+    result = rebaser("run", tree, "--only-from", "-", stdin=b"bin/x001.dll\0bin/x002.dll\0")
+    assert result.status == 2
+    assert "-0" in result.err
+    assert len(overlaps(tree)) == 15
