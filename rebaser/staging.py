@@ -7,6 +7,7 @@ import os
 import stat as modes
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -157,6 +158,7 @@ def stage(
     # fsync waits for the disk and lets other threads run: many at once are one wait.
     with ThreadPoolExecutor(jobs, "seal") as pool:
         sealing = []
+        alone = not _has_a_thread(pool)
         for group in groups:
             copied: list[tuple[Wanted, Staged]] = []
             for item in group:
@@ -166,11 +168,25 @@ def stage(
                 if one.path in reasons:
                     staging.failed[item.move.path] = f"{reasons[one.path]}; it stays as it was"
                 elif staging.attempt(item.move, partial(_check, item, one)):
-                    sealing.append(pool.submit(seal, item, one))
+                    if alone:
+                        seal(item, one)
+                        continue
+                    # Where no further thread can be started, those that there are do it.
+                    with suppress(RuntimeError):
+                        sealing.append(pool.submit(seal, item, one))
         for sealed in sealing:
             sealed.result()
     staging.ready.sort(key=lambda copy: copy.move.path)
     return staging
+
+
+def _has_a_thread(pool: ThreadPoolExecutor) -> bool:
+    """Return whether a thread can be started: limits on processes count threads too."""
+    try:
+        pool.submit(int)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _append_copy(

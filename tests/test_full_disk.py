@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -201,3 +202,29 @@ def test_a_folder_that_vanishes_at_every_step(in_memory: Path) -> None:
         shutil.rmtree(root)
         if over:
             break
+
+
+@pytest.mark.parametrize("allowed", [0, 1, 2])
+def test_no_more_threads(in_memory: Path, allowed: int) -> None:
+    """A limit on processes counts threads too: the work is done by those that there are."""
+    root = in_memory / "tree"
+    cold(root)
+    check = Check(root)
+
+    def prepare() -> None:
+        real = threading.Thread.start
+        started = []
+
+        def start(self: threading.Thread) -> None:
+            if len(started) >= allowed:
+                raise RuntimeError("can't start new thread")
+            started.append(self)
+            real(self)
+
+        threading.Thread.start = start  # type: ignore[method-assign]
+
+    log = in_memory / "log"
+    assert in_child(["run", str(root)], prepare, log) == 0, log.read_text()
+    check.sound()
+    assert "moved 4 of 4" in log.read_text()
+    assert overlaps(root) == set()
