@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench import engine, idle, locking, work
+from bench import engine, growth, idle, locking, work
 from bench.material import find_material
 from bench.measure import run
 from bench.session import FULL, SMALL, Session, Sizes
@@ -26,6 +26,7 @@ from bench.table import Row, render
 from rebaser import __version__
 
 GROUPS = {"engine": engine.rows, "idle": idle.rows, "work": work.rows, "locking": locking.rows}
+GROWTH = {"growth": growth.rows}  # only where it is asked for
 
 
 def main() -> int:
@@ -38,7 +39,7 @@ def main() -> int:
         session = Session(sizes, Path(scratch), find_material(Path(scratch)))
         rows: list[Row] = []
         for name in arguments.only or GROUPS:
-            rows += GROUPS[name](session)
+            rows += {**GROUPS, **GROWTH}[name](session)
         if session.exclusive:
             rows += work.exclusive_rows(session)
         text = "\n".join([*_header(session, arguments.small), "", render(rows)])
@@ -59,7 +60,10 @@ def _parser() -> argparse.ArgumentParser:
         "--dir", default=_disk(), help="where the trees are made (default: %(default)s)"
     )
     parser.add_argument(
-        "--only", action="append", choices=GROUPS, help="only these measurements; may be repeated"
+        "--only",
+        action="append",
+        choices={**GROUPS, **GROWTH},
+        help="only these measurements; may be repeated",
     )
     return parser
 

@@ -18,7 +18,7 @@ from bench.table import Row, milliseconds, not_measured, ratio
 from cygwin.address_space import GRANULARITY, X86_64, Range
 from cygwin.image import Image, read_image
 from cygwin.relocation import relocate
-from rebaser.plan import Placed, make_plan
+from rebaser.planner import Placed, make_plan
 
 ROUNDS = 5
 DELTA = 0x1_0000

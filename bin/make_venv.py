@@ -1,4 +1,4 @@
-"""Make a virtual environment with this checkout installed into it, once, however many ask at once."""
+"""Make a virtual environment with this checkout installed into it, once, whoever asks."""
 
 from __future__ import annotations
 
@@ -21,12 +21,21 @@ def make(target: Path, extra: str) -> None:
     ready = target / "ready"
     with open(f"{target}.lock", "w") as lock:  # kept open: it is the lock
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if ready.exists() and ready.stat().st_mtime_ns >= (HERE / "pyproject.toml").stat().st_mtime_ns:
+        if (
+            ready.exists()
+            and ready.stat().st_mtime_ns >= (HERE / "pyproject.toml").stat().st_mtime_ns
+        ):
             return
         shutil.rmtree(target, ignore_errors=True)
         venv.create(target, with_pip=True)
         project = f"{HERE}[{extra}]" if extra else str(HERE)
-        pip = [str(target / "bin" / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check"]
+        pip = [
+            str(target / "bin" / "python"),
+            "-m",
+            "pip",
+            "--quiet",
+            "--disable-pip-version-check",
+        ]
         done = subprocess.run(
             [*pip, "install", "--editable", project],
             stdin=subprocess.DEVNULL,

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 from rebaser.commit import commit
 from rebaser.engines import Engine
-from rebaser.plan import Move
+from rebaser.planner import Move
 from rebaser.progress import Progress
 from rebaser.staging import StagingFolders, Wanted, stage
 from rebaser.state import State
-from rebaser.survey import Source
+from rebaser.surveyor import Source
 from rebaser.tree import Tree
 
 TYPE_CHECKING = False

@@ -8,10 +8,10 @@ from typing import Protocol
 
 from rebaser.in_use import users_of
 from rebaser.memory import Seen
-from rebaser.plan import Move
+from rebaser.planner import Move
 from rebaser.replace import make_names_durable, put_in_place
 from rebaser.staging import Copy, is_as_seen
-from rebaser.survey import Source
+from rebaser.surveyor import Source
 from rebaser.tree import Tree
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from cygwin.address_space import GRANULARITY, slot_size
 from rebaser.memory import DYNAMIC_BASE, Seen
 from rebaser.options import Options
-from rebaser.plan import must_move
+from rebaser.planner import must_move
 from rebaser.runs import Request
 from rebaser.skip import skip_reason
-from rebaser.survey import LARGEST
+from rebaser.surveyor import LARGEST
 
 
 class Work:

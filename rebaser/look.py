@@ -9,9 +9,9 @@ from cygwin.address_space import X86_64
 from rebaser.address_map import AddressMap, Kind, Region, address_map
 from rebaser.options import Options
 from rebaser.reserved import Reservations, in_tree, reservations
-from rebaser.scan import scan
+from rebaser.scanner import scan
 from rebaser.state import State
-from rebaser.survey import survey
+from rebaser.surveyor import survey
 from rebaser.tree import Tree
 
 
@@ -40,7 +40,6 @@ def look(
     """
     before = State(tree.state_dir, tree.root).load_memory(warn)
     found = scan(tree.root, options.rules, before, progress=progress)
-    assert found is not None, "a scan that is not told where to stop ends"
     images = survey(found.memory, before, may_move=lambda path: True)
     others = _others(tree, options, warn)
     regions: dict[int, list[Region]] = {}

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from cygwin.address_space import ARENA, GRANULARITY, I386, SAFE, X86_64, Range
 from rebaser.errors import UsageError
-from rebaser.scan import Rules
+from rebaser.scanner import Rules
 from rebaser.text import address
 
 FOUR_GIB = 0x1_0000_0000

@@ -9,11 +9,11 @@ from itertools import islice
 from rebaser.memory import Memory
 from rebaser.options import Options
 from rebaser.overlap import overlapping_pairs
-from rebaser.plan import Move, NoRoomError, Plan, make_plan
+from rebaser.planner import Move, NoRoomError, Plan, make_plan
 from rebaser.reserved import in_tree, reservations
 from rebaser.runs import Request
-from rebaser.scan import Scan
-from rebaser.survey import Survey, spans, survey
+from rebaser.scanner import Scan
+from rebaser.surveyor import Survey, spans, survey
 from rebaser.tree import Tree
 
 # Of pairs that overlap no more are reported: they grow with the square of the images at one base.

@@ -6,14 +6,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from cygwin.address_space import GRANULARITY, RUNTIME, Range, slot_size
+from cygwin.address_space import GRANULARITY, Range, slot_size
 from cygwin.paths import host_path
-from rebaser import memory as memories
 from rebaser.databases import database_files, root_of
 from rebaser.errors import UsageError
-from rebaser.plan import Reserved
+from rebaser.planner import OF_RUNTIME, Reserved
 from rebaser.reading import open_to_read
-from rebaser.scan import Rules, scan
+from rebaser.scanner import Rules, scan
 from rebaser.tree import Tree
 
 TYPE_CHECKING = False
@@ -61,12 +60,7 @@ def reservations(
     """
     from cygwin.database import DatabaseError, read_database
 
-    ranges = {
-        machine: [
-            Reserved(span, "the range of the Cygwin runtime", is_runtime=True) for span in spans
-        ]
-        for machine, spans in RUNTIME.items()
-    }
+    ranges = {machine: list(of_machine) for machine, of_machine in OF_RUNTIME.items()}
     appointed: dict[str, Range] = {}
     for path in database_files(database, cygwin_root):
         try:
@@ -105,8 +99,7 @@ def _avoid(
         raise UsageError(f"{path}: the path given to --avoid does not exist")
     path = os.path.realpath(path)
     if os.path.isdir(path):
-        found = scan(path, rules, memories.blank())
-        assert found is not None, "a scan that is not told where to stop ends"
+        found = scan(path, rules)
         for inside, reason in found.failed:
             warn(f"{path}/{inside} {reason} (--avoid)")
         images = [

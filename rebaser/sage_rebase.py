@@ -64,7 +64,7 @@ def _record(folder: str | None) -> int:
     """Have Cygwin's database know where the images of the tree are; return the exit status."""
     from cygwin.programs import ProgramError, Programs
     from rebaser.cli import complain
-    from rebaser.scan import Rules, scan
+    from rebaser.scanner import Rules, scan
     from rebaser.state import State
     from rebaser.tree import find_tree
 
@@ -75,7 +75,6 @@ def _record(folder: str | None) -> int:
         return 1
     seen = State(tree.state_dir, tree.root).load_memory(complain)
     found = scan(tree.root, Rules(), seen)
-    assert found is not None, "a scan that is not told where to stop ends"
     images = [tree.path(path) for path, one in found.memory.files() if one.base_width]
     try:
         outcome = programs.remember(images, cwd=tree.root, timeout=LONGEST)

@@ -16,7 +16,7 @@ from cygwin.image import Image, read_image
 from cygwin.relocation import check_relocated
 from rebaser.engines import Engine, Staged
 from rebaser.memory import Seen
-from rebaser.plan import Move
+from rebaser.planner import Move
 from rebaser.reading import open_to_read
 from rebaser.replace import make_durable
 from rebaser.state import STAGING, State

@@ -11,7 +11,7 @@ from trees import FLOOR, LINKERS, add_dll, make_tree
 
 from rebaser import memory as memories
 from rebaser.memory import Memory
-from rebaser.scan import Rules, Scan, scan
+from rebaser.scanner import Rules, Scan, scan, scan_until
 from rebaser.state import State
 
 LATER = 1 << 62  # a time, in nanoseconds, after all changes: nothing is racy
@@ -239,7 +239,7 @@ def test_stops_where_it_is_told(root: Path) -> None:
         asked.append((path, seen.base, fault))
         return True
 
-    assert scan(str(root), Rules(), memories.blank(), stop_at=stop) is None
+    assert scan_until(stop, str(root), Rules(), memories.blank()) is None
     assert asked == [("bin/x000.dll", LINKERS, "")]
 
 

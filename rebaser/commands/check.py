@@ -18,12 +18,12 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from cygwin.address_space import machine_name
-from rebaser.check import Findings, Problem, check
+from rebaser.checker import Findings, Problem, check
 from rebaser.commands.run import SHOWN, add_reserved_arguments, add_scan_arguments, print_lines
 from rebaser.errors import UsageError
 from rebaser.overlap import Span
-from rebaser.plan import Move
-from rebaser.scan import Rules
+from rebaser.planner import Move
+from rebaser.scanner import Rules
 from rebaser.text import address, plural, printable
 
 

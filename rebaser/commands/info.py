@@ -22,7 +22,7 @@ from rebaser import memory as memories
 from rebaser.commands.run import add_scan_arguments
 from rebaser.errors import RebaserError, UsageError
 from rebaser.overlap import Span, overlapping_pairs
-from rebaser.scan import Rules, look_at_one, scan
+from rebaser.scanner import Rules, look_at_one, scan
 from rebaser.text import address, printable
 
 
@@ -79,8 +79,7 @@ def _of_database(path: str) -> list[Line]:
 
 def _of_path(path: str, rules: Rules, failed: list[tuple[str, str]]) -> Iterable[Line]:
     if os.path.isdir(path):
-        found = scan(path, rules, memories.blank())
-        assert found is not None, "a scan that is not told where to stop ends"
+        found = scan(path, rules)
         memory, unread, top = found.memory, found.failed, path
     else:
         top, name = os.path.split(path)

@@ -21,7 +21,7 @@ from cygwin.address_space import machine_name
 from rebaser.options import Options, named_paths, parse_arena, read_only_from
 from rebaser.progress import make_progress
 from rebaser.report import Report
-from rebaser.run import run
+from rebaser.runner import run
 from rebaser.text import address, byte_count, plural, printable
 from rebaser.tree import find_tree
 

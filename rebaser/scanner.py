@@ -63,20 +63,36 @@ KEPT_IMAGES = 2000
 
 def scan(
     root: str,
-    rules: Rules,
-    memory: Memory,
+    rules: Rules | None = None,
+    memory: Memory | None = None,
     *,
-    stop_at: Callable[[str, Seen, str], bool] | None = None,
     progress: Callable[[int], None] | None = None,
-) -> Scan | None:
+) -> Scan:
     """Look at the tree below `root`; what is as `memory` has it is not read again.
 
     A file is as remembered when size, times, inode and device are, and its ImageBase field too:
     Cygwin's rebase changes neither size nor, usually, times. A folder, when its times, inode and
-    device are. `stop_at` is asked about each image that had to be read; when it returns true the
-    scan ends and returns None. `progress` is told the number of files looked at.
+    device are. `progress` is told the number of files looked at.
     """
-    return _Scanner(root, rules, memory, stop_at, progress).scan()
+    return _Scanner(root, rules or Rules(), memory or memories.blank(), None, progress).scan()
+
+
+def scan_until(
+    stop_at: Callable[[str, Seen, str], bool],
+    root: str,
+    rules: Rules,
+    memory: Memory,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> Scan | None:
+    """Look at the tree as `scan` does, but end as soon as `stop_at` returns true: then with None.
+
+    It is asked about each image that had to be read: its path, what was seen, its fault.
+    """
+    try:
+        return _Scanner(root, rules, memory, stop_at, progress).scan()
+    except _StoppedError:
+        return None
 
 
 class _StoppedError(Exception):
@@ -104,15 +120,13 @@ class _Scanner:
         self.images: dict[str, Image] = {}
         self.texts = {text: number for number, text in enumerate(memory.texts)}
 
-    def scan(self) -> Scan | None:
+    def scan(self) -> Scan:
         """Look at every folder, then at every file of interest in it."""
         folders = dict(self.folders())
-        found = {}
-        try:
-            for path, folder in folders.items():
-                found[path] = self.files(path, folder) if folder.names else folder
-        except _StoppedError:
-            return None
+        found = {
+            path: self.files(path, folder) if folder.names else folder
+            for path, folder in folders.items()
+        }
         if not self.changed:
             return Scan(self.memory, self.failed, True, self.images)
         memory = Memory(self.rules.key(), "", found, list(self.texts))

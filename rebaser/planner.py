@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from cygwin.address_space import GRANULARITY, Range, machine_name
+from cygwin.address_space import ARENA, GRANULARITY, RUNTIME, Range, machine_name
 from rebaser.errors import RebaserError
 from rebaser.text import address, plural
 
@@ -73,12 +73,21 @@ class NoRoomError(RebaserError):
     """The arena cannot take all images that must move; nothing was changed."""
 
 
+# The least that is reserved, by machine.
+OF_RUNTIME = {
+    machine: tuple(
+        Reserved(span, "the range of the Cygwin runtime", is_runtime=True) for span in spans
+    )
+    for machine, spans in RUNTIME.items()
+}
+
+
 def make_plan(
     images: Iterable[Placed],
-    arenas: Mapping[int, Range],
-    reserved: Mapping[int, Sequence[Reserved]],
+    arenas: Mapping[int, Range] = ARENA,
+    reserved: Mapping[int, Sequence[Reserved]] = OF_RUNTIME,
 ) -> Plan:
-    """Decide which images move, and where to.
+    """Decide which images move, and where to; `arenas` and `reserved` are by machine.
 
     Each machine is planned by itself; an image whose machine has no arena stays. An image stays
     if it lies in its arena, at a multiple of 64 KiB, and overlaps nothing. Of images that overlap,

@@ -9,7 +9,7 @@ from cygwin.address_space import Range, slot_size
 from rebaser import memory as memories
 from rebaser.memory import Folder, Memory, Seen
 from rebaser.overlap import Span
-from rebaser.plan import Move, Placed
+from rebaser.planner import Move, Placed
 from rebaser.skip import skip_reason
 
 TYPE_CHECKING = False
@@ -46,9 +46,9 @@ class Survey:
 
 def survey(
     now: Memory,
-    before: Memory,
+    before: Memory | None = None,
     *,
-    may_move: Callable[[str], bool],
+    may_move: Callable[[str], bool] = lambda path: True,
     keep_aslr: bool = False,
     force_signed: bool = False,
     appointed: Mapping[str, Range] | None = None,
@@ -56,10 +56,11 @@ def survey(
 ) -> Survey:
     """Sort out the files of a scan.
 
-    `before` is what the last run saw, `may_move` is asked about each path, `appointed` are the
-    slots that Cygwin's database keeps for files of this tree. `top` is put before all paths.
+    `before` is what the last run saw (None: all that is there); `may_move` is asked about each
+    path; `appointed` are the slots that Cygwin's database keeps for files of this tree; `top` is
+    put before all paths.
     """
-    base_before = {path: seen.base for path, seen in before.files() if seen.base_width}
+    base_before = {path: seen.base for path, seen in (before or now).files() if seen.base_width}
     images: dict[str, Placed] = {}
     sources: dict[str, Source] = {}
     skipped: list[tuple[str, str]] = []

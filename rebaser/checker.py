@@ -13,11 +13,11 @@ from rebaser import memory as memories
 from rebaser.errors import UsageError
 from rebaser.memory import Memory
 from rebaser.overlap import Span, clusters, overlapping_pairs
-from rebaser.plan import Move, NoRoomError, Placed, Reserved, make_plan
+from rebaser.planner import Move, NoRoomError, Placed, Reserved, make_plan
 from rebaser.reading import open_to_read
 from rebaser.reserved import reservations
-from rebaser.scan import Rules, look_at_one, scan
-from rebaser.survey import Survey, survey
+from rebaser.scanner import Rules, look_at_one, scan
+from rebaser.surveyor import Survey, survey
 from rebaser.text import address
 from rebaser.tree import Tree
 
@@ -147,8 +147,7 @@ def _apart(paths: Sequence[str]) -> list[str]:
 def _seen(path: str, rules: Rules) -> tuple[Tree, Memory, list[tuple[str, str]]]:
     """Look at a file or folder afresh."""
     if os.path.isdir(path):
-        found = scan(path, rules._replace(suffixes=(*rules.suffixes, PROGRAM)), memories.blank())
-        assert found is not None, "a scan that is not told where to stop ends"
+        found = scan(path, rules._replace(suffixes=(*rules.suffixes, PROGRAM)))
         return Tree(path, "", ""), found.memory, found.failed
     folder, name = os.path.split(path)
     memory, failed = look_at_one(folder, name)

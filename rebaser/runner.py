@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rebaser import runs
@@ -14,7 +14,7 @@ from rebaser.options import Options
 from rebaser.progress import Progress, Quiet
 from rebaser.report import Report, Seconds
 from rebaser.runs import Record, Request
-from rebaser.scan import Scan, scan
+from rebaser.scanner import Scan, scan, scan_until
 from rebaser.skip import count_images
 from rebaser.state import FileSystemTime, State, StateError
 from rebaser.tree import Tree
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rebaser.apply import Applied
     from rebaser.early import Work
     from rebaser.engines import Engine
-    from rebaser.plan import Move
+    from rebaser.planner import Move
     from rebaser.planning import Look, Planning
 
 
@@ -119,7 +119,7 @@ class _Run:
         if self.state.was_left():
             return None, None
         before = self._memory()
-        found = self._scan_until(before, self._shows_work)
+        found = self._scan_until_work(before)
         if found is None:
             return None, None
         if found.unchanged and before.settled and before.settled == self._settled_key():
@@ -153,7 +153,7 @@ class _Run:
             report = self._report(look, applied)._replace(run=record.number if applied else None)
             seen = look.scan.memory
             if applied and applied.moved:
-                from rebaser.survey import with_moves
+                from rebaser.surveyor import with_moves
 
                 now = self.state.time()
                 seen = self._scan(with_moves(seen, look.survey.sources, applied)).memory
@@ -179,20 +179,18 @@ class _Run:
             return self._planning.look(found, before)
 
     def _scan(self, before: Memory) -> Scan:
-        found = self._scan_until(before, None)
-        assert found is not None, "a scan that is not told where to stop ends"
-        return found
-
-    def _scan_until(
-        self, before: Memory, stop_at: Callable[[str, Seen, str], bool] | None
-    ) -> Scan | None:
         self.progress.phase("looking at the tree")
         with self._timed("scan"):
-            return scan(
+            return scan(self.tree.root, self.options.rules, before, progress=self.progress.advance)
+
+    def _scan_until_work(self, before: Memory) -> Scan | None:
+        self.progress.phase("looking at the tree")
+        with self._timed("scan"):
+            return scan_until(
+                self._shows_work,
                 self.tree.root,
                 self.options.rules,
                 before,
-                stop_at=stop_at,
                 progress=self.progress.advance,
             )
 
