@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import io
 import os
@@ -118,7 +119,9 @@ def main(words: Sequence[str] | None = None) -> NoReturn:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name that the terminal's encoding lacks is shown escaped, as on stderr.
         sys.stdout.reconfigure(errors="backslashreplace")
-    sys.exit(status_of(sys.argv[1:] if words is None else words))
+    status = status_of(sys.argv[1:] if words is None else words)
+    gc.freeze()  # else Python's end looks through all that was made for garbage: 3 ms for none
+    sys.exit(status)
 
 
 def status_of(words: Sequence[str]) -> int:
