@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 
-from cygwin.address_space import ARENA, GRANULARITY, SAFE, X86_64, is_runtime
+from cygwin.address_space import ARENA, GRANULARITY, SAFE, X86_64, Range, is_runtime
 from cygwin.aslr import mandatory_aslr
 from rebaser import memory as memories
 from rebaser.errors import UsageError
@@ -15,13 +15,15 @@ from rebaser.memory import Memory
 from rebaser.overlap import Span, clusters, overlapping_pairs
 from rebaser.planner import Move, NoRoomError, Placed, Reserved, make_plan
 from rebaser.reading import open_to_read
-from rebaser.reserved import reservations
-from rebaser.scanner import Rules, look_at_one, scan
-from rebaser.surveyor import Survey, survey
+from rebaser.reserved import in_tree, reservations
+from rebaser.scanner import Rules, Scan, look_at_one, scan
+from rebaser.state import State
+from rebaser.surveyor import Source, Survey, survey
 from rebaser.text import address
-from rebaser.tree import Tree
+from rebaser.tree import Tree, find_tree
 
 PROGRAM = ".exe"
+NO_FILE = "not a regular file"
 
 # Of pairs that overlap no more are listed: they grow with the square of the images at one base.
 MOST_PAIRS = 10_000
@@ -36,12 +38,21 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Run:
+    """A run that cures what it can: on a folder, keeping off the images below `avoid`."""
+
+    folder: str
+    avoid: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Findings:
     """What was found. Paths are absolute.
 
     `groups` hang together by overlaps; `pairs` are the overlaps one by one, the first MOST_PAIRS.
     `incurable` is what no rebase can cure, `unread` and `skipped` are (path, reason), `moves` is
-    what a run would move, by path.
+    what `runs` would move, by path. `outside` are the members of groups that lie in the same tree
+    as what was named, and outside of that.
     """
 
     images: int
@@ -53,11 +64,18 @@ class Findings:
     skipped: tuple[tuple[str, str], ...]
     at_linkers_base: int
     moves: Mapping[str, Move]
+    runs: tuple[Run, ...]
+    outside: frozenset[str]
 
     @property
     def breaks_fork(self) -> bool:
         """Whether fork fails, or may fail, because of something that was found."""
-        return bool(self.groups or self.problems or self.incurable or self.unread)
+        return bool(self.groups or self.problems or self.incurable)
+
+    @property
+    def exit_status(self) -> int:
+        """0 where nothing breaks fork and everything could be looked at, else 1."""
+        return int(self.breaks_fork or bool(self.unread))
 
 
 def check(
@@ -71,63 +89,264 @@ def check(
 ) -> Findings:
     """Look at files, and at the images below folders, and say what breaks fork.
 
-    Reads only, and takes no lock. Raises UsageError for a path that does not exist.
+    A folder inside another tree is looked at with that tree, as `run` does. Reads only, and takes
+    no lock. Raises UsageError for a path that does not exist.
     """
     rules = rules or Rules()
-    seen = [_seen(path, rules) for path in _apart(paths)]
-    names = {tree.path(path) for tree, now, _ in seen for path, _ in now.files()}
-    known = reservations(
-        lambda path: path if path in names else None,
-        database=database,
-        cygwin_root=cygwin_root,
-        avoid=avoid,
-        rules=rules,
-        warn=warn,
-    )
-    images: dict[str, Placed] = {}
+    seen = _seen(_apart(paths), rules)
+    images: dict[str, Placed] = {}  # of all that was looked at
     dlls: set[str] = set()
-    skipped: list[tuple[str, str]] = []
-    unread: list[tuple[str, str]] = []
+    named: set[str] = set()
+    reasons: dict[str, str] = {}
+    problems: list[Problem] = []
     incurable = _of_windows()
-    for tree, now, failed in seen:
-        surveyed = survey(
-            now, now, may_move=lambda path: True, appointed=known.appointed, top=tree.path("")
+    moves: dict[str, Move] = {}
+    runs: list[Run] = []
+    files: dict[tuple[int, int], str] = {}
+    for number, part in enumerate(seen):
+        known = reservations(
+            part.own,
+            database=database,
+            cygwin_root=cygwin_root,
+            avoid=avoid,
+            rules=rules,
+            warn=warn,
         )
+        surveyed = survey(
+            part.now,
+            part.before,
+            may_move=part.may_move,
+            appointed=known.appointed,
+            top=part.tree.path(""),
+        )
+        sources = {
+            path: source
+            for path, source in surveyed.sources.items()
+            # A file that was seen under another name is no other image.
+            if path in surveyed.dlls and files.setdefault(_file_of(source), path) == path
+        }
+        here = {path for path, source in sources.items() if any(map(part.holds, source.names))}
+        reasons.update(surveyed.skipped)
+        incurable += [one for one in _of_programs(surveyed) if part.holds(one.path)]
+        spans = _spans(surveyed.images, here)
+        for machine, of_machine in spans.items():
+            problems += _on_others(of_machine, known.ranges.get(machine, ()))
+        if part.is_runs:
+            others = [other for other in seen[:number] if other.tree.root != part.tree.root]
+            try:
+                planned = _plan(part, surveyed, known.ranges, others, images, moves, rules)
+            except NoRoomError as error:
+                incurable.append(Problem(part.path, str(error)))
+                planned = {}
+            moves.update(planned)
+            if planned:
+                runs.append(Run(part.path, tuple(other.path for other in others)))
         images.update(surveyed.images)
-        dlls |= surveyed.dlls
-        skipped += [pair for pair in surveyed.skipped if not pair[0].lower().endswith(PROGRAM)]
-        unread += [(tree.path(path), reason) for path, reason in failed]
-        incurable += _of_programs(surveyed)
-    spans: dict[int, list[Span]] = {}
-    for path in dlls:
-        image = images[path]
-        spans.setdefault(image.machine, []).append(Span(image.base, image.end, path))
-    problems = [
-        Problem(path, what) for path in sorted(dlls) for what in _problems(path, images[path])
+        dlls |= set(sources)
+        named |= here
+    problems += [
+        Problem(path, what) for path in sorted(named) for what in _problems(path, images[path])
     ]
-    for machine, of_machine in spans.items():
-        problems += _on_others(of_machine, known.ranges.get(machine, ()))
-    broken = {problem.path for problem in problems}
+    all_spans = _spans(images, dlls).values()
     pairs = [
         (low.path, high.path)
-        for of_machine in spans.values()
-        for low, high in islice(overlapping_pairs(of_machine), MOST_PAIRS)
+        for of_machine in all_spans
+        for low, high in islice(_pairs(of_machine, named), MOST_PAIRS)
     ]
+    groups = [
+        group
+        for of_machine in all_spans
+        for group in clusters(of_machine)
+        if any(span.path in named for span in group)
+    ]
+    curable = [problem for problem in problems if problem.path not in reasons]
+    incurable += [
+        Problem(problem.path, f"{problem.what}; {_stays(reasons[problem.path])}")
+        for problem in problems
+        if problem.path in reasons
+    ]
+    incurable += _stuck(pairs, reasons)
+    broken = {problem.path for problem in problems}
     return Findings(
-        images=len(dlls),
-        groups=tuple(group for of_machine in spans.values() for group in clusters(of_machine)),
+        images=len(named),
+        groups=tuple(groups),
         pairs=tuple(pairs),
-        problems=tuple(sorted(problems, key=lambda problem: problem.path)),
+        problems=tuple(sorted(curable, key=lambda problem: problem.path)),
         incurable=tuple(incurable),
-        unread=tuple(unread),
-        skipped=tuple(skipped),
+        unread=tuple(pair for part in seen for pair in part.unread),
+        skipped=tuple(
+            (path, reason)
+            for path, reason in sorted(reasons.items())
+            if not path.lower().endswith(PROGRAM) and any(part.holds(path) for part in seen)
+        ),
         at_linkers_base=sum(
             path not in broken and images[path].base >= ARENA[X86_64].high
-            for path in dlls
+            for path in named
             if images[path].machine == X86_64
         ),
-        moves=_moves(images.values(), known.ranges),
+        moves=moves,
+        runs=tuple(runs),
+        outside=frozenset(span.path for group in groups for span in group) - named,
     )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A file or folder that was named, in the tree that it belongs to.
+
+    `before` is what the last run saw, its paths absolute. `is_runs`: a run on this folder concerns
+    what lies below it.
+    """
+
+    path: str
+    tree: Tree
+    now: Memory
+    before: Memory
+    unread: Sequence[tuple[str, str]]
+    is_runs: bool
+
+    def holds(self, path: str) -> bool:
+        """Return whether this is the file that was named, or lies below the folder."""
+        return path == self.path or path.startswith(self.path.rstrip("/") + "/")
+
+    def may_move(self, path: str) -> bool:
+        """Return whether a run on this part may move the image."""
+        return self.is_runs and self.holds(path)
+
+    def own(self, path: str) -> str | None:
+        """Return the path that a file of Cygwin's database has in this tree, or None."""
+        inside = in_tree(self.tree)(path)
+        name = self.tree.path(inside) if inside else ""
+        return name if name and (self.is_runs or self.holds(name)) else None
+
+
+def _seen(paths: Sequence[str], rules: Rules) -> list[_Part]:
+    """Look at files and folders afresh; files come first, so that the runs keep off them."""
+    found: dict[str, Scan] = {}
+    parts = []
+    for path in paths:
+        parts.append(_folder(path, rules, found) if os.path.isdir(path) else _file(path))
+    return sorted(parts, key=lambda part: part.is_runs)
+
+
+def _folder(path: str, rules: Rules, found: dict[str, Scan]) -> _Part:
+    with_programs = rules._replace(suffixes=(*rules.suffixes, PROGRAM))
+
+    def look(root: str) -> Scan:
+        if root not in found:
+            found[root] = scan(root, with_programs)
+        return found[root]
+
+    tree = find_tree(path)
+    scanned = look(tree.root)
+    before = _absolute(tree, State(tree.state_dir, tree.root).load_memory(lambda text: None))
+    is_runs = tree.scope.rstrip("/") in scanned.memory.folders
+    if not is_runs:  # the outer tree leaves it out, so a run would too
+        tree = Tree(path, "", "")
+        scanned = look(path)
+    part = _Part(path, tree, scanned.memory, before, (), is_runs)
+    failed = [(tree.path("" if name == "." else name), why) for name, why in scanned.failed]
+    unread = [(name.rstrip("/") or "/", why) for name, why in failed]
+    return replace(part, unread=[pair for pair in unread if part.holds(pair[0])])
+
+
+def _file_of(source: Source) -> tuple[int, int]:
+    return source.seen.device, source.seen.inode
+
+
+def _absolute(tree: Tree, memory: Memory) -> Memory:
+    folders = {tree.path(path).rstrip("/"): folder for path, folder in memory.folders.items()}
+    return memory._replace(folders=folders)
+
+
+def _file(path: str) -> _Part:
+    """Look at one file, whatever its name."""
+    folder, name = os.path.split(path)
+    tree = Tree(folder, "", "")
+    if not os.path.isfile(path):
+        return _Part(path, tree, memories.blank(), memories.blank(), [(path, NO_FILE)], False)
+    memory, failed = look_at_one(folder, name)
+    unread = [(tree.path(inside), reason) for inside, reason in failed]
+    unread += [
+        (path, memory.texts[seen.fault])
+        for _, seen in memory.files()
+        if not seen.base_width and seen.mtime_ns != memories.NEVER
+    ]
+    return _Part(path, tree, memory, memories.blank(), unread, False)
+
+
+def _plan(
+    part: _Part,
+    surveyed: Survey,
+    reserved: Mapping[int, Sequence[Reserved]],
+    others: Sequence[_Part],
+    images: Mapping[str, Placed],
+    moves: Mapping[str, Move],
+    rules: Rules,
+) -> dict[str, Move]:
+    """Return what a run on this part would move, after `moves`, keeping off what `others` hold."""
+
+    def after(image: Placed) -> Placed:
+        move = moves.get(image.path)
+        return replace(image, base=move.new_base) if move else image
+
+    ranges = {machine: list(of_machine) for machine, of_machine in reserved.items()}
+    for image in map(after, images.values()):
+        if any(other.holds(image.path) for other in others):
+            slot = Range(image.base // GRANULARITY * GRANULARITY, image.end)
+            ranges.setdefault(image.machine, []).append(Reserved(slot, image.path))
+    looked_at = PROGRAM in map(str.lower, rules.suffixes)
+    placed = [
+        after(image)
+        for path, image in surveyed.images.items()
+        if looked_at or not path.lower().endswith(PROGRAM)
+    ]
+    return {move.path: move for move in make_plan(placed, ARENA, ranges).moves}
+
+
+def _spans(images: Mapping[str, Placed], dlls: Collection[str]) -> dict[int, list[Span]]:
+    """Return what these DLLs occupy, by machine."""
+    found: dict[int, list[Span]] = {}
+    for path in dlls:
+        image = images[path]
+        found.setdefault(image.machine, []).append(Span(image.base, image.end, path))
+    return found
+
+
+def _pairs(spans: Sequence[Span], named: Collection[str]) -> Iterator[tuple[Span, Span]]:
+    for low, high in overlapping_pairs(spans):
+        if low.path in named or high.path in named:
+            yield low, high
+
+
+def _stuck(pairs: Sequence[tuple[str, str]], reasons: Mapping[str, str]) -> list[Problem]:
+    """Return the images of pairs neither of which may be moved, each once."""
+    other: dict[str, str] = {}
+    for low, high in pairs:
+        if low in reasons and high in reasons:
+            other.setdefault(low, high)
+            other.setdefault(high, low)
+    return [
+        Problem(path, f"overlaps {other[path]}; {_stays(reasons[path])}") for path in sorted(other)
+    ]
+
+
+# What to do about an image that stays where it is, by a word of its reason.
+_NEXT_STEPS = {
+    "stripped": "link it again without --disable-reloc-section or /FIXED",
+    "4 GiB": "link it again with an image base above 0x200000000 if what it is linked to allows "
+    "that, else leave it",
+    "signature": "let rebaser run --force-signed move it if nobody checks the signature",
+    "runtime": "leave it, and move what overlaps it",
+    "damaged": "install it again",
+    "truncated": "install it again",
+}
+
+
+def _stays(reason: str) -> str:
+    """Return why a run leaves an image where it is, and what else can be done."""
+    step = next((step for word, step in _NEXT_STEPS.items() if word in reason), "")
+    return f"no run moves it: {reason}" + (f"; {step}" if step else "")
 
 
 def _apart(paths: Sequence[str]) -> list[str]:
@@ -142,16 +361,6 @@ def _apart(paths: Sequence[str]) -> list[str]:
         for path in sorted(set(real))
         if not any(path.startswith(other.rstrip("/") + "/") for other in real if other != path)
     ]
-
-
-def _seen(path: str, rules: Rules) -> tuple[Tree, Memory, list[tuple[str, str]]]:
-    """Look at a file or folder afresh."""
-    if os.path.isdir(path):
-        found = scan(path, rules._replace(suffixes=(*rules.suffixes, PROGRAM)))
-        return Tree(path, "", ""), found.memory, found.failed
-    folder, name = os.path.split(path)
-    memory, failed = look_at_one(folder, name)
-    return Tree(folder, "", ""), memory, failed
 
 
 def _problems(path: str, image: Placed) -> list[str]:
@@ -181,15 +390,6 @@ def _on_others(of_tree: Sequence[Span], reserved: Sequence[Reserved]) -> list[Pr
         for one, other in ((low, high), (high, low))
         if one.path in own and other.path not in own
     ]
-
-
-def _moves(
-    images: Collection[Placed], reserved: Mapping[int, Sequence[Reserved]]
-) -> Mapping[str, Move]:
-    try:
-        return {move.path: move for move in make_plan(images, ARENA, reserved).moves}
-    except NoRoomError:
-        return {}
 
 
 def _of_windows() -> list[Problem]:

@@ -14,7 +14,7 @@ import os
 import shlex
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 
 from cygwin.address_space import machine_name
@@ -22,7 +22,6 @@ from rebaser.checker import Findings, Problem, check
 from rebaser.commands.run import SHOWN, add_reserved_arguments, add_scan_arguments, print_lines
 from rebaser.errors import UsageError
 from rebaser.overlap import Span
-from rebaser.planner import Move
 from rebaser.scanner import Rules
 from rebaser.text import address, plural, printable
 
@@ -55,8 +54,20 @@ def main(arguments: Namespace) -> int:
     if arguments.json:
         print_json(findings)
     else:
-        print_findings(findings, paths, sys.maxsize if arguments.verbose else SHOWN)
-    return int(findings.breaks_fork)
+        print_findings(findings, _options(arguments), verbose=arguments.verbose)
+    return findings.exit_status
+
+
+def _options(arguments: Namespace) -> list[str]:
+    """Return the options that a run must repeat to do what was checked."""
+    given = {
+        "suffix": arguments.suffix,
+        "exclude": arguments.exclude,
+        "avoid": arguments.avoid,
+        "database": [arguments.database] if arguments.database else [],
+        "cygwin-root": [arguments.cygwin_root] if arguments.cygwin_root else [],
+    }
+    return [f"--{name}={value}" for name, values in given.items() for value in values]
 
 
 def print_json(findings: Findings) -> None:
@@ -94,26 +105,34 @@ def print_json(findings: Findings) -> None:
     )
 
 
-def print_findings(findings: Findings, paths: Sequence[str], shown: int) -> None:
+def print_findings(findings: Findings, options: Sequence[str], *, verbose: bool) -> None:
     """Print what breaks fork, what would cure it, and what would not."""
+    shown = sys.maxsize if verbose else SHOWN
     for group in findings.groups:
         low, high = min(span.low for span in group), max(span.high for span in group)
         print(f"{len(group):,} images overlap within {address(low)}-{address(high)}:")
-        print_lines([f"  {_placed(span, findings.moves)}" for span in group], shown)
-    print_lines(
-        [
-            f"{path}: {'; '.join(problem.what for problem in problems)}"
-            for path, problems in groupby(findings.problems, lambda problem: problem.path)
-        ],
-        shown,
-    )
-    print_lines([f"not checked {path}: {reason}" for path, reason in findings.unread], shown)
+        print_lines([f"  {_placed(span, findings)}" for span in group], shown)
+    print_lines(_by_path(findings.problems), shown)
     if findings.incurable:
         print("No rebase cures these:")
-        print_lines([f"  {problem.path}: {problem.what}" for problem in findings.incurable], shown)
+        print_lines([f"  {line}" for line in _by_path(findings.incurable)], shown)
+    if findings.unread:
+        print("These could not be looked at:")
+        print_lines([f"  {path}: {reason}" for path, reason in findings.unread], shown)
+    if verbose:
+        print_lines([f"no run moves {path}: {why}" for path, why in findings.skipped], shown)
     if count := findings.at_linkers_base:
         print(f"{plural(count, 'DLL')} {_is(count)} still where the linker put {_them(count)}")
-    print(printable(_verdict(findings, paths)))
+    print(printable(_verdict(findings)))
+    if findings.moves:
+        print(printable(f"What a rebase cures, this does: {_cure(findings, options)}"))
+
+
+def _by_path(problems: Sequence[Problem]) -> list[str]:
+    return [
+        f"{path}: {'; '.join(problem.what for problem in of_path)}"
+        for path, of_path in groupby(problems, lambda problem: problem.path)
+    ]
 
 
 def _is(count: int) -> str:
@@ -124,28 +143,42 @@ def _them(count: int) -> str:
     return "it" if count == 1 else "them"
 
 
-def _placed(span: Span, moves: Mapping[str, Move]) -> str:
-    move = moves.get(span.path)
+def _placed(span: Span, findings: Findings) -> str:
     where = f"{address(span.low)}-{address(span.high)} {span.path}"
+    move = findings.moves.get(span.path)
     if move and move.new_base != move.old_base:
         return f"{where} (rebaser run would move it to {address(move.new_base)})"
-    return f"{where} (it would stay)"
+    reason = dict(findings.skipped).get(span.path)
+    if reason:
+        return f"{where} (no run moves it: {reason})"
+    if span.path in findings.outside:
+        return f"{where} (outside of what was named)"
+    return f"{where} (it would stay)" if findings.runs else where
 
 
-def _verdict(findings: Findings, paths: Sequence[str]) -> str:
+def _verdict(findings: Findings) -> str:
     looked_at = plural(findings.images, "DLL")
+    unread = f"{len(findings.unread):,} could not be looked at"
     if not findings.breaks_fork:
-        return f"{looked_at}: nothing here breaks fork"
+        verdict = f"{looked_at}: nothing here breaks fork"
+        return (
+            f"{verdict}, as far as it could be looked at; {unread}" if findings.unread else verdict
+        )
     counts = {
         "overlapping": sum(map(len, findings.groups)),
         "with a problem of its own": len({problem.path for problem in findings.problems}),
-        "not looked at": len(findings.unread),
-        "that no rebase cures": len(findings.incurable),
+        "that no rebase cures": len({problem.path for problem in findings.incurable}),
     }
-    found = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
-    verdict = f"{looked_at}: {found}; this breaks fork."
-    folders = [path for path in paths if os.path.isdir(path)]
-    if findings.moves and folders:
-        commands = "; ".join(f"rebaser run {shlex.quote(path)}" for path in folders)
-        verdict += f" What a rebase cures, this does: {commands}"
-    return verdict
+    found = [f"{count:,} {what}" for what, count in counts.items() if count]
+    verdict = f"{looked_at}: {', '.join(found)}; this breaks fork"
+    return f"{verdict}. {unread}" if findings.unread else verdict
+
+
+def _cure(findings: Findings, options: Sequence[str]) -> str:
+    """Return the commands that do what `moves` says, for a shell."""
+    return "; ".join(
+        shlex.join(
+            ["rebaser", "run", run.folder, *options, *(f"--avoid={path}" for path in run.avoid)]
+        )
+        for run in findings.runs
+    )
