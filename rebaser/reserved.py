@@ -70,7 +70,7 @@ def reservations(
             continue
         _take(found, root_of(path, cygwin_root), ours, ranges, appointed)
     for path in avoid:
-        _avoid(path, rules, ranges, warn)
+        _avoid(path, ours, rules, ranges, warn)
     return Reservations(ranges, appointed)
 
 
@@ -93,7 +93,11 @@ def _take(
 
 
 def _avoid(
-    path: str, rules: Rules, ranges: dict[int, list[Reserved]], warn: Callable[[str], None]
+    path: str,
+    ours: Callable[[str], str | None],
+    rules: Rules,
+    ranges: dict[int, list[Reserved]],
+    warn: Callable[[str], None],
 ) -> None:
     if not os.path.exists(path):
         raise UsageError(f"{path}: the path given to --avoid does not exist")
@@ -110,6 +114,8 @@ def _avoid(
     else:
         images = _one_image(path, warn)
     for name, machine, base, size in images:
+        if ours(name):
+            continue  # an image of the tree itself is none of the others'
         slot = Range(base // GRANULARITY * GRANULARITY, base + slot_size(size))
         ranges.setdefault(machine, []).append(Reserved(slot, name))
 

@@ -70,8 +70,11 @@ class _Run:
         self.options = options
         # Another user's run may have failed where ours would not, and several trees may have been
         # given one state folder: neither covers ours.
-        whose = f"root={tree.root!r} user={os.geteuid()}"
+        # Nor do globs that are relative to another folder.
+        globs = tree.scope if options.excludes else ""
+        whose = f"root={tree.root!r} user={os.geteuid()} globs={globs!r}"
         self.request = Request(f"{whose} {options.key()}", tree.scope, only)
+        self.rules = options.rules.below(tree.scope)
         self.jobs = jobs
         self.progress = progress
         self.state = State(tree.state_dir, tree.root)
@@ -181,7 +184,7 @@ class _Run:
     def _scan(self, before: Memory) -> Scan:
         self.progress.phase("looking at the tree")
         with self._timed("scan"):
-            return scan(self.tree.root, self.options.rules, before, progress=self.progress.advance)
+            return scan(self.tree.root, self.rules, before, progress=self.progress.advance)
 
     def _scan_until_work(self, before: Memory) -> Scan | None:
         self.progress.phase("looking at the tree")
@@ -189,7 +192,7 @@ class _Run:
             return scan_until(
                 self._shows_work,
                 self.tree.root,
-                self.options.rules,
+                self.rules,
                 before,
                 progress=self.progress.advance,
             )
@@ -205,6 +208,7 @@ class _Run:
         """Carry out the plan, less what is in use: that is an obstacle for the others."""
         from rebaser.apply import Applied, apply
         from rebaser.commit import in_use_reason
+        from rebaser.hard_links import with_all_names
         from rebaser.in_use import users_of
 
         applied = Applied()
@@ -215,10 +219,11 @@ class _Run:
                 break
             applied.skipped.update({path: in_use_reason(user) for path, user in used.items()})
             look = self._planning.without(look, used)
+        moves = look.plan.moves
         try:
             apply(
-                look.plan.moves,
-                look.survey.sources,
+                moves,
+                with_all_names(self.tree.root, moves, look.survey.sources),
                 look.scan.images,
                 self.tree,
                 self.state,

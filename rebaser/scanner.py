@@ -23,6 +23,9 @@ PRUNED_PATHS = ("var/tmp", "sys-root/mingw", "var/lib/rebaser")
 PRUNED_NAME = ".rebaser"
 # MSYS2's native prefixes at the top of its root: nothing forks there, and all have DYNAMIC_BASE.
 PRUNED_AT_TOP = frozenset(("mingw32", "mingw64", "ucrt64", "clang32", "clang64", "clangarm64"))
+# What a whole system has at its top that is no folder of files: processes, devices, and on Cygwin
+# all drives and the registry (/proc/registry).
+SYSTEMS_OWN = frozenset(("proc", "sys", "dev", "cygdrive"))
 
 
 # What is remembered of a file or folder that could not be looked at: nothing, so it is looked at
@@ -36,6 +39,14 @@ class Rules(NamedTuple):
 
     suffixes: tuple[str, ...] = ()
     excludes: tuple[str, ...] = ()
+
+    def below(self, scope: str) -> Rules:
+        """Return the rules of a part of a tree as rules of the tree: globs are relative to it."""
+        from glob import escape
+
+        if not scope or not self.excludes:
+            return self
+        return self._replace(excludes=tuple(escape(scope) + glob for glob in self.excludes))
 
     def key(self) -> str:
         """Return a text that differs where the rules do."""
@@ -233,10 +244,21 @@ class _Scanner:
     def pruned(self, path: str, name: str) -> bool:
         if name == PRUNED_NAME or (not path and name in PRUNED_AT_TOP):
             return True
+        if not path and name in SYSTEMS_OWN and self.is_systems_own(name):
+            return True
         full = f"{path}/{name}" if path else name
         if full in PRUNED_PATHS or full.endswith("/sys-root/mingw"):
             return True
         return bool(self.rules.excludes) and self.excluded(path, name)
+
+    def is_systems_own(self, name: str) -> bool:
+        """Return whether a folder at the top is no part of the tree, but the system's."""
+        if self.top == "/":
+            return True
+        try:
+            return os.lstat(self.top + name).st_dev != os.lstat(self.top).st_dev
+        except OSError:
+            return False
 
     def excluded(self, path: str, name: str) -> bool:
         from fnmatch import fnmatchcase

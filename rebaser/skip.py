@@ -14,18 +14,26 @@ def count_images(now: Memory, force_signed: bool) -> tuple[int, int, list[tuple[
     """
     files = images = 0
     skipped = []
-    linked = set()
+    met = set()
     for path, seen in now.files():
-        if seen.links > 1:
-            if (seen.device, seen.inode) in linked:
-                continue
-            linked.add((seen.device, seen.inode))
+        file = same_file(path, seen)
+        if file in met:
+            continue
+        met.add(file)
         files += 1
         images += bool(seen.base_width)
         reason = skip_reason(path, seen, now.texts[seen.fault], force_signed)
         if reason:
             skipped.append((path, reason))
     return files, images, skipped
+
+
+def same_file(path: str, seen: Seen) -> object:
+    """Return what is equal for two names of one file.
+
+    Its hard links, and its names in two folders that are one: Cygwin mounts /usr/bin as /bin.
+    """
+    return (seen.device, seen.inode) if seen.inode else path
 
 
 def skip_reason(path: str, seen: Seen, fault: str, force_signed: bool) -> str:

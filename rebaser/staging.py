@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat as modes
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,8 @@ from rebaser.state import STAGING, State
 from rebaser.tree import Tree
 
 WINDOW = 1 << 20  # bytes that are copied at a time
+
+_OCTAL = re.compile(rb"\\([0-7]{3})")
 
 
 @dataclass(frozen=True)
@@ -59,17 +62,23 @@ def is_as_seen(st: os.stat_result, seen: Seen) -> bool:
 
 
 class StagingFolders:
-    """A staging folder on every file system of the tree that needs one, made when first needed."""
+    """A staging folder on every file system of the tree that needs one, made when first needed.
+
+    One on every mount, to be exact: a file cannot be renamed from one mount to another, not even
+    where both show the same file system (rename(2), EXDEV).
+    """
 
     def __init__(self, tree: Tree, state: State) -> None:
         self.tree = tree
         self.state = state
-        self.by_device: dict[int, str] = {}
+        self.mounts = _mounts_below(tree.root)
+        self.by_place: dict[tuple[int, str], str] = {}
         self.given: list[str] = []
         self.removed = 0
         inside = state.folder.startswith(tree.root.rstrip("/") + "/")
         if inside:
-            self.by_device[os.stat(state.staging).st_dev] = state.staging
+            place = os.stat(state.staging).st_dev, self._mount(state.staging)
+            self.by_place[place] = state.staging
 
     def new_name(self, target: str, device: int) -> str:
         """Return the path of a copy to be made on the file system `device`, where `target` lies."""
@@ -87,10 +96,14 @@ class StagingFolders:
         self.removed = len(self.given)
 
     def _folder(self, target: str, device: int) -> str:
-        folder = self.by_device.get(device)
+        mount = self._mount(target)
+        folder = self.by_place.get((device, mount))
         if folder is None:
             top = os.path.dirname(target)
-            while top != self.tree.root and os.stat(os.path.dirname(top)).st_dev == device:
+            while (
+                top not in (mount, self.tree.root)
+                and os.stat(os.path.dirname(top)).st_dev == device
+            ):
                 top = os.path.dirname(top)
             parent = f"{top.rstrip('/')}/.rebaser"
             folder = f"{parent}/{STAGING}-{os.urandom(8).hex()}"
@@ -100,8 +113,31 @@ class StagingFolders:
             if os.path.islink(parent):
                 raise OSError(errno.ELOOP, "is a symbolic link, which is not followed", parent)
             os.mkdir(folder, 0o700)
-            self.by_device[device] = folder
+            self.by_place[device, mount] = folder
         return folder
+
+    def _mount(self, path: str) -> str:
+        """Return the mount below the root that a file lies on, or the root."""
+        return next((m for m in self.mounts if path.startswith(f"{m}/")), self.tree.root)
+
+
+def _mounts_below(root: str) -> list[str]:
+    """Return the mounts below `root`, the innermost first; none where the system names none."""
+    try:
+        with open("/proc/self/mountinfo", "rb") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return []
+    top = os.fsencode(root.rstrip("/") + "/")
+    found = set()
+    for line in lines:
+        # 36 35 98:0 /there /mounted\040here rw,noatime ... (proc_pid_mountinfo(5))
+        fields = line.split(b" ", 5)
+        if len(fields) > 4:
+            mount = _OCTAL.sub(lambda code: bytes([int(code[1], 8)]), fields[4])
+            if mount.startswith(top):
+                found.add(os.fsdecode(mount))
+    return sorted(found, key=len, reverse=True)
 
 
 @dataclass
@@ -265,8 +301,12 @@ def _seal(item: Wanted, path: str, touch: bool) -> None:
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         copy = os.fstat(descriptor)
-        if (copy.st_uid, copy.st_gid) != (st.st_uid, st.st_gid):
-            os.fchown(descriptor, st.st_uid, st.st_gid)
+        if copy.st_uid != st.st_uid:
+            os.fchown(descriptor, st.st_uid, -1)
+        if copy.st_gid != st.st_gid:
+            # Its owner need not be in a file's group, and then may not give it: chown(2).
+            with suppress(PermissionError):
+                os.fchown(descriptor, -1, st.st_gid)
         _set_extended_attributes(descriptor, attributes)
         os.fchmod(descriptor, modes.S_IMODE(st.st_mode))
         if not touch:

@@ -10,7 +10,7 @@ from rebaser import memory as memories
 from rebaser.memory import Folder, Memory, Seen
 from rebaser.overlap import Span
 from rebaser.planner import Move, Placed
-from rebaser.skip import skip_reason
+from rebaser.skip import same_file, skip_reason
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -136,15 +136,10 @@ def with_moves(now: Memory, sources: Mapping[str, Source], applied: Applied) -> 
 
 def _files(now: Memory) -> list[tuple[tuple[str, ...], Seen]]:
     """Return every file that could be looked at, once, with its names, in order of path."""
-    single: list[tuple[tuple[str, ...], Seen]] = []
-    linked: dict[tuple[int, int], tuple[list[str], Seen]] = {}
+    by_file: dict[object, tuple[list[str], Seen]] = {}
     for path, seen in now.files():
-        if seen.mtime_ns == memories.NEVER:
-            continue
-        if seen.links > 1:
-            linked.setdefault((seen.device, seen.inode), ([], seen))[0].append(path)
-        else:
-            single.append(((path,), seen))
-    single += [(tuple(sorted(names)), seen) for names, seen in linked.values()]
-    single.sort(key=lambda file: file[0])
-    return single
+        if seen.mtime_ns != memories.NEVER:
+            by_file.setdefault(same_file(path, seen), ([], seen))[0].append(path)
+    files = [(tuple(sorted(names)), seen) for names, seen in by_file.values()]
+    files.sort(key=lambda file: file[0])
+    return files

@@ -317,3 +317,15 @@ def test_files_still_being_copied_are_no_overlap(rebaser: Rebaser, tree: Path) -
     report = rebaser.report("run", tree)
     assert (report["overlaps"], len(report["skipped"])) == ([], 2)
     assert rebaser("run", tree).status == 0
+
+
+@ROOT_ONLY
+def test_an_owner_who_is_not_in_a_files_group(rebaser: Rebaser, open_tree: Path) -> None:
+    """He may not give the moved copy that group (chown(2)); everything else is kept."""
+    give(open_tree, NOBODY)
+    for file in open_tree.rglob("*.dll"):
+        os.chown(file, NOBODY, 0)
+    done = as_nobody(rebaser, "run", open_tree)
+    assert done.status == 0, done.words
+    assert not overlaps(open_tree)
+    assert {file.stat().st_uid for file in open_tree.rglob("*.dll")} == {NOBODY}

@@ -111,12 +111,15 @@ def test_a_name_outside_keeps_the_old_file(rebaser: Rebaser, tree: Path, tmp_pat
     assert rebaser.report("run", tree)["moved"] == []
 
 
-def test_a_name_of_another_kind_keeps_the_old_file(rebaser: Rebaser, tree: Path) -> None:
-    """A hard link that the scan does not see, because of its suffix, is left alone."""
-    os.link(tree / "bin/x000.dll", tree / "bin/x000.bak")
-    old = (tree / "bin/x000.bak").read_bytes()
-    rebaser.report("run", tree)
-    assert (tree / "bin/x000.bak").read_bytes() == old
+def test_a_name_of_another_kind_moves_too(rebaser: Rebaser, tree: Path) -> None:
+    """The scan looks at no `.txt`; it is a name of the moved file all the same."""
+    (tree / "share").mkdir()
+    os.link(tree / "bin/x000.dll", tree / "share/readme.txt")
+    report = rebaser.report("run", tree)
+    assert report["images"] == 6
+    assert (tree / "share/readme.txt").samefile(tree / "bin/x000.dll")
+    assert (tree / "share/readme.txt").stat().st_nlink == 2
+    assert rebaser.report("run", tree)["bytes_written"] == 0
 
 
 def test_everything_else_is_left_alone(rebaser: Rebaser, tree: Path) -> None:
