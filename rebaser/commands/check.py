@@ -28,6 +28,7 @@ from rebaser.text import address, plural, printable
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of `rebaser check`."""
+    parser.intermixed = True  # type: ignore[attr-defined]  # cli.Parser's
     parser.add_argument(
         "paths", metavar="PATH", nargs="*", help="files and folders (default: $SAGE_LOCAL)"
     )

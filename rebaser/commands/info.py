@@ -21,23 +21,28 @@ from cygwin.address_space import machine_name, slot_size
 from rebaser import memory as memories
 from rebaser.commands.run import add_scan_arguments
 from rebaser.errors import RebaserError, UsageError
-from rebaser.overlap import Span, overlapping_pairs
+from rebaser.overlap import Span, clusters
 from rebaser.scanner import Rules, look_at_one, scan
 from rebaser.text import address, printable
 
 
 class Line(NamedTuple):
-    """One image as it is listed; `size` is SizeOfImage in bytes."""
+    """One image as it is listed; `size` is SizeOfImage in bytes.
+
+    `file` tells a file from others, whatever its names.
+    """
 
     path: str
     machine: int
     base: int
     size: int
     flags: str
+    file: str
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of `rebaser info`."""
+    parser.intermixed = True  # type: ignore[attr-defined]  # cli.Parser's
     parser.add_argument("paths", metavar="PATH", nargs="*", help="images, and folders of images")
     parser.add_argument("--db", metavar="FILE", help="list Cygwin's rebase database FILE")
     parser.add_argument("--json", action="store_true", help="print one JSON list")
@@ -73,27 +78,35 @@ def _of_database(path: str) -> list[Line]:
     except DatabaseError as error:
         raise RebaserError(f"{error}; it was not changed") from error
     return [
-        Line(entry.path, database.machine, entry.base, entry.size, "") for entry in database.entries
+        Line(entry.path, database.machine, entry.base, entry.size, "", entry.path)
+        for entry in database.entries
     ]
 
 
 def _of_path(path: str, rules: Rules, failed: list[tuple[str, str]]) -> Iterable[Line]:
     if os.path.isdir(path):
         found = scan(path, rules)
-        memory, unread, top = found.memory, found.failed, path
+        memory = found.memory
+        failed += [(os.path.join(path, inside), reason) for inside, reason in found.failed]
+        for inside, seen in memory.files():
+            if seen.base_width:
+                yield _line(os.path.join(path, inside), seen)
+    elif not os.path.isfile(path):
+        gone = not os.path.lexists(path)
+        failed.append((path, "no such file or folder" if gone else "not a regular file"))
     else:
-        top, name = os.path.split(path)
-        if not os.path.lexists(path):
-            failed.append((path, "no such file or folder"))
-            return
-        memory, unread = look_at_one(os.path.realpath(top), name)
-    failed += [(os.path.join(top, inside), reason) for inside, reason in unread]
-    for inside, seen in memory.files():
-        where = os.path.join(top, inside)
-        if seen.base_width:
-            yield Line(where, seen.machine, seen.base, seen.image_size, _flags(seen))
-        elif seen.mtime_ns != memories.NEVER and not os.path.isdir(path):
-            failed.append((where, memory.texts[seen.fault]))
+        memory, unread = look_at_one(*os.path.split(os.path.realpath(path)))
+        failed += [(path, reason) for _, reason in unread]
+        for _, seen in memory.files():
+            if seen.base_width:
+                yield _line(path, seen)
+            elif seen.mtime_ns != memories.NEVER:
+                failed.append((path, memory.texts[seen.fault]))
+
+
+def _line(path: str, seen: memories.Seen) -> Line:
+    file = f"{seen.device} {seen.inode}"
+    return Line(path, seen.machine, seen.base, seen.image_size, _flags(seen), file)
 
 
 def _flags(seen: memories.Seen) -> str:
@@ -106,15 +119,16 @@ def _flags(seen: memories.Seen) -> str:
 
 
 def _overlapping(lines: Sequence[Line]) -> set[str]:
-    by_machine: dict[int, list[Span]] = {}
+    """Return the files that overlap another; several names of one file are one file."""
+    by_machine: dict[int, dict[str, Span]] = {}
     for line in lines:
-        span = Span(line.base, line.base + slot_size(line.size), line.path)
-        by_machine.setdefault(line.machine, []).append(span)
+        span = Span(line.base, line.base + slot_size(line.size), line.file)
+        by_machine.setdefault(line.machine, {})[line.file] = span
     return {
         span.path
         for spans in by_machine.values()
-        for pair in overlapping_pairs(spans)
-        for span in pair
+        for group in clusters(spans.values())
+        for span in group
     }
 
 
@@ -122,7 +136,7 @@ def _print(lines: Sequence[Line], overlapping: set[str]) -> None:
     names = [printable(line.path) for line in lines]
     width = max(map(len, names), default=0)
     for name, line in zip(names, lines):
-        mark = "*" if line.path in overlapping else " "
+        mark = "*" if line.file in overlapping else " "
         print(
             f"{name:<{width}} base 0x{line.base:012x} size 0x{line.size:08x} "
             f"{machine_name(line.machine):<6} {mark} {line.flags}".rstrip()
@@ -141,7 +155,7 @@ def _print_json(lines: Sequence[Line], overlapping: set[str]) -> None:
                     "size": line.size,
                     "machine": machine_name(line.machine),
                     "flags": line.flags.split(",") if line.flags else [],
-                    "overlaps": line.path in overlapping,
+                    "overlaps": line.file in overlapping,
                 }
                 for line in lines
             ]
