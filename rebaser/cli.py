@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib
-import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from rebaser import __version__
 from rebaser.errors import RebaserError
+from rebaser.process import Terminated, catch_signals, discard_output, open_streams
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ COMMANDS = {
 }
 
 EXIT_INTERRUPTED = 130
+
+OWN_PACKAGES = ("rebaser", "locks", "cygwin")
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
@@ -59,9 +62,15 @@ class Parser(argparse.ArgumentParser):
     """argparse, except that a command chooses the exit status of a usage error."""
 
     usage_status = 2
+    intermixed = False
+    """Whether options may stand between the operands: `info a.dll --json b.dll`."""
+    value_hint = ""
+    """What is said where an option is given a value that it does not take."""
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and one sentence, and exit with `usage_status`."""
+        if self.value_hint and "ignored explicit argument" in message:
+            message += f"; {self.value_hint}"
         self.print_usage(sys.stderr)
         self.exit(self.usage_status, f"{self.prog}: {message}\n")
 
@@ -106,55 +115,113 @@ def dispatch(words: Sequence[str]) -> int:
     """Run the command that `words` name and return its exit status; expected failures raise."""
     if words and words[0] in COMMANDS:
         name = words[0]
-        return int(command_module(name).main(command_parser(name).parse_args(words[1:])))
+        arguments = _parsed(command_parser(name), words[1:])
+        return int(command_module(name).main(arguments))
     top_parser().parse_args(words[:1])
     raise AssertionError("argparse ends the program for anything but a command")
 
 
+def _parsed(parser: Parser, words: Sequence[str]) -> argparse.Namespace:
+    # After -- all are operands, which parse_intermixed_args of some Pythons does not know.
+    if parser.intermixed and "--" not in words:
+        return parser.parse_intermixed_args(list(words))
+    return parser.parse_args(list(words))
+
+
 def main(words: Sequence[str] | None = None) -> NoReturn:
-    """Run rebaser and exit; the only place that catches what the commands raise."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # our caller has closed it
-            setattr(sys, name, open(os.devnull, mode))
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A name that the terminal's encoding lacks is shown escaped, as on stderr.
-        sys.stdout.reconfigure(errors="backslashreplace")
-    status = status_of(sys.argv[1:] if words is None else words)
-    gc.freeze()  # else Python's end looks through all that was made for garbage: 3 ms for none
+    """Run rebaser and exit."""
+    given = sys.argv[1:] if words is None else words
+    start(lambda: dispatch(given))
+
+
+def start(work: Callable[[], int]) -> NoReturn:
+    """Do what a program is for and exit with the status that `work` returns, or its failure's."""
+    try:
+        catch_signals()
+        open_streams()
+        status = status_of_work(work)
+        gc.freeze()  # else Python's end looks through all that was made for garbage: 3 ms for none
+    except KeyboardInterrupt:  # once more, while the first was told
+        os._exit(EXIT_INTERRUPTED)
     sys.exit(status)
 
 
 def status_of(words: Sequence[str]) -> int:
     """Run the command and return the exit status; every failure is one line on stderr."""
+    return status_of_work(lambda: dispatch(words))
+
+
+def status_of_work(work: Callable[[], int]) -> int:
+    """Return what `work` returns, or the status of what it raises, which is caught nowhere else."""
     try:
-        status = dispatch(words)
+        try:
+            status = work()
+        except SystemExit as end:  # argparse's: a usage error, --help and --version
+            status = int(end.code or 0)
         sys.stdout.flush()
         return status
     except RebaserError as error:
         complain(str(error))
         return error.exit_status
+    except Terminated as error:
+        complain("terminated; every file is whole, old or new")
+        return 128 + error.number
     except KeyboardInterrupt:
         complain("interrupted; every file is whole, old or new")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of our output left (`rebaser info … | head`): nobody is there to be told.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return 1
     except OSError as error:
-        complain(f"{error}; nothing more was done")
+        complain(_what_failed(error))
+        return 1
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in OWN_PACKAGES:
+            return _bug(error)
+        complain(
+            f"rebaser is not installed completely: {error}; install it with "
+            f"{sys.executable} -m pip install {error.name}"
+        )
         return 1
     except Exception as error:
         if isinstance(error, ImportError) and "fcntl" in str(error):
             complain(str(error))  # a native Windows Python; the sentence is that of locks.flock
             return 1
-        from rebaser.bug import report_bug
+        return _bug(error)
 
-        complain(report_bug(error))
-        return 1
+
+def _what_failed(error: OSError) -> str:
+    """Return the sentence for an error of the system that nobody expected."""
+    try:
+        sys.stdout.flush()  # what could not be written is still there, and fails again
+    except OSError:
+        discard_output()
+        return (
+            f"standard output cannot be written ({error.strerror}): what it should say is lost; "
+            "the work itself is done"
+        )
+    if isinstance(error, FileNotFoundError) and error.filename is None:
+        try:
+            os.getcwd()
+        except OSError:
+            return (
+                "the current folder has been removed: go to one that is there; nothing more was "
+                "done"
+            )
+    return f"{error}; nothing more was done"
+
+
+def _bug(error: Exception) -> int:
+    from rebaser.bug import report_bug
+
+    complain(report_bug(error))
+    return 1
 
 
 def complain(text: str) -> None:
     """Print one line on stderr, whatever bytes its file names hold."""
     from rebaser.text import printable
 
-    print(f"rebaser: {printable(text)}", file=sys.stderr)
+    with suppress(OSError):  # a stderr that is full has no room for that either
+        print(f"rebaser: {printable(text)}", file=sys.stderr, flush=True)

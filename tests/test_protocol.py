@@ -236,6 +236,14 @@ def test_busy_names_the_holder(
     assert len(waited) == ("--wait" in words)
 
 
+STATUS = {
+    signal.SIGINT: 130,
+    signal.SIGTERM: 143,
+    signal.SIGHUP: 129,
+    signal.SIGKILL: -signal.SIGKILL,
+}
+
+
 @pytest.mark.parametrize(
     ("number", "operation", "words"),
     [
@@ -244,6 +252,7 @@ def test_busy_names_the_holder(
         (signal.SIGINT, fcntl.LOCK_EX, []),
         (signal.SIGINT, fcntl.LOCK_EX, ["--wait", "1000"]),
         (signal.SIGTERM, fcntl.LOCK_SH, []),
+        (signal.SIGHUP, fcntl.LOCK_EX, ["--wait", "1000"]),
         (signal.SIGKILL, fcntl.LOCK_EX, []),
     ],
 )
@@ -257,16 +266,17 @@ def test_stopped_while_it_waits(
         assert "waiting" in first_line(child)
         child.send_signal(number)
         result = finished(child)
-        assert result.status == (130 if number == signal.SIGINT else -number), result.words
-        if number == signal.SIGINT:
-            assert result.err == "rebaser: interrupted; every file is whole, old or new\n"
+        assert result.status == STATUS[number], result.words
+        if number != signal.SIGKILL:
+            said = "interrupted" if number == signal.SIGINT else "terminated"
+            assert result.err == f"rebaser: {said}; every file is whole, old or new\n"
     assert is_free(lock)
     assert listing(tree) == before
     assert rebaser("run", tree).status == 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", STATUS)
 def test_stopped_at_work(rebaser: Rebaser, tmp_path: Path, number: int) -> None:
     tree = make_tree(tmp_path / "tree", 300)
     before = contents(tree)
@@ -275,10 +285,10 @@ def test_stopped_at_work(rebaser: Rebaser, tmp_path: Path, number: int) -> None:
     eventually(lambda: child.poll() is not None or len(list(staging.glob("*.dll"))) > 20)
     child.send_signal(number)
     result = finished(child)
-    assert result.status == (130 if number == signal.SIGINT else -number), result.words
+    assert result.status == STATUS[number], result.words
     assert damaged(before, tree) == []
     assert is_free(lock_file(tree))
-    if number == signal.SIGINT:
+    if number != signal.SIGKILL:
         assert left_over(tree) == []
     assert rebaser("run", tree, "--no-wait").status == 0
     assert is_done(tree, before)

@@ -111,7 +111,10 @@ def add_arguments(parser: Parser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Take the lock and become the command; return an exit status only where that failed."""
+    from rebaser.process import leave_signals
+
     command = _command(arguments)
+    leave_signals()  # there is nothing to clean up: they end the wait as they end flock(1)
     try:
         return _run(arguments, command)
     except LockFileError as error:

@@ -1,0 +1,80 @@
+"""How a program stands towards its caller: the standard streams, and the signals that end it."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import NoReturn
+
+STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))  # by descriptor
+ENDING = ("SIGTERM", "SIGHUP")
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP has come; all that cleans up after ^C cleans up after it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+def open_streams() -> None:
+    """Open /dev/null in place of standard streams that our caller has closed.
+
+    Else the next file opened would be descriptor 1, and what is printed would land in it. The
+    descriptors are close-on-exec: a command that replaces us has them closed, as we had.
+    """
+    for number, (name, mode) in enumerate(STREAMS):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest that is free, and those below are open by now.
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, closefd=False))
+    output = sys.stdout
+    if not isinstance(output, io.TextIOWrapper):
+        return
+    # A name that the terminal's encoding lacks is shown escaped, as on stderr.
+    output.reconfigure(errors="backslashreplace")
+    if isinstance(output.buffer, io.RawIOBase):
+        # PYTHONUNBUFFERED: what cannot be written would be lost, and argparse would not say so.
+        sys.stdout = open(
+            1, "w", encoding=output.encoding, errors="backslashreplace", closefd=False
+        )
+
+
+def catch_signals() -> None:
+    """Have SIGTERM and SIGHUP raise Terminated, unless our caller ignores them (nohup)."""
+    for number in _ending():
+        signal.signal(number, _terminate)
+
+
+def leave_signals() -> None:
+    """Give SIGTERM and SIGHUP their defaults back, unless our caller ignores them."""
+    for number in _ending():
+        signal.signal(number, signal.SIG_DFL)
+
+
+def discard_output() -> None:
+    """Send what is still to be printed nowhere: standard output takes no more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _ending() -> list[int]:
+    # A native Windows Python, which lacks SIGHUP, is told later on that it will not do.
+    numbers = [getattr(signal, name) for name in ENDING if hasattr(signal, name)]
+    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
+    # What ends a session sends both, and some send them twice: cleaning up goes on.
+    for other in _ending():
+        signal.signal(other, signal.SIG_IGN)
+    raise Terminated(number)

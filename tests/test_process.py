@@ -1,0 +1,145 @@
+"""How the programs stand towards their caller: standard streams, signals, what is not installed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pe
+import pytest
+from trees import HERE, Rebaser, clean_environment, contents, damaged
+
+REBASER = (sys.executable, "-m", "rebaser")
+
+
+def sh(script: str, *words: object, **changes: str) -> subprocess.CompletedProcess[str]:
+    """Run a script of sh, in which "$@" is rebaser and `words`."""
+    return subprocess.run(
+        ["sh", "-c", script, "sh", *REBASER, *map(str, words)],
+        env=clean_environment(**changes),
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
+class TestStreams:
+    @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+    def test_closed(self, tree: Path, closed: str) -> None:
+        before = contents(tree)
+        done = sh(f'exec "$@" {closed}', "run", tree, "--progress", "never")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert damaged(before, tree) == []
+        for command in ("check", "info", "map", "status", "flags"):
+            what = tree / "bin/x001.dll" if command == "flags" else tree
+            done = sh(f'exec "$@" {closed}', command, what)
+            assert "bug" not in done.stdout + done.stderr
+            assert done.returncode in (0, 1)
+
+    def test_nothing_that_is_printed_lands_in_a_file(self, tree: Path) -> None:
+        done = sh('exec "$@" >&- 2>&-', "run", tree, "--json", "--progress", "always")
+        assert done.returncode == 0
+        for path in tree.rglob("*"):
+            if path.is_file():
+                assert b'"kept"' not in path.read_bytes()
+
+    @pytest.mark.parametrize("words", [["run", "--only-from", "-"], ["flags", "-T", "-"]])
+    def test_closed_where_it_is_read(self, tree: Path, words: list[str]) -> None:
+        words = [*words, str(tree)] if words[0] == "run" else words
+        done = sh('exec "$@" <&-', *words)
+        assert done.returncode in (0, 2)
+        assert "bug" not in done.stderr
+
+    def test_a_command_under_a_lock_has_them_closed_as_we_had(self, tmp_path: Path) -> None:
+        script = "[ ! -e /proc/self/fd/1 ] || exit 5"
+        done = sh('exec "$@" >&-', "lock", "--file", tmp_path / "L", "--", "sh", "-c", script)
+        assert done.returncode == 0
+
+    @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+    def test_full(self, tree: Path) -> None:
+        before = contents(tree)
+        done = sh('exec "$@" >/dev/full', "run", tree)
+        assert done.returncode == 1
+        assert "rebaser: standard output cannot be written (No space left" in done.stderr
+        assert "the work itself is done" in done.stderr
+        assert done.stderr.count("rebaser: standard") == 1
+        assert damaged(before, tree) == []
+        assert "nothing to do" in sh('exec "$@"', "run", tree).stdout
+
+    @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+    @pytest.mark.parametrize("words", [["--version"], ["--help"], ["run", "--help"]])
+    def test_full_for_help(self, words: list[str]) -> None:
+        done = sh('exec "$@" >/dev/full', *words)
+        assert done.returncode == 1
+        assert done.stderr.count("rebaser: standard") == 1
+        assert sh('exec "$@" 2>/dev/full', "run", "/nowhere").returncode == 2
+
+
+def test_a_folder_that_is_gone(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    done = sh(f'cd {gone} && rmdir {gone} && exec "$@"', "run", ".", "--engine", "builtin")
+    assert done.returncode in (1, 2)
+    assert "Errno" not in done.stderr
+
+
+def test_a_package_that_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "pefile.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'pefile'\", name='pefile')"
+    )
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/a.dll").write_bytes(pe.build())
+    path = f"{tmp_path}:{HERE}"
+    done = sh('exec "$@"', "run", tmp_path / "tree", PYTHONPATH=path)
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        "rebaser: rebaser is not installed completely: No module named 'pefile'; install it with "
+    )
+
+
+class TestSignals:
+    def test_ignored_stay_ignored(self, rebaser: Rebaser, tree: Path) -> None:
+        lock = tree / "var/lock/rebase.lock"
+        lock.parent.mkdir()
+        holder = subprocess.Popen(
+            ["flock", lock, "sh", "-c", "echo; exec cat"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert holder.stdout
+        holder.stdout.readline()
+        words = rebaser.command("run", tree)
+        child = subprocess.Popen(
+            ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", *words],
+            env=clean_environment(),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert child.stderr
+            assert "waiting" in child.stderr.readline()
+            child.send_signal(signal.SIGHUP)
+            time.sleep(0.2)
+            assert child.poll() is None
+            child.terminate()
+            assert child.wait(50) == 143
+        finally:
+            holder.communicate()  # its cat ends
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+    @pytest.mark.parametrize("close", [[], ["-o"]])
+    def test_are_the_commands_own(self, tmp_path: Path, number: int, close: list[str]) -> None:
+        words = ["lock", *close, "--file", str(tmp_path / "L"), "--", "sh", "-c"]
+        child = subprocess.Popen(
+            [*REBASER, *words, "echo; exec sleep 1000"],
+            env=clean_environment(),
+            stdout=subprocess.PIPE,
+        )
+        assert child.stdout
+        child.stdout.readline()
+        child.send_signal(number)
+        assert child.wait(50) == (128 + number if close else -number)
