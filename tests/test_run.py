@@ -501,8 +501,58 @@ def test_many_lines_are_cut_unless_all_are_wanted(rebaser: Rebaser, tmp_path: Pa
     add_dlls(tmp_path, 30)
     planned = rebaser("run", tmp_path, "--dry-run").out
     assert "... and 10 more like these (--verbose lists all)" in planned
-    assert rebaser("run", tmp_path, "--dry-run", "--verbose").out.count("would move x") == 0
-    assert rebaser("run", tmp_path, "--dry-run", "--verbose").out.count("would move bin/") == 30
+    assert rebaser("run", tmp_path, "--dry-run", "--verbose").out.count("  bin/") == 30
+
+
+def test_the_plan_is_a_table(rebaser: Rebaser, tmp_path: Path) -> None:
+    add_dll(tmp_path / "new.dll", 0x1_8000_0000)
+    add_dll(tmp_path / ("long" * 30 + "\n.dll"), FLOOR)  # keeps its base
+    lines = rebaser("run", tmp_path, "--dry-run").out.splitlines()
+    name = "long" * 30 + "\\x0a.dll"
+    assert [line.split() for line in lines[:3]] == [
+        ["old", "base", "new", "base", "size", "path", "reason"],
+        ["0x200010000", "0x200010000", "0x10000", name, "DYNAMIC_BASE", "is", "set"],
+        ["0x180000000", "0x200020000", "0x10000", "new.dll", "outside", "the", "arena"],
+    ]
+    assert len({line.index(word) for line, word in zip(lines, ("reason", "DYN", "out"))}) == 1
+    assert lines[3] == (f"{tmp_path}: would move 1 of 2 images, would clear DYNAMIC_BASE of 1 more")
+
+
+def test_what_is_skipped_is_listed_once(rebaser: Rebaser, tree: Path) -> None:
+    (tree / "bin/empty.dll").touch()
+    listed = "skipped bin/empty.dll: empty"
+    assert listed in rebaser("run", tree).out
+    again = rebaser("run", tree)
+    assert again.out == f"{tree}: 6 images, nothing to do; 1 skipped (--verbose says why)\n"
+    assert listed in rebaser("run", tree, "--verbose").out
+    add_dlls(tree, 1, first=50)
+    assert listed in rebaser("run", tree).out
+
+
+def test_a_first_run_without_work_lists_what_is_skipped(rebaser: Rebaser, tmp_path: Path) -> None:
+    (tmp_path / "empty.dll").touch()
+    assert "skipped empty.dll: empty\n" in rebaser("run", tmp_path).out
+
+
+def test_only_what_was_named_is_listed_as_skipped(rebaser: Rebaser, tree: Path) -> None:
+    (tree / "bin/empty.dll").touch()
+    (tree / "venv").mkdir()
+    (tree / "venv/hollow.dll").touch()
+    assert rebaser("run", tree).status == 0
+    inner = rebaser("run", tree / "venv", "--verbose")
+    assert "skipped venv/hollow.dll" in inner.out
+    assert "bin/empty.dll" not in inner.out
+    assert f"{tree / 'venv'} as part of the tree {tree}: " in inner.out
+    named = rebaser("run", tree, "--only-from", "-", "--verbose", stdin=b"bin/empty.dll")
+    assert "hollow" not in named.out
+
+
+def test_an_end_that_contradicts_itself_is_none(rebaser: Rebaser, tmp_path: Path) -> None:
+    for name in ("a.dll", "b.dll"):
+        add_dll(tmp_path / name, FLOOR, characteristics=0x2023)
+    result = rebaser("run", tmp_path)
+    assert result.status == 1
+    assert "2 images, nothing was moved; 2 skipped; 1 overlap left" in result.out
 
 
 def test_progress_on_a_terminal_and_not(rebaser: Rebaser, tree: Path) -> None:

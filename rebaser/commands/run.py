@@ -14,6 +14,7 @@ exit status:
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import ArgumentParser, Namespace
 
@@ -22,12 +23,15 @@ from rebaser.options import Options, named_paths, parse_arena, read_only_from
 from rebaser.progress import make_progress
 from rebaser.report import Report
 from rebaser.runner import run
+from rebaser.state import State
 from rebaser.text import address, byte_count, plural, printable
 from rebaser.tree import find_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import TextIO
+
+    from rebaser.planner import Move
 
 # So many lines of a kind are shown; --verbose shows all.
 SHOWN = 20
@@ -173,6 +177,7 @@ def main(arguments: Namespace) -> int:
         touch=arguments.touch,
         engine=arguments.engine,
     )
+    is_first = not os.path.lexists(State(tree.state_dir, tree.root).memory_file)
     report = run(
         tree,
         options,
@@ -182,13 +187,26 @@ def main(arguments: Namespace) -> int:
         jobs=arguments.jobs,
         progress=make_progress(arguments.progress, arguments.quiet or arguments.json),
     )
+    report = report._replace(skipped=_of_concern(report, tree.scope, only))
     if arguments.json:
         print_json(report)
     elif not arguments.quiet:
-        print_report(report, verbose=arguments.verbose)
+        print_report(report, tree.scope, verbose=arguments.verbose, is_first=is_first)
     elif report.exit_status:
         print_trouble(report)
     return report.exit_status
+
+
+def _of_concern(
+    report: Report, scope: str, only: frozenset[str] | None
+) -> tuple[tuple[str, str], ...]:
+    """Return what was skipped of the files that were asked for, or overlaps one of them."""
+    overlapping = {path for pair in report.overlaps for path in pair}
+    return tuple(
+        (path, reason)
+        for path, reason in report.skipped
+        if path in overlapping or (path.startswith(scope) and (only is None or path in only))
+    )
 
 
 def print_json(report: Report) -> None:
@@ -232,20 +250,51 @@ def print_json(report: Report) -> None:
     )
 
 
-def print_report(report: Report, *, verbose: bool) -> None:
-    """Print what a person wants to know of a run."""
+def print_report(report: Report, scope: str = "", *, verbose: bool, is_first: bool = True) -> None:
+    """Print what a person wants to know of a run.
+
+    What is skipped run after run is listed once, and then where something was to be done.
+    """
     shown = sys.maxsize if verbose else SHOWN
-    moved = [
-        f"{'would move' if report.planned else 'moved'} {move.path}: {address(move.old_base)} -> "
-        f"{address(move.new_base)} ({move.reason})"
-        if move.new_base != move.old_base
-        else f"{'would clear' if report.planned else 'cleared'} DYNAMIC_BASE of {move.path}"
+    if report.planned:
+        print_lines(_table(report), shown + 1)
+    else:
+        print_lines([_moved(move) for move in report.moved], shown)
+    had_work = report.moved or report.run is not None or report.exit_status
+    lists_skipped = bool(verbose or is_first or had_work)
+    if lists_skipped:
+        print_lines([f"skipped {path}: {reason}" for path, reason in report.skipped], shown)
+    print(printable(summary(report, scope, verbose=verbose, lists_skipped=lists_skipped)))
+    print_trouble(report)
+
+
+def _moved(move: Move) -> str:
+    if move.new_base == move.old_base:
+        return f"cleared DYNAMIC_BASE of {move.path}"
+    bases = f"{address(move.old_base)} -> {address(move.new_base)}"
+    return f"moved {move.path}: {bases} ({move.reason})"
+
+
+def _table(report: Report) -> list[str]:
+    """Return the plan as lines, the first its heading; sizes are those of the slots, in bytes."""
+    if not report.moved:
+        return []
+    rows = [("old base", "new base", "size", "path", "reason")]
+    rows += [
+        (
+            address(move.old_base),
+            address(move.new_base),
+            address(move.slot_size),
+            printable(move.path),
+            printable(move.reason),
+        )
         for move in report.moved
     ]
-    print_lines(moved, shown)
-    print_lines([f"skipped {path}: {reason}" for path, reason in report.skipped], shown)
-    print(printable(summary(report, verbose=verbose)))
-    print_trouble(report)
+    old, new, size, path = (max(len(row[column]) for row in rows) for column in range(4))
+    return [
+        f"{row[0]:>{old}}  {row[1]:>{new}}  {row[2]:>{size}}  {row[3]:<{path}}  {row[4]}"
+        for row in rows
+    ]
 
 
 def print_trouble(report: Report) -> None:
@@ -268,22 +317,13 @@ def print_lines(lines: list[str], most: int, file: TextIO | None = None) -> None
         print(f"... and {len(lines) - most:,} more like these (--verbose lists all)", file=file)
 
 
-def summary(report: Report, *, verbose: bool) -> str:
+def summary(report: Report, scope: str = "", *, verbose: bool, lists_skipped: bool = True) -> str:
     """Return the result of a run as one line."""
-    if report.covered_by is not None:
-        done = f"covered by run {report.covered_by}, which began after this one was asked for"
-    elif not report.moved:
-        done = f"{plural(report.images, 'image')}, nothing to do"
-    else:
-        relocated = sum(move.old_base != move.new_base for move in report.moved)
-        verb = "would move" if report.planned else "moved"
-        done = f"{verb} {relocated:,} of {plural(report.images, 'image')}"
-        if relocated < len(report.moved):
-            done += f", cleared DYNAMIC_BASE of {len(report.moved) - relocated:,} more"
-        done += f" ({byte_count(report.bytes_written)} written, {report.seconds.total:.2f} s)"
+    done = _done(report)
     left = []
     if report.skipped:
-        left.append(f"{len(report.skipped):,} skipped")
+        hint = "" if lists_skipped else " (--verbose says why)"
+        left.append(f"{len(report.skipped):,} skipped{hint}")
     if report.failed:
         left.append(f"{len(report.failed):,} failed")
     if report.overlaps:
@@ -295,7 +335,31 @@ def summary(report: Report, *, verbose: bool) -> str:
     if verbose:
         version = f" ({report.engine_version})" if report.engine_version else ""
         left.append(f"engine {report.engine}{version}")
-    return "; ".join([f"{report.root}: {done}", *left])
+    where = report.root
+    if scope:
+        where = f"{report.root.rstrip('/')}/{scope.rstrip('/')} as part of the tree {report.root}"
+    return "; ".join([f"{where}: {done}", *left])
+
+
+def _done(report: Report) -> str:
+    images = plural(report.images, "image")
+    if report.covered_by is not None:
+        return f"covered by run {report.covered_by}, which began after this one was asked for"
+    if not report.moved:
+        if report.run is None and not report.exit_status:
+            return f"{images}, nothing to do"
+        return f"{images}, nothing {'would be' if report.planned else 'was'} moved"
+    move, clear = ("would move", "would clear") if report.planned else ("moved", "cleared")
+    relocated = sum(one.old_base != one.new_base for one in report.moved)
+    flags = len(report.moved) - relocated
+    done = f"{move} {relocated:,} of {images}"
+    if not relocated:
+        done = f"{clear} DYNAMIC_BASE of {flags:,} of {images}"
+    elif flags:
+        done += f", {clear} DYNAMIC_BASE of {flags:,} more"
+    if report.planned:
+        return done
+    return f"{done} ({byte_count(report.bytes_written)} written, {report.seconds.total:.2f} s)"
 
 
 def _suffix(text: str) -> str:
