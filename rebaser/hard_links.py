@@ -1,4 +1,4 @@
-"""The names of a file in the tree that the scan does not look at: hard links with other suffixes."""
+"""The names of a moved file that the scan does not look at: hard links with other suffixes."""
 
 from __future__ import annotations
 
