@@ -11,43 +11,95 @@ import venv
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent.parent
+PROJECT = HERE / "pyproject.toml"
+
+# What rebaser imports of others: an environment that has them runs it.
+WORKS = """
+import importlib.util, sys
+sys.exit(not all(map(importlib.util.find_spec, ("pefile", "fasteners", "rich"))))
+"""
 
 
 def make(target: Path, extra: str) -> None:
-    """Make `target` unless it is there and newer than pyproject.toml.
+    """Make `target`, or install into it anew where it is older than pyproject.toml.
 
-    `ready` is written last: an environment that a kill left half-made has none and is made anew.
+    `ready` is written last. An environment that works is never removed, since programs may be
+    running in it; one that a kill left half-made, or whose Python is gone, is made anew.
     """
-    ready = target / "ready"
-    with open(f"{target}.lock", "w") as lock:  # kept open: it is the lock
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if (
-            ready.exists()
-            and ready.stat().st_mtime_ns >= (HERE / "pyproject.toml").stat().st_mtime_ns
-        ):
+    lock, is_writable = lock_of(target)
+    with lock:  # kept open: it is the lock
+        there = works(target)
+        ready = target / "ready"
+        if there and ready.exists() and ready.stat().st_mtime_ns >= PROJECT.stat().st_mtime_ns:
             return
-        shutil.rmtree(target, ignore_errors=True)
-        venv.create(target, with_pip=True)
-        project = f"{HERE}[{extra}]" if extra else str(HERE)
-        pip = [
-            str(target / "bin" / "python"),
-            "-m",
-            "pip",
-            "--quiet",
-            "--disable-pip-version-check",
-        ]
-        done = subprocess.run(
-            [*pip, "install", "--editable", project],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            errors="replace",
-            env={k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")},
-        )
-        if done.returncode:
+        if not is_writable:
+            if there:
+                return
+            sys.exit(f"rebaser: {target} does not work, and you may not write it: ask its owner")
+        if there:
+            say(f"pyproject.toml has changed: updating {target}")
+        else:
+            say(f"first use: making {target}, once")
             shutil.rmtree(target, ignore_errors=True)
-            sys.exit(f"rebaser: pip could not install rebaser into {target}:\n{done.stdout}")
-        ready.touch()
+            venv.create(target, with_pip=True, symlinks=True)
+        said = install(target, extra)
+        if said is None:
+            ready.touch()
+        elif there:
+            say(f"pip could not update {target}, which is used as it is:\n{said}")
+        else:
+            shutil.rmtree(target, ignore_errors=True)
+            sys.exit(f"rebaser: pip could not install rebaser into {target}:\n{said}")
+
+
+def lock_of(target: Path):
+    """Lock the environment; return the lock, and False if it is somebody else's, only to be used.
+
+    Raises OSError where it can be neither made nor used.
+    """
+    path = f"{target}.lock"
+    try:
+        lock, is_writable = open(path, "a"), True
+    except OSError:
+        if not works(target):
+            raise
+        lock, is_writable = open(os.devnull if not os.access(path, os.R_OK) else path), False
+    operation = fcntl.LOCK_EX if is_writable else fcntl.LOCK_SH
+    try:
+        fcntl.flock(lock, operation | fcntl.LOCK_NB)
+    except BlockingIOError:
+        say(f"waiting for {target}, which another process makes")
+        fcntl.flock(lock, operation)
+    return lock, is_writable
+
+
+def works(target: Path) -> bool:
+    """Return whether the environment's Python runs and has what rebaser needs."""
+    try:
+        command = [str(target / "bin/python"), "-I", "-c", WORKS]
+        return not subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True).returncode
+    except OSError:
+        return False
+
+
+def install(target: Path, extra: str) -> str | None:
+    """Install the checkout; return what pip said where it failed."""
+    project = f"{HERE}[{extra}]" if extra else str(HERE)
+    pip = [str(target / "bin/python"), "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    done = subprocess.run(
+        [*pip, "install", "--editable", project],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        errors="replace",
+        env={k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")},
+    )
+    return done.stdout if done.returncode else None
+
+
+def say(text: str) -> None:
+    """Say one line: this may take half a minute."""
+    print(f"rebaser: {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
@@ -55,3 +107,7 @@ if __name__ == "__main__":
         make(Path(sys.argv[1] or HERE / ".venv"), sys.argv[2])
     except OSError as error:
         sys.exit(f"rebaser: cannot make the virtual environment: {error}")
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"rebaser: cannot make the virtual environment: {error}\n{error.output or ''}")
+    except KeyboardInterrupt:
+        sys.exit(130)
