@@ -6,12 +6,22 @@ import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from cygwin.address_space import ARENA, GRANULARITY, I386, SAFE, X86_64, Range
+from cygwin.address_space import ARENA, GRANULARITY, I386, SAFE, X86_64, Range, machine_name
 from rebaser.errors import UsageError
 from rebaser.scanner import Rules
 from rebaser.text import address
 
 FOUR_GIB = 0x1_0000_0000
+
+# Where --arena may lie. i386: programs lie at 0x40_0000 with their heap and stacks above, DLLs of
+# Windows from 0x7000_0000 (from where Cygwin's rebaseall fills downward).
+LIMITS = {X86_64: SAFE[X86_64], I386: Range(0x1000_0000, 0x7000_0000)}
+OUTSIDE = {
+    X86_64: "below are programs and the Cygwin runtime, above stacks and heap "
+    "(an arena of i386 lies below 0x70000000)",
+    I386: "below are programs with their heap, above the DLLs of Windows "
+    "(an arena of x86_64 begins at 0x200000000 or above)",
+}
 
 
 class Options(NamedTuple):
@@ -55,26 +65,38 @@ class Options(NamedTuple):
 
 
 def parse_arena(text: str) -> Range:
-    """Return the arena that `LOW-HIGH` names, made up of whole slots. Raises UsageError."""
+    """Return the arena that `LOW-HIGH` names, made up of whole slots. Raises UsageError.
+
+    Below 4 GiB it is that of i386, above that of x86_64.
+    """
+    parts = text.replace("_", "").lower().split("-")
     try:
-        low, high = (int(part.replace("_", ""), 0) for part in text.split("-"))
+        if not all(part.startswith("0x") for part in parts):
+            raise ValueError
+        low, high = (int(part, 16) for part in parts)
     except ValueError:
         raise UsageError(
-            f"--arena {text}: give two addresses, such as 0x200000000-0x400000000"
+            f"--arena {text}: give two addresses in hexadecimal with 0x before each, such as "
+            "0x200000000-0x400000000"
         ) from None
-    top = SAFE[X86_64].high
     if high <= low or high - low < GRANULARITY:
         raise UsageError(
             f"--arena {text}: the second address must be a slot or more above the first"
         )
-    if low < FOUR_GIB < high or high > top:
+    machine = I386 if low < FOUR_GIB else X86_64
+    limits = LIMITS[machine]
+    if low < limits.low or high > limits.high:
         raise UsageError(
-            f"--arena {text}: an arena lies below 4 GiB (i386), or above it (x86_64) and below "
-            f"{address(top)}, where Cygwin puts stacks and heap"
+            f"--arena {text}: an arena of {machine_name(machine)} lies within "
+            f"{address(limits.low)}-{address(limits.high)}; {OUTSIDE[machine]}"
         )
-    if low >= FOUR_GIB:
-        low = max(low, ARENA[X86_64].low) if low >= ARENA[X86_64].low - GRANULARITY else low
-    return Range(-(-low // GRANULARITY) * GRANULARITY, high // GRANULARITY * GRANULARITY)
+    low = max(low, ARENA[X86_64].low) if machine == X86_64 else low
+    arena = Range(-(-low // GRANULARITY) * GRANULARITY, high // GRANULARITY * GRANULARITY)
+    if arena.high <= arena.low:
+        raise UsageError(
+            f"--arena {text}: it holds no whole slot (64 KiB, at a multiple of 64 KiB)"
+        )
+    return arena
 
 
 def read_only_from(source: str) -> bytes:

@@ -26,6 +26,8 @@ from trees import (
 )
 
 from cygwin.address_space import I386, X86_64
+from rebaser.errors import UsageError
+from rebaser.options import parse_arena
 
 KEYS = {
     "root": str,
@@ -362,8 +364,49 @@ def test_arena(rebaser: Rebaser, tree: Path) -> None:
     assert "no room in the x86_64 arena" in result.err
     assert "Nothing was changed" in result.err
     assert min(bases(tree).values()) == 0x3_1234_0000
-    for bad in ("1-2", "x", "0x400000000-0x300000000", "0x200000000-0x700000000", "5"):
-        assert rebaser("run", tree, "--arena", bad).status == 2, bad
+
+
+@pytest.mark.parametrize(
+    ("arena", "words"),
+    [
+        ("1-2", "with 0x before each"),
+        ("8589934592-17179869184", "with 0x before each"),
+        ("0x300000000-17179869184", "with 0x before each"),
+        ("x", "with 0x before each"),
+        ("0x1-0x2-0x3", "with 0x before each"),
+        ("0x400000000-0x300000000", "above the first"),
+        ("0x300000000-0x300000001", "above the first"),
+        ("0x300000001-0x300010002", "no whole slot"),
+        ("0x200000000-0x700000000", "an arena of x86_64 lies within 0x200000000-0x600000000"),
+        ("0x180000000-0x300000000", "an arena of x86_64 lies within 0x200000000-0x600000000"),
+        ("0x50000000-0x90000000", "an arena of i386 lies within 0x10000000-0x70000000"),
+        ("0x400000-0x50000000", "an arena of i386 lies within 0x10000000-0x70000000"),
+    ],
+)
+def test_what_is_no_arena(arena: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        parse_arena(arena)
+
+
+def test_what_is_an_arena() -> None:
+    assert parse_arena("0x200000000-0x600000000") == (FLOOR, 0x6_0000_0000)
+    assert parse_arena("0X3_0000_0001-0x3_0003_0000") == (0x3_0001_0000, 0x3_0003_0000)
+    assert parse_arena("0x10000000-0x70000000") == (0x1000_0000, 0x7000_0000)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--jobs", "0"], "argument --jobs: '0' is no number of threads: 1 to 1000"),
+        (["--jobs", "many"], "argument --jobs: 'many' is no number of threads: 1 to 1000"),
+        (["--wait", "x"], "argument --wait: 'x' is no number of seconds: 0 or more"),
+        (["--wait", "nan"], "argument --wait: 'nan' is no number of seconds: 0 or more"),
+    ],
+)
+def test_values_that_cannot_be(rebaser: Rebaser, tree: Path, words: list[str], said: str) -> None:
+    result = rebaser("run", tree, *words)
+    assert result.status == 2
+    assert result.err.endswith(f"rebaser run: {said}\n")
 
 
 def test_no_room_changes_nothing(rebaser: Rebaser, tree: Path) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 
 from cygwin.address_space import machine_name
 from rebaser.options import Options, named_paths, parse_arena, read_only_from
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 # So many lines of a kind are shown; --verbose shows all.
 SHOWN = 20
+MOST_THREADS = 1000
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -74,7 +75,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "Cygwin's where this is Cygwin or MSYS2 and they are found (default: auto)",
     )
     how.add_argument(
-        "--jobs", metavar="N", type=_positive, default=8, help="threads to use (default: 8)"
+        "--jobs", metavar="N", type=_threads, default=8, help="threads to use (default: 8)"
     )
     how.add_argument(
         "--dry-run", action="store_true", help="print the plan; change nothing, take no lock"
@@ -366,15 +367,17 @@ def _suffix(text: str) -> str:
     return text if text.startswith(".") else f".{text}"
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
+def _threads(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MOST_THREADS):
+        raise ArgumentTypeError(f"{text!r} is no number of threads: 1 to {MOST_THREADS}")
+    return int(text)
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
     if not 0 <= value < 1e9:
-        raise ValueError
+        raise ArgumentTypeError(f"{text!r} is no number of seconds: 0 or more")
     return value
