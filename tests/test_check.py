@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pe
 import pytest
+from test_bad_input import ROOT_ONLY, as_nobody
 from trees import FLOOR, Rebaser, Result, add_dll, add_dlls, bases, make_tree
 
 SLOT = 0x10000
@@ -103,14 +103,12 @@ class TestWhatIsNoImage:
         assert "1 could not be looked at" in result.out
 
 
+@ROOT_ONLY
 def test_what_may_not_be_read(rebaser: Rebaser, open_tree: Path) -> None:
-    if os.geteuid() or not shutil.which("setpriv"):
-        pytest.skip("needs root and setpriv: run as root, with util-linux")
     assert rebaser("run", open_tree, "--engine", "builtin").status == 0
     (open_tree / "bin/x000.dll").chmod(0)
     (open_tree / "closed").mkdir(0o700)
-    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
-    result = rebaser("check", open_tree, before=nobody)
+    result = as_nobody(rebaser, "check", open_tree)
     assert result.status == 1
     assert "this breaks fork" not in result.out
     assert "5 DLLs: nothing here breaks fork, as far as it could be looked at" in result.out

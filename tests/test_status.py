@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from test_bad_input import ROOT_ONLY, as_nobody
 from test_map import FLOOR, SLOT, put
+from trees import Rebaser
 
 from rebaser.cli import status_of
 
@@ -96,10 +98,27 @@ def test_json(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["root"] == str(tree)
     assert found["machines"]["x86_64"]["images"] == 2
     assert found["machines"]["x86_64"]["arena_used"] == 3 * SLOT
+    drawn = json.loads(output_of_map(capsys, tree))["machines"]["x86_64"]
+    assert found["machines"]["x86_64"]["largest_gap"] == drawn["largest_gap"]
     assert [one["path"] for one in found["skipped"]] == ["empty.dll"]
     assert found["lock"]["path"] == str(tree / ".rebaser/rebase.lock")
     (run,) = found["runs"]
     assert (run["number"], run["moved"]) == (1, 1)
+
+
+def output_of_map(capsys: pytest.CaptureFixture[str], tree: Path) -> str:
+    assert status_of(["map", str(tree), "--json"]) == 0
+    return capsys.readouterr().out
+
+
+@ROOT_ONLY
+def test_whoever_may_not_look_in_is_told(rebaser: Rebaser, open_tree: Path) -> None:
+    assert rebaser("run", open_tree, "--engine", "builtin").status == 0
+    for folder in ("var/lock", "var/lib/rebaser"):
+        (open_tree / folder).chmod(0o700)
+    text = as_nobody(rebaser, "status", open_tree).out
+    assert "rebase.lock: cannot be looked at (Permission denied)\n" in text
+    assert "runs: cannot be looked at (Permission denied)\n" in text
 
 
 def test_no_lock_is_taken_and_nothing_written(tree: Path) -> None:

@@ -61,7 +61,7 @@ def _print(tree: Tree, found: Look, records: Sequence[Record], others: Sequence[
     print(printable(f"lock: {tree.lock_file}: {_lock(tree.lock_file, others)}"))
     print(printable(f"state: {tree.state_dir}"))
     if not records:
-        print("runs: none that had work to do")
+        print(f"runs: {_no_runs(State(tree.state_dir, tree.root).runs)}")
         return
     print("runs:" if len(records) <= LAST_RUNS else f"runs (the last {LAST_RUNS}):")
     for number, record in enumerate(records[:LAST_RUNS]):
@@ -87,11 +87,26 @@ def _machine(found: AddressMap) -> list[str]:
 
 
 def _lock(path: str, others: Sequence[Holder]) -> str:
-    if not os.path.lexists(path):
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
         return "not made yet"
+    except OSError as error:
+        return f"cannot be looked at ({error.strerror})"
     if any(holder.mode for holder in others) or (others and sys.platform != "linux"):
         return describe_holders(path)
     return "nobody else who can be seen from here holds it"
+
+
+def _no_runs(folder: str) -> str:
+    """Return why no run is listed."""
+    try:
+        os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        return f"cannot be looked at ({error.strerror})"
+    return "none that had work to do"
 
 
 def _run(record: Record, *, at_work: bool) -> str:
@@ -120,6 +135,9 @@ def _print_json(
 ) -> None:
     import json
 
+    def span(low: int, high: int) -> dict[str, str]:
+        return {"low": address(low), "high": address(high)}
+
     machines = {}
     for one in found.maps:
         use = use_of(one)
@@ -127,11 +145,11 @@ def _print_json(
         machines[machine_name(one.machine)] = {
             "images": len(one.images),
             "overlapping": one.colliding,
-            "arena": {"low": address(one.arena.low), "high": address(one.arena.high)},
+            "arena": span(one.arena.low, one.arena.high),
             "arena_used": use.images,
             "arena_kept_for_others": use.others,
             "arena_free": use.free,
-            "largest_gap": gap.high - gap.low if gap else 0,
+            "largest_gap": span(gap.low, gap.high) if gap else None,
         }
     print(
         json.dumps(
