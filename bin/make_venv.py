@@ -9,6 +9,7 @@ import subprocess
 import sys
 import venv
 from pathlib import Path
+from typing import IO
 
 HERE = Path(__file__).resolve().parent.parent
 PROJECT = HERE / "pyproject.toml"
@@ -37,7 +38,7 @@ def make(target: Path, extra: str) -> None:
                 return
             sys.exit(f"rebaser: {target} does not work, and you may not write it: ask its owner")
         if there:
-            say(f"pyproject.toml has changed: updating {target}")
+            say(f"updating {target}, once")
         else:
             say(f"first use: making {target}, once")
             shutil.rmtree(target, ignore_errors=True)
@@ -52,7 +53,7 @@ def make(target: Path, extra: str) -> None:
             sys.exit(f"rebaser: pip could not install rebaser into {target}:\n{said}")
 
 
-def lock_of(target: Path):
+def lock_of(target: Path) -> tuple[IO[str], bool]:
     """Lock the environment; return the lock, and False if it is somebody else's, only to be used.
 
     Raises OSError where it can be neither made nor used.
@@ -63,7 +64,7 @@ def lock_of(target: Path):
     except OSError:
         if not works(target):
             raise
-        lock, is_writable = open(os.devnull if not os.access(path, os.R_OK) else path), False
+        lock, is_writable = open(path if os.access(path, os.R_OK) else os.devnull), False
     operation = fcntl.LOCK_EX if is_writable else fcntl.LOCK_SH
     try:
         fcntl.flock(lock, operation | fcntl.LOCK_NB)

@@ -150,9 +150,11 @@ def is_run(words: list[str]) -> bool:
         names = names[1:]
         while names and names[0].startswith("-") and names[0] != "-c":
             del names[0]
-    if names[:1] == ["-c"]:  # bin/sage-rebase
+    if names[:1] == ["-c"]:
         return "from rebaser.sage_rebase import main" in words[len(words) - len(names) + 1]
-    return names[:2] in (["rebaser", "run"], ["rebaser.exe", "run"])
+    if names[:1] == ["start.py"]:  # bin/rebaser, bin/sage-rebase
+        names = names[1:]
+    return names[:2] in (["rebaser", "run"], ["rebaser.exe", "run"]) or names[:1] == ["sage-rebase"]
 
 
 def _words(pid: int) -> list[str]:
