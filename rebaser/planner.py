@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from operator import attrgetter
 
 from cygwin.address_space import ARENA, GRANULARITY, RUNTIME, Range, machine_name
 from rebaser.errors import RebaserError
@@ -128,19 +129,24 @@ class _Slots:
         self.taken = bytearray((arena.high - arena.low) // GRANULARITY)
         self.lowest_fit: dict[int, int] = {}
 
-    def _indices(self, low: int, high: int) -> tuple[int, int]:
-        low = max(low, self.low)
-        high = min(high, self.high)
-        return (low - self.low) // GRANULARITY, -((self.low - high) // GRANULARITY)
+    def copy(self) -> _Slots:
+        """Return other slots of which the same are taken."""
+        other = _Slots(Range(self.low, self.high))
+        other.taken[:] = self.taken
+        return other
 
     def take(self, low: int, high: int) -> None:
-        first, end = self._indices(low, high)
-        if first < end:
+        if high > self.low and low < self.high:
+            first, end = self._indices(low, high)
             self.taken[first:end] = b"\1" * (end - first)
 
     def is_free(self, low: int, high: int) -> bool:
-        first, end = self._indices(low, high)
-        return self.taken.find(1, first, max(first, end)) < 0
+        return self.taken.find(1, *self._indices(low, high)) < 0
+
+    def _indices(self, low: int, high: int) -> tuple[int, int]:
+        """Return the first slot that the range touches and the one after its last."""
+        first = (low - self.low) // GRANULARITY
+        return (first if first > 0 else 0), -((self.low - high) // GRANULARITY)
 
     def lowest(self, size: int) -> int | None:
         """Return the lowest address where `size` bytes are free."""
@@ -178,65 +184,81 @@ def _moves(
 ) -> list[Move]:
     fixed = [(image.base, image.end, image.path) for image in images if image.fixed]
     obstacles = _Obstacles([*((r.range.low, r.range.high, r.owner) for r in reserved), *fixed])
-    appointed = [image for image in images if image.appointed is not None]
     appointments = _Obstacles(
         (image.appointed.low, image.appointed.high, image.path)
-        for image in appointed
+        for image in images
         if image.appointed is not None
     )
-    reasons: dict[str, str] = {}
-    staying = _Slots(arena)
-    stayed: list[tuple[int, int, str]] = []
-    movable = [image for image in images if not image.fixed]
-    for image in sorted(movable, key=lambda i: (not i.known, -i.file_size, i.path)):
-        reason = must_move(image.base, image.slot_size, arena)
-        if reason is None:
-            owner = obstacles.overlapping(image.base, image.end)
-            if owner is None and appointed:
-                owner = _other_appointment(image, appointments)
-            if owner is not None:
-                reason = f"overlaps {owner}"
-            elif staying.is_free(image.base, image.end):
-                staying.take(image.base, image.end)
-                stayed.append((image.base, image.end, image.path))
-                continue
-            else:
-                reason = ""
-        reasons[image.path] = reason
-    kept = _Obstacles(stayed)
+    reasons = _reasons_to_move(images, arena, obstacles, appointments)
     occupied = _Slots(arena)
     for low, high, _ in obstacles.ranges:
         occupied.take(low, high)
     for image in images:
         occupied.take(image.base, image.end)
-    unappointed = _Slots(arena)
-    unappointed.taken[:] = occupied.taken
+    # What is appointed is free for one file only.
+    free_for_all = occupied if not appointments.ranges else occupied.copy()
     for low, high, _ in appointments.ranges:
-        unappointed.take(low, high)
+        free_for_all.take(low, high)
 
     moves: list[Move] = []
     homeless: list[Placed] = []
-    for image in sorted(movable, key=lambda i: i.path):
+    for image in sorted(images, key=attrgetter("path")):
         reason = reasons.get(image.path)
         if reason is None:
-            if image.clear_flag:
+            if image.clear_flag and not image.fixed:
                 moves.append(_move(image, image.base, "DYNAMIC_BASE is set"))
             continue
-        slot = image.appointed
-        if slot is not None and _fits(image, slot, arena) and occupied.is_free(slot.low, slot.high):
-            new_base: int | None = slot.low
-        else:
-            new_base = unappointed.lowest(image.slot_size)
+        new_base = _new_base(image, arena, occupied, free_for_all)
         if new_base is None:
             homeless.append(image)
             continue
-        for slots in (occupied, unappointed):
-            slots.take(new_base, new_base + image.slot_size)
-        reason = reason or f"overlaps {kept.overlapping(image.base, image.end)}"
+        occupied.take(new_base, new_base + image.slot_size)
+        if free_for_all is not occupied:
+            free_for_all.take(new_base, new_base + image.slot_size)
         moves.append(_move(image, new_base, reason))
     if homeless:
-        raise NoRoomError(_no_room(homeless, arena, unappointed, machine))
+        raise NoRoomError(_no_room(homeless, arena, free_for_all, machine))
     return moves
+
+
+def _reasons_to_move(
+    images: Iterable[Placed], arena: Range, obstacles: _Obstacles, appointments: _Obstacles
+) -> dict[str, str]:
+    """Return why they must move, for those that must, by path."""
+    reasons: dict[str, str] = {}
+    candidates = []
+    for image in images:
+        if not image.fixed:
+            reason = must_move(image.base, image.slot_size, arena)
+            if reason is None:
+                candidates.append(image)
+            else:
+                reasons[image.path] = reason
+    staying = _Slots(arena)
+    stayed: list[tuple[int, int, str]] = []
+    crowded_out = []
+    for image in sorted(candidates, key=lambda i: (not i.known, -i.file_size, i.path)):
+        owner = obstacles.overlapping(image.base, image.end)
+        if owner is None and appointments.ranges:
+            owner = _other_appointment(image, appointments)
+        if owner is not None:
+            reasons[image.path] = f"overlaps {owner}"
+        elif staying.is_free(image.base, image.end):
+            staying.take(image.base, image.end)
+            stayed.append((image.base, image.end, image.path))
+        else:
+            crowded_out.append(image)
+    kept = _Obstacles(stayed)
+    for image in crowded_out:
+        reasons[image.path] = f"overlaps {kept.overlapping(image.base, image.end)}"
+    return reasons
+
+
+def _new_base(image: Placed, arena: Range, occupied: _Slots, free_for_all: _Slots) -> int | None:
+    slot = image.appointed
+    if slot is not None and _fits(image, slot, arena) and occupied.is_free(slot.low, slot.high):
+        return slot.low
+    return free_for_all.lowest(image.slot_size)
 
 
 def _move(image: Placed, new_base: int, reason: str) -> Move:
