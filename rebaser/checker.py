@@ -17,8 +17,9 @@ from rebaser.planner import Move, NoRoomError, Placed, Reserved, make_plan
 from rebaser.reading import open_to_read
 from rebaser.reserved import in_tree, reservations
 from rebaser.scanner import Rules, Scan, look_at_one, scan
+from rebaser.skip import same_file
 from rebaser.state import State
-from rebaser.surveyor import Source, Survey, survey
+from rebaser.surveyor import Survey, survey
 from rebaser.text import address
 from rebaser.tree import Tree, find_tree
 
@@ -102,7 +103,7 @@ def check(
     incurable = _of_windows()
     moves: dict[str, Move] = {}
     runs: list[Run] = []
-    files: dict[tuple[int, int], str] = {}
+    files: dict[object, str] = {}
     for number, part in enumerate(seen):
         known = reservations(
             part.own,
@@ -119,11 +120,12 @@ def check(
             appointed=known.appointed,
             top=part.tree.path(""),
         )
+        # A file that was seen under another name is no other image.
         sources = {
             path: source
             for path, source in surveyed.sources.items()
-            # A file that was seen under another name is no other image.
-            if path in surveyed.dlls and files.setdefault(_file_of(source), path) == path
+            if path in surveyed.dlls
+            and path == files.setdefault(same_file(path, source.seen), path)
         }
         here = {path for path, source in sources.items() if any(map(part.holds, source.names))}
         reasons.update(surveyed.skipped)
@@ -222,36 +224,32 @@ class _Part:
 
 def _seen(paths: Sequence[str], rules: Rules) -> list[_Part]:
     """Look at files and folders afresh; files come first, so that the runs keep off them."""
-    found: dict[str, Scan] = {}
+    found: dict[tuple[str, Rules], Scan] = {}
     parts = []
     for path in paths:
         parts.append(_folder(path, rules, found) if os.path.isdir(path) else _file(path))
     return sorted(parts, key=lambda part: part.is_runs)
 
 
-def _folder(path: str, rules: Rules, found: dict[str, Scan]) -> _Part:
+def _folder(path: str, rules: Rules, found: dict[tuple[str, Rules], Scan]) -> _Part:
     with_programs = rules._replace(suffixes=(*rules.suffixes, PROGRAM))
 
-    def look(root: str) -> Scan:
-        if root not in found:
-            found[root] = scan(root, with_programs)
-        return found[root]
+    def look(root: str, rules: Rules) -> Scan:
+        if (root, rules) not in found:
+            found[root, rules] = scan(root, rules)
+        return found[root, rules]
 
     tree = find_tree(path)
-    scanned = look(tree.root)
+    scanned = look(tree.root, with_programs.below(tree.scope))
     before = _absolute(tree, State(tree.state_dir, tree.root).load_memory(lambda text: None))
     is_runs = tree.scope.rstrip("/") in scanned.memory.folders
     if not is_runs:  # the outer tree leaves it out, so a run would too
         tree = Tree(path, "", "")
-        scanned = look(path)
+        scanned = look(path, with_programs)
     part = _Part(path, tree, scanned.memory, before, (), is_runs)
     failed = [(tree.path("" if name == "." else name), why) for name, why in scanned.failed]
     unread = [(name.rstrip("/") or "/", why) for name, why in failed]
     return replace(part, unread=[pair for pair in unread if part.holds(pair[0])])
-
-
-def _file_of(source: Source) -> tuple[int, int]:
-    return source.seen.device, source.seen.inode
 
 
 def _absolute(tree: Tree, memory: Memory) -> Memory:

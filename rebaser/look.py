@@ -39,7 +39,7 @@ def look(
     Raises UsageError where an --avoid path does not exist.
     """
     before = State(tree.state_dir, tree.root).load_memory(warn)
-    found = scan(tree.root, options.rules, before, progress=progress)
+    found = scan(tree.root, options.rules.below(tree.scope), before, progress=progress)
     images = survey(found.memory, before, may_move=lambda path: True)
     others = _others(tree, options, warn)
     regions: dict[int, list[Region]] = {}

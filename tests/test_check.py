@@ -163,3 +163,12 @@ def test_two_names_of_one_file_are_no_overlap(rebaser: Rebaser, tmp_path: Path) 
     for words in ([tmp_path], [tmp_path / "x.dll", tmp_path / "y.dll"]):
         result = rebaser("check", *words)
         assert (result.status, result.out) == (0, "1 DLL: nothing here breaks fork\n")
+
+
+def test_globs_are_relative_to_the_folder_that_was_named(rebaser: Rebaser, tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "tree", 0)
+    (tree / "var/lib/rebaser").mkdir(parents=True)
+    for name in "ab":
+        add_dll(tree / "venv/lib" / f"{name}.dll", FLOOR, dll_characteristics=0)
+    assert rebaser("check", tree / "venv").status == 1
+    assert rebaser("check", tree / "venv", "--exclude", "lib/b*").status == 0

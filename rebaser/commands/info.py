@@ -23,6 +23,7 @@ from rebaser.commands.run import add_scan_arguments
 from rebaser.errors import RebaserError, UsageError
 from rebaser.overlap import Span, clusters
 from rebaser.scanner import Rules, look_at_one, scan
+from rebaser.skip import same_file
 from rebaser.text import address, printable
 
 
@@ -105,7 +106,7 @@ def _of_path(path: str, rules: Rules, failed: list[tuple[str, str]]) -> Iterable
 
 
 def _line(path: str, seen: memories.Seen) -> Line:
-    file = f"{seen.device} {seen.inode}"
+    file = str(same_file(os.path.realpath(path), seen))
     return Line(path, seen.machine, seen.base, seen.image_size, _flags(seen), file)
 
 
