@@ -12,6 +12,7 @@ from rebaser.databases import database_files
 from rebaser.memory import Memory, Seen
 from rebaser.options import Options
 from rebaser.progress import Progress, Quiet
+from rebaser.replace import is_on_windows
 from rebaser.report import Report, Seconds
 from rebaser.runs import Record, Request
 from rebaser.scanner import Scan, scan, scan_until
@@ -129,7 +130,7 @@ class _Run:
             files, images, skipped = count_images(found.memory, self.options.force_signed)
             report = Report(
                 root=self.tree.root,
-                engine=self.options.engine,
+                engine=self._engine_name(),
                 scanned=files,
                 images=images,
                 kept=images,
@@ -251,7 +252,7 @@ class _Run:
             moved = tuple(sorted(applied.moved, key=lambda move: move.path))
         return Report(
             root=self.tree.root,
-            engine=self._chosen.name if self._chosen else self.options.engine,
+            engine=self._engine_name(),
             engine_version=self._chosen.version if self._chosen else None,
             scanned=look.survey.files,
             images=len(look.survey.images),
@@ -338,6 +339,14 @@ class _Run:
 
             self._chosen = choose_engine(self.options.engine, self.tell)
         return self._chosen
+
+    def _engine_name(self) -> str:
+        """Return the engine that was taken, or would be; no program is looked for to say so."""
+        if self._chosen is not None:
+            return self._chosen.name
+        if self.options.engine == "auto" and not is_on_windows():
+            return "builtin"
+        return self.options.engine
 
     def tell(self, text: str) -> None:
         """Tell something, once."""

@@ -13,6 +13,9 @@ from rebaser.state import State, StateError
 
 KEPT_RECORDS = 30
 
+# No tree sees so many runs; a made-up name must not make the next number as long.
+LONGEST_NAME = len("999999999.json")
+
 
 class Request(NamedTuple):
     """What a run was asked for: its options as one text, and which images may move.
@@ -139,7 +142,8 @@ def _numbers(state: State) -> list[int]:
         names = os.listdir(state.runs)
     except (FileNotFoundError, NotADirectoryError):
         return []
-    numbers = [int(n[:-5]) for n in names if n.endswith(".json") and n[:-5].isdecimal()]
+    stems = [name[:-5] for name in names if name.endswith(".json") and len(name) < LONGEST_NAME]
+    numbers = [int(stem) for stem in stems if stem.isdecimal()]
     return [number for number in numbers if f"{number}.json" in names]
 
 
