@@ -133,6 +133,32 @@ def test_usage(tmp_path: Path, dll: Path) -> None:
     assert dll.read_bytes() == build()
 
 
+def test_options_between_the_files(tmp_path: Path, dll: Path) -> None:
+    other = tmp_path / "-y.dll"
+    shutil.copy(dll, other)
+    done = flags("-d", dll, "-v", tmp_path / "none.dll", "-n")
+    assert done.returncode == 1
+    assert str(dll).encode() in done.stdout
+    assert b"none.dll: No such file" in done.stderr
+    assert flags("-d", "--", dll, other).stdout.count(b"\n") == 2
+
+
+def test_a_value_that_is_none(dll: Path) -> None:
+    for option in ("-d2", "--dynamicbase=2"):
+        done = flags(option, dll)
+        assert done.returncode == 2
+        assert b"a BOOL is one of 1, true, yes, t, y, 0, false, no, f, n" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["-v", "-d0"])
+def test_what_is_no_file(tmp_path: Path, option: str) -> None:
+    fifo = tmp_path / "fifo.dll"
+    os.mkfifo(fifo)
+    done = flags(option, fifo)
+    assert done.returncode == 1
+    assert b"fifo.dll: not a regular file" in done.stderr
+
+
 def test_arm64_keeps_dynamicbase(tmp_path: Path) -> None:
     path = tmp_path / "x.dll"
     data = build(machine=ARM64, dll_characteristics=0x0140)

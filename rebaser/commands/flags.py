@@ -8,7 +8,9 @@ what was changed. A file is changed in place: only the bytes of the flags are wr
 from __future__ import annotations
 
 import argparse
+import errno
 import os
+import stat
 import sys
 from collections.abc import Collection, Iterator, Mapping
 
@@ -18,12 +20,18 @@ from cygwin.image import read_image
 from rebaser.errors import RebaserError, UsageError
 from rebaser.text import printable
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rebaser.cli import Parser
+
 YES = ("1", "true", "yes", "t", "y")
 NO = ("0", "false", "no", "f", "n")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Define the command line."""
+    parser.intermixed = True
+    parser.value_hint = f"a BOOL is one of {', '.join(YES + NO)}"
     parser.usage = "%(prog)s [--NAME[=BOOL]] ... [-v] [-T LIST] [PATH ...]"
     names = parser.add_argument_group("flags", "-L, --NAME; with a value -L0, --NAME=0")
     for flag in FLAGS:
@@ -63,6 +71,7 @@ def main(arguments: argparse.Namespace) -> int:
     show = arguments.show or []
     change = dict(arguments.change or [])
     status = 0
+    lines = []  # printed when all is done: an output that takes no more is no reason to stop
     for path in paths:
         try:
             line = _treat(path, show, change, arguments.verbose)
@@ -73,7 +82,9 @@ def main(arguments: argparse.Namespace) -> int:
             status = 1
             continue
         if line is not None:
-            print(f"{printable(path)}: {line}")
+            lines.append(f"{printable(path)}: {line}")
+    if lines:
+        print("\n".join(lines))
     return status
 
 
@@ -85,7 +96,10 @@ def _treat(
     # A FIFO called x.dll must not make us wait for a writer.
     descriptor = os.open(path, mode | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        image = read_image(descriptor, os.fstat(descriptor).st_size)
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        image = read_image(descriptor, found.st_size)
         before = after = image_flags(image)
         for flag, value in change.items():
             after = after.but(flag, value)
