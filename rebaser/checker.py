@@ -161,13 +161,11 @@ def check(
         for group in clusters(of_machine)
         if any(span.path in named for span in group)
     ]
+    stuck = _spans(images, dlls & set(reasons)).values()
     curable = [problem for problem in problems if problem.path not in reasons]
-    incurable += [
-        Problem(problem.path, f"{problem.what}; {_stays(reasons[problem.path])}")
-        for problem in problems
-        if problem.path in reasons
-    ]
-    incurable += _stuck(pairs, reasons)
+    staying = [problem for problem in problems if problem.path in reasons]
+    staying += [problem for of_machine in stuck for problem in _stuck(of_machine, named)]
+    incurable += _with_reasons(staying, reasons)
     broken = {problem.path for problem in problems}
     return Findings(
         images=len(named),
@@ -317,15 +315,23 @@ def _pairs(spans: Sequence[Span], named: Collection[str]) -> Iterator[tuple[Span
             yield low, high
 
 
-def _stuck(pairs: Sequence[tuple[str, str]], reasons: Mapping[str, str]) -> list[Problem]:
-    """Return the images of pairs neither of which may be moved, each once."""
+def _stuck(spans: Sequence[Span], named: Collection[str]) -> list[Problem]:
+    """Return the overlaps of images neither of which may be moved, one of each image."""
     other: dict[str, str] = {}
-    for low, high in pairs:
-        if low in reasons and high in reasons:
-            other.setdefault(low, high)
-            other.setdefault(high, low)
+    for low, high in islice(_pairs(spans, named), MOST_PAIRS):
+        other.setdefault(low.path, high.path)
+        other.setdefault(high.path, low.path)
+    return [Problem(path, f"overlaps {other[path]}") for path in sorted(other)]
+
+
+def _with_reasons(problems: Sequence[Problem], reasons: Mapping[str, str]) -> list[Problem]:
+    """Return one problem of each image, with the reason why it stays as it is."""
+    found: dict[str, list[str]] = {}
+    for problem in problems:
+        found.setdefault(problem.path, []).append(problem.what)
     return [
-        Problem(path, f"overlaps {other[path]}; {_stays(reasons[path])}") for path in sorted(other)
+        Problem(path, "; ".join([*whats, _stays(reasons[path])]))
+        for path, whats in sorted(found.items())
     ]
 
 
@@ -334,7 +340,7 @@ _NEXT_STEPS = {
     "stripped": "link it again without --disable-reloc-section or /FIXED",
     "4 GiB": "link it again with an image base above 0x200000000 if what it is linked to allows "
     "that, else leave it",
-    "signature": "let rebaser run --force-signed move it if nobody checks the signature",
+    "signature": "do so if nobody checks the signature",
     "runtime": "leave it, and move what overlaps it",
     "damaged": "install it again",
     "truncated": "install it again",

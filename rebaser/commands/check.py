@@ -14,7 +14,7 @@ import os
 import shlex
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from cygwin.address_space import machine_name
@@ -109,10 +109,11 @@ def print_json(findings: Findings) -> None:
 def print_findings(findings: Findings, options: Sequence[str], *, verbose: bool) -> None:
     """Print what breaks fork, what would cure it, and what would not."""
     shown = sys.maxsize if verbose else SHOWN
+    reasons = dict(findings.skipped)
     for group in findings.groups:
         low, high = min(span.low for span in group), max(span.high for span in group)
         print(f"{len(group):,} images overlap within {address(low)}-{address(high)}:")
-        print_lines([f"  {_placed(span, findings)}" for span in group], shown)
+        print_lines([f"  {_placed(span, findings, reasons)}" for span in group], shown)
     print_lines(_by_path(findings.problems), shown)
     if findings.incurable:
         print("No rebase cures these:")
@@ -144,14 +145,13 @@ def _them(count: int) -> str:
     return "it" if count == 1 else "them"
 
 
-def _placed(span: Span, findings: Findings) -> str:
+def _placed(span: Span, findings: Findings, reasons: Mapping[str, str]) -> str:
     where = f"{address(span.low)}-{address(span.high)} {span.path}"
     move = findings.moves.get(span.path)
     if move and move.new_base != move.old_base:
         return f"{where} (rebaser run would move it to {address(move.new_base)})"
-    reason = dict(findings.skipped).get(span.path)
-    if reason:
-        return f"{where} (no run moves it: {reason})"
+    if span.path in reasons:
+        return f"{where} (no run moves it: {reasons[span.path]})"
     if span.path in findings.outside:
         return f"{where} (outside of what was named)"
     return f"{where} (it would stay)" if findings.runs else where
