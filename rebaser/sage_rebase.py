@@ -5,6 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
 USAGE = """\
 usage: sage-rebase [--all] [DIR] [-- FLAG ...]
 
@@ -34,30 +38,37 @@ LONGEST = 600.0
 IMPLIED = ("-n", "--no-dynamicbase")
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Run the program and exit."""
-    from rebaser.cli import complain, status_of
+    from rebaser.cli import start
 
-    words = sys.argv[1:]
+    start(lambda: sage_rebase(sys.argv[1:]))
+
+
+def sage_rebase(words: Sequence[str]) -> int:
+    """Do what the command line says; return the exit status. Raises RebaserError."""
+    from rebaser.cli import complain, dispatch
+
     own, flags = _split(words)
     if any(word in ("-h", "--help") for word in own):
         print(USAGE, end="")
-        sys.exit(0)
+        return 0
     record = "--all" in own
     folders = [word for word in own if word != "--all"]
     if len(folders) > 1 or any(word.startswith("-") for word in folders):
-        complain(f"sage-rebase: cannot make sense of {' '.join(own)}\n{USAGE}")
-        sys.exit(2)
+        complain(f"sage-rebase: cannot make sense of {' '.join(own)}")
+        print(USAGE, end="", file=sys.stderr)
+        return 2
     options = []
     for flag in flags:
         if flag in FLAGS:
             options.append(FLAGS[flag])
         elif flag not in IMPLIED:
             complain(f"sage-rebase: the flag {flag} of Cygwin's rebase is passed over")
-    status = status_of(["run", "--no-wait", *dict.fromkeys(options), *folders])
+    status = dispatch(["run", "--no-wait", *dict.fromkeys(options), *folders])
     if status == 0 and record:
         status = _record(folders[0] if folders else None)
-    sys.exit(status)
+    return status
 
 
 def _record(folder: str | None) -> int:

@@ -71,6 +71,8 @@ def test_usage(sh: Shell, tree: Path) -> None:
         result = sh(f"sage-rebase {words}", tree)
         assert result.status == 2, (words, result.words)
         assert result.err
+        assert "\\x0a" not in result.err
+    assert "\nusage: sage-rebase [--all]" in sh("sage-rebase --bogus").err
     assert listing(tree) == before
 
 
@@ -81,7 +83,8 @@ def test_never_waits(rebaser: Rebaser, sh: Shell, tree: Path, operation: int) ->
         before = listing(tree)
         result = sh('sage-rebase "$1"', tree)
     assert result.status == 75
-    assert f"held by pid {os.getpid()} " in result.err
+    assert f"pid {os.getpid()} " in result.err
+    assert "--wait" not in result.err
     assert listing(tree) == before
 
 
