@@ -49,11 +49,8 @@ def _advice(code: int | None) -> str:
     if code == errno.EBADF:
         return "give the number of a descriptor that is open"
     if code in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
-        return (
-            "its file system has no flock (a network folder?): "
-            "choose a file on a local disk with --lock-file or --file"
-        )
-    return "choose another with --lock-file or --file"
+        return "its file system has no flock (a network folder?): choose a file on a local disk"
+    return "choose another"
 
 
 class Flock:
@@ -83,7 +80,7 @@ class Flock:
         """
         try:
             if create and make_parents and os.path.dirname(path):
-                os.makedirs(os.path.dirname(path), exist_ok=True)
+                _make_folder(os.path.dirname(path))
             return cls(_not_standard(_opened(path, create)), path, owned=True)
         except OSError as error:
             raise LockFileError("open", path, error) from error
@@ -172,6 +169,13 @@ class Flock:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _make_folder(path: str) -> None:
+    try:
+        os.makedirs(path, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise OSError(error.errno, f"{error.filename or path} is no folder") from None
 
 
 # EBUSY: Cygwin opens no DLL for writing that a process has loaded; ETXTBSY is Linux's like.

@@ -51,21 +51,20 @@ def holders(path: str | int) -> list[Holder]:
 
 
 def describe_holders(path: str | int) -> str:
-    """Return a phrase for a message: `held by pid 123 (sh build numpy) exclusive`."""
+    """Return a phrase for a message: `held exclusively by pid 123 (sh build numpy)`."""
     known = holders(path)
     holding = [holder for holder in known if holder.mode]
     if holding:
-        return f"held by {_listed(_first_of_each_family(holding))}"
+        # flock(2): where one holds it exclusively, nobody else holds it.
+        how = "exclusively" if holding[0].mode == "exclusive" else "shared"
+        return f"held {how} by {_listed(_first_of_each_family(holding))}"
     if known and sys.platform != "linux":
         return f"which is open in {_listed(_first_of_each_family(known))}"
     return "held by a process that cannot be seen from here"
 
 
 def _listed(some: list[Holder]) -> str:
-    named = [
-        f"pid {holder.pid} ({holder.command}){f' {holder.mode}' if holder.mode else ''}"
-        for holder in some[:NAMED]
-    ]
+    named = [f"pid {holder.pid} ({holder.command})" for holder in some[:NAMED]]
     if len(some) > NAMED:
         named.append(f"{len(some) - NAMED} more")
     return ", ".join(named)

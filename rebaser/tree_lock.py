@@ -113,14 +113,17 @@ class TreeLock:
         try:
             held = lock.acquire(mode, wait, lambda: self._say_who(lock))
         except LockFileError as error:
-            raise LockError(f"{error}. Nothing was changed") from error
+            raise LockError(
+                f"{error} with --lock-file or REBASER_LOCK_FILE. Nothing was changed"
+            ) from error
         self.seconds_waited += time.monotonic() - began
         if not held:
             from locks.holders import describe_holders
 
+            longer = ", or give it longer with --wait" if self._wait else ""
             raise BusyError(
                 f"the lock {lock.path} is {describe_holders(lock.path)}; nothing was changed: "
-                "run rebaser again when it is free, or give it longer with --wait"
+                f"run rebaser again when it is free{longer}"
             )
 
     def _say_who(self, lock: Flock) -> None:
@@ -188,4 +191,6 @@ def _opened(path: str) -> Flock:
     try:
         return Flock.open(path, make_parents=True)
     except LockFileError as error:
-        raise LockError(f"{error}. Nothing was changed") from error
+        raise LockError(
+            f"{error} with --lock-file or REBASER_LOCK_FILE. Nothing was changed"
+        ) from error

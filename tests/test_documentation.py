@@ -135,7 +135,7 @@ class TestPages:
                 continue
             for message in re.findall(r"`([^`]+)`", row.split("|")[1]):
                 fixed = re.sub(r"^skipped X\.dll: ", "", message)
-                gaps = r"[…()]|[XY]\.dll|(?:held by pid |process )?\bN\b|x86_64"
+                gaps = r"[…()]|[XY]\.dll|(?:held exclusively by pid |process )?\bN\b|x86_64"
                 for part in re.split(gaps, fixed):
                     words = part.strip(" :,.")
                     assert not words or words in source, f"{message!r}: no {words!r}"

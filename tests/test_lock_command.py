@@ -419,7 +419,6 @@ def test_a_lock_file_that_cannot_be_opened_or_locked(tmp_path: Path) -> None:
         done = run([*REBASER, *words], env=without_a_tree())
         assert done.returncode == 66
         assert done.stderr.count("\n") == 1
-    assert REBASER_LOCK.run(lock=tmp_path / "a/b/lock").returncode == 0
 
 
 # What it says.
@@ -430,7 +429,7 @@ def test_who_holds_it(tmp_path: Path) -> None:
     lock = tmp_path / "lo\x1b[2Jck"
     with held(FLOCK, "-s", lock=lock) as holder:
         done = REBASER_LOCK.run("--verbose", "-w", "0.02", lock=lock)
-        who = f"held by pid {holder.pid} (flock -s "
+        who = f"held shared by pid {holder.pid} (flock -s "
         assert done.stderr.splitlines()[0].startswith(
             f"rebaser: waiting for the exclusive lock {tmp_path}/lo\\x1b[2Jck, {who}"
         )
@@ -451,7 +450,7 @@ def test_a_terminal_is_told_who_holds_it(tmp_path: Path) -> None:
     told = os.read(ours, 4096).decode()
     os.close(ours)
     os.close(theirs)
-    assert f"waiting for the exclusive lock {lock}, held by pid " in told
+    assert f"waiting for the exclusive lock {lock}, held " in told
 
 
 @ours
@@ -497,3 +496,12 @@ def test_the_page_for_users_names_every_option() -> None:
     helped = run([*REBASER, "--help"]).stdout
     for option in set(re.findall(r"--[a-z][a-z-]+", helped)) - {"--help"}:
         assert option in told, option
+
+
+def test_only_the_trees_own_folders_are_made(tmp_path: Path) -> None:
+    done = REBASER_LOCK.run(lock=tmp_path / "missing/lock")
+    assert done.returncode == 66
+    assert not (tmp_path / "missing").exists()
+    words = [*REBASER_LOCK.start, "--root", str(tmp_path), "--name", "pip", "--", "true"]
+    assert subprocess.run(words).returncode == 0
+    assert (tmp_path / ".rebaser/pip.lock").exists()

@@ -40,8 +40,11 @@ def test_the_holder_and_how_it_holds_it(tmp_path: Path, option: str, mode: str) 
         assert os.getpid() not in {holder.pid for holder in found}
         assert holders(mine.fileno()) == found
         # flock(1), its shell and cat have the descriptor: one family, one name.
-        assert describe_holders(str(path)).startswith(f"held by pid {child.pid} (flock {option} ")
-        assert describe_holders(str(path)).endswith(f") {mode}")
+        how = "exclusively" if mode == "exclusive" else "shared"
+        assert describe_holders(str(path)).startswith(
+            f"held {how} by pid {child.pid} (flock {option} "
+        )
+        assert describe_holders(str(path)).endswith(")")
         assert "," not in describe_holders(str(path)).replace(str(path), "")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -157,8 +158,7 @@ def test_a_lock_that_others_hold_is_waited_for(rebaser: Rebaser, sh: Shell, tree
             'exec 200>"$2"; sage-flock -s 200; sage-flock -u 200; rebaser run "$1"', tree, lock
         )
         said = first_line(child)
-        assert f"waiting for the lock {lock}, held by pid {os.getpid()} " in said
-        assert ") shared" in said
+        assert f"waiting for the lock {lock}, held shared by pid {os.getpid()} " in said
         assert contents(tree) == before
     assert finished(child).status == 0
     assert is_done(tree, before)
@@ -204,7 +204,7 @@ def test_the_orphan_of_a_killed_caller_keeps_its_lock(
     child.wait(20)
     result = rebaser("run", tree, "--no-wait")
     assert result.status == 75
-    assert f"held by pid {orphan} (sleep 1000) exclusive" in result.err
+    assert f"held exclusively by pid {orphan} (sleep 1000)" in result.err
     os.kill(orphan, signal.SIGKILL)
     finished(child)
     eventually(lambda: is_free(lock))
@@ -213,9 +213,9 @@ def test_the_orphan_of_a_killed_caller_keeps_its_lock(
 
 BUSY = [
     (["--no-wait"], fcntl.LOCK_SH, "shared"),
-    (["--no-wait"], fcntl.LOCK_EX, "exclusive"),
+    (["--no-wait"], fcntl.LOCK_EX, "exclusively"),
     (["--wait", "0.05"], fcntl.LOCK_SH, "shared"),
-    (["--wait", "0.05"], fcntl.LOCK_EX, "exclusive"),
+    (["--wait", "0.05"], fcntl.LOCK_EX, "exclusively"),
 ]
 
 
@@ -230,8 +230,8 @@ def test_busy_names_the_holder(
     assert result.status == 75, result.words
     assert listing(tree) == before
     last = result.err.splitlines()[-1]
-    assert last.startswith(f"rebaser: the lock {lock} is held by pid {os.getpid()} (")
-    assert f") {mode}; nothing was changed: run rebaser again when it is free" in last
+    assert last.startswith(f"rebaser: the lock {lock} is held {mode} by pid {os.getpid()} (")
+    assert "); nothing was changed: run rebaser again when it is free" in last
     waited = [line for line in result.err.splitlines() if "waiting for the lock" in line]
     assert len(waited) == ("--wait" in words)
 
@@ -313,6 +313,15 @@ def test_a_lock_file_that_cannot_be(rebaser: Rebaser, tree: Path) -> None:
     assert "cannot open the lock file /proc/nowhere/rebase.lock" in result.err
     assert "--lock-file" in result.err
     assert contents(tree) == before
+
+
+def test_a_file_where_the_folder_of_the_lock_should_be(rebaser: Rebaser, tree: Path) -> None:
+    shutil.rmtree(tree / "var", ignore_errors=True)
+    (tree / ".rebaser").touch()
+    result = rebaser("run", tree)
+    assert result.status == 1
+    assert f"{tree}/.rebaser is no folder" in result.err
+    assert "--file" not in result.err
 
 
 def test_a_waiting_runs_own_dlls_are_not_in_use(rebaser: Rebaser, tree: Path) -> None:

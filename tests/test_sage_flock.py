@@ -309,7 +309,7 @@ def test_what_it_says_while_it_waits(tmp_path: Path) -> None:
         with started(words, stderr=subprocess.PIPE) as child:
             assert child.stderr
             assert child.stderr.readline().startswith(
-                f"sage-flock: {lock} is held by pid {holder.pid} (flock -s "
+                f"sage-flock: {lock} is held shared by pid {holder.pid} (flock -s "
             )
             assert holder.stdin
             holder.stdin.close()

@@ -195,7 +195,7 @@ def test_run_names_who_holds_the_lock(terminal: Terminal, tree: Path) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         terminal.type("run", tree)
-        words = f"held by pid {holder.pid} (sleep 600)"
+        words = f" by pid {holder.pid} (sleep 600)"
         terminal.until(lambda text: words in text)
     finally:
         holder.send_signal(signal.SIGKILL)

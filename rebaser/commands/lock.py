@@ -118,7 +118,8 @@ def main(arguments: argparse.Namespace) -> int:
     try:
         return _run(arguments, command)
     except LockFileError as error:
-        raise NoLockFileError(str(error)) from error
+        named = " with --file or --lock-file" if arguments.fd is None else ""
+        raise NoLockFileError(f"{error}{named}") from error
 
 
 def _run(arguments: argparse.Namespace, command: list[str]) -> int:
@@ -128,7 +129,8 @@ def _run(arguments: argparse.Namespace, command: list[str]) -> int:
             lock.release()
             return 0
     else:
-        lock = Flock.open(_lock_file(arguments), make_parents=True)
+        # As flock(1), no folder is made for a name that may be misspelt.
+        lock = Flock.open(_lock_file(arguments), make_parents=arguments.file is None)
     mode: Mode = arguments.mode
     talk = arguments.verbose or (sys.stderr is not None and sys.stderr.isatty())
 
