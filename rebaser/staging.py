@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from threading import Lock
 
 from cygwin.errors import ImageError
 from cygwin.image import Image, read_image
@@ -24,6 +25,9 @@ from rebaser.state import STAGING, State
 from rebaser.tree import Tree
 
 WINDOW = 1 << 20  # bytes that are copied at a time
+
+# More threads than this only wait for each other: the computing is one at a time.
+MOST_THREADS = 4
 
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 
@@ -74,6 +78,7 @@ class StagingFolders:
         self.mounts = _mounts_below(tree.root)
         self.by_place: dict[tuple[int, str], str] = {}
         self.given: list[str] = []
+        self.lock = Lock()
         self.removed = 0
         inside = state.folder.startswith(tree.root.rstrip("/") + "/")
         if inside:
@@ -82,8 +87,9 @@ class StagingFolders:
 
     def new_name(self, target: str, device: int) -> str:
         """Return the path of a copy to be made on the file system `device`, where `target` lies."""
-        path = f"{self._folder(target, device)}/{len(self.given):07}.dll"
-        self.given.append(path)
+        with self.lock:
+            path = f"{self._folder(target, device)}/{len(self.given):07}.dll"
+            self.given.append(path)
         return path
 
     def remove_copies(self) -> None:
@@ -181,48 +187,53 @@ def stage(
     original's metadata, and made durable. `advance` is told of bytes that are done.
     """
     staging = Staging()
-
-    def seal(item: Wanted, one: Staged) -> None:
-        if staging.attempt(item.move, partial(_seal, item, one.path, touch)):
-            staging.ready.append(Copy(one.path, item.move))
-        advance(item.seen.size)
-
     # Numbered in order of address: MSYS2's rebase sorts what it is given by name.
     in_order = sorted(wanted, key=lambda item: (item.move.machine, item.move.new_base))
-    # One by one while a copy is warm in the processor's cache; but starting a process costs more.
-    groups = [in_order] if engine.starts_processes else [[item] for item in in_order]
-    # fsync waits for the disk and lets other threads run: many at once are one wait.
-    with ThreadPoolExecutor(jobs, "seal") as pool:
-        sealing = []
-        alone = not _has_a_thread(pool)
-        for group in groups:
-            copied: list[tuple[Wanted, Staged]] = []
-            for item in group:
-                staging.attempt(item.move, partial(_append_copy, copied, item, folders))
-            reasons = engine.relocate([one for _, one in copied])
-            for item, one in copied:
-                if one.path in reasons:
-                    staging.failed[item.move.path] = f"{reasons[one.path]}; it stays as it was"
-                elif staging.attempt(item.move, partial(_check, item, one)):
-                    if alone:
-                        seal(item, one)
-                        continue
-                    # Where no further thread can be started, those that there are do it.
-                    with suppress(RuntimeError):
-                        sealing.append(pool.submit(seal, item, one))
-        for sealed in sealing:
-            sealed.result()
+
+    def stage_group(group: Sequence[Wanted]) -> None:
+        copied: list[tuple[Wanted, Staged]] = []
+        for item in group:
+            staging.attempt(item.move, partial(_append_copy, copied, item, folders))
+        reasons = engine.relocate([one for _, one in copied])
+        for item, one in copied:
+            if one.path in reasons:
+                staging.failed[item.move.path] = f"{reasons[one.path]}; it stays as it was"
+            elif staging.attempt(item.move, partial(_check, item, one)) and staging.attempt(
+                item.move, partial(_seal, item, one.path, touch)
+            ):
+                staging.ready.append(Copy(one.path, item.move))
+            advance(item.seen.size)
+
+    if engine.starts_processes:  # one call for many images: starting a process takes long
+        stage_group(in_order)
+    else:
+        # One by one, while a copy is warm in the processor's cache.
+        _in_threads(stage_group, [[item] for item in in_order], jobs)
     staging.ready.sort(key=lambda copy: copy.move.path)
     return staging
 
 
-def _has_a_thread(pool: ThreadPoolExecutor) -> bool:
-    """Return whether a thread can be started: limits on processes count threads too."""
+def _in_threads(
+    work: Callable[[Sequence[Wanted]], None], groups: Sequence[Sequence[Wanted]], jobs: int
+) -> None:
+    """Do the work with `jobs` threads: who waits for the disk lets others compute.
+
+    Where no thread can be started (limits on processes count threads too) it is done without.
+    What is not begun when this is interrupted is left.
+    """
+    pool = ThreadPoolExecutor(min(jobs, MOST_THREADS), "stage")
     try:
-        pool.submit(int)
-    except RuntimeError:
-        return False
-    return True
+        done = []
+        for group in groups:
+            try:
+                done.append(pool.submit(work, group))
+            except RuntimeError:
+                if not done:
+                    work(group)
+        for one in done:
+            one.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _append_copy(
