@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from typing import Protocol
 
 from rebaser.text import byte_count, plural, printable
@@ -47,8 +48,9 @@ class Quiet:
         """Show nothing."""
 
     def tell(self, text: str) -> None:
-        """Print the line."""
-        print(f"rebaser: {printable(text)}", file=sys.stderr, flush=True)
+        """Print the line; where nobody can be told, the work goes on."""
+        with suppress(OSError):
+            print(f"rebaser: {printable(text)}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Do nothing: there is no picture."""
