@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from rebaser import __version__
 from rebaser.errors import RebaserError
-from rebaser.process import Terminated, catch_signals, discard_output, open_streams
+from rebaser.process import Terminated, catch_signals, discard_output, flush_errors, open_streams
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -140,6 +140,7 @@ def start(work: Callable[[], int]) -> NoReturn:
         catch_signals()
         open_streams()
         status = status_of_work(work)
+        flush_errors()
         gc.freeze()  # else Python's end looks through all that was made for garbage: 3 ms for none
     except KeyboardInterrupt:  # once more, while the first was told
         os._exit(EXIT_INTERRUPTED)

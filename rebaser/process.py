@@ -67,6 +67,14 @@ def discard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def flush_errors() -> None:
+    """Print what is left for standard error, or let it go: else Python ends with status 120."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
 def _ending() -> list[int]:
     # A native Windows Python, which lacks SIGHUP, is told later on that it will not do.
     numbers = [getattr(signal, name) for name in ENDING if hasattr(signal, name)]

@@ -78,6 +78,11 @@ class TestStreams:
         assert done.stderr.count("rebaser: standard") == 1
         assert sh('exec "$@" 2>/dev/full', "run", "/nowhere").returncode == 2
 
+    @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+    def test_nobody_can_be_told(self, tree: Path) -> None:
+        """The work is done, and its status stands."""
+        assert sh('exec "$@" 2>/dev/full', "run", tree).returncode == 0
+
 
 def test_a_folder_that_is_gone(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
