@@ -19,7 +19,7 @@ from itertools import groupby
 
 from cygwin.address_space import machine_name
 from rebaser.checker import Findings, Problem, check
-from rebaser.commands.run import SHOWN, add_reserved_arguments, add_scan_arguments, print_lines
+from rebaser.commands.shared import SHOWN, add_reserved_arguments, add_scan_arguments, print_lines
 from rebaser.errors import UsageError
 from rebaser.overlap import Span
 from rebaser.scanner import Rules

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from cygwin.address_space import machine_name, slot_size
 from rebaser import memory as memories
-from rebaser.commands.run import add_scan_arguments
+from rebaser.commands.shared import add_scan_arguments
 from rebaser.errors import RebaserError, UsageError
 from rebaser.overlap import Span, clusters
 from rebaser.scanner import Rules, look_at_one, scan

@@ -31,16 +31,16 @@ from rebaser.address_map import (
     use_of,
     zones,
 )
-from rebaser.commands.run import (
+from rebaser.commands.shared import (
     SHOWN,
     add_place_arguments,
     add_reserved_arguments,
     add_scan_arguments,
+    options_from,
     print_lines,
 )
 from rebaser.errors import RebaserError, UsageError
 from rebaser.look import Look, look
-from rebaser.options import Options, parse_arena
 from rebaser.progress import make_progress
 from rebaser.text import address, plural, printable
 from rebaser.tree import Tree, find_tree
@@ -93,14 +93,7 @@ def add_look_arguments(parser: ArgumentParser) -> None:
 def look_as_asked(arguments: Namespace) -> tuple[Tree, Look]:
     """Look at the tree that the arguments name; return it and what was found."""
     tree = find_tree(arguments.root, lock_file=arguments.lock_file, state_dir=arguments.state_dir)
-    options = Options(
-        arena=parse_arena(arguments.arena) if arguments.arena else None,
-        database=arguments.database,
-        cygwin_root=arguments.cygwin_root,
-        avoid=tuple(arguments.avoid),
-        suffixes=tuple(arguments.suffix),
-        excludes=tuple(arguments.exclude),
-    )
+    options = options_from(arguments)
     progress = make_progress("auto", arguments.json)
     told = set()
 

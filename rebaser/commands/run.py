@@ -19,7 +19,15 @@ import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 
 from cygwin.address_space import machine_name
-from rebaser.options import Options, named_paths, parse_arena, read_only_from
+from rebaser.commands.shared import (
+    SHOWN,
+    add_place_arguments,
+    add_reserved_arguments,
+    add_scan_arguments,
+    options_from,
+    print_lines,
+)
+from rebaser.options import named_paths, read_only_from
 from rebaser.progress import make_progress
 from rebaser.report import Report
 from rebaser.runner import run
@@ -29,12 +37,9 @@ from rebaser.tree import find_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import TextIO
 
     from rebaser.planner import Move
 
-# So many lines of a kind are shown; --verbose shows all.
-SHOWN = 20
 MOST_THREADS = 1000
 
 
@@ -104,61 +109,6 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
 
 
-def add_place_arguments(parser: ArgumentParser) -> None:
-    """Add the options that say where the lock and the state are."""
-    place = parser.add_argument_group("places")
-    place.add_argument(
-        "--lock-file",
-        metavar="FILE",
-        help="the lock (default: $REBASER_LOCK_FILE, else ROOT/var/lock/rebase.lock)",
-    )
-    place.add_argument(
-        "--state-dir",
-        metavar="DIR",
-        help="the state (default: $REBASER_STATE_DIR, else ROOT/var/lib/rebaser)",
-    )
-
-
-def add_scan_arguments(parser: ArgumentParser) -> None:
-    """Add the options that say which files are looked at."""
-    files = parser.add_argument_group("files")
-    files.add_argument(
-        "--suffix",
-        metavar="SUFFIX",
-        action="append",
-        default=[],
-        type=_suffix,
-        help="look at files with this suffix too, beside .dll .so .fas .oct .mex .eln .pyd",
-    )
-    files.add_argument(
-        "--exclude",
-        metavar="GLOB",
-        action="append",
-        default=[],
-        help="leave out files and folders whose path, relative to ROOT, matches",
-    )
-
-
-def add_reserved_arguments(parser: ArgumentParser) -> None:
-    """Add the options that say which addresses belong to others."""
-    reserved = parser.add_argument_group("addresses of others")
-    reserved.add_argument(
-        "--avoid",
-        metavar="PATH",
-        action="append",
-        default=[],
-        help="keep off the addresses of all images below PATH",
-    )
-    reserved.add_argument(
-        "--database",
-        metavar="FILE",
-        help="Cygwin's rebase database (default: /etc/rebase.db.x86_64 and .i386 where they are)",
-    )
-    reserved.add_argument(
-        "--cygwin-root", metavar="DIR", help="the folder that is / for the paths in the database"
-    )
-
-
 def main(arguments: Namespace) -> int:
     """Run, print the result, and return the exit status."""
     tree = find_tree(arguments.root, lock_file=arguments.lock_file, state_dir=arguments.state_dir)
@@ -166,18 +116,7 @@ def main(arguments: Namespace) -> int:
     if arguments.only_from is not None:
         listed = read_only_from(arguments.only_from)
         only = named_paths(listed, tree.root, tree.scope, nul=arguments.nul)
-    options = Options(
-        arena=parse_arena(arguments.arena) if arguments.arena else None,
-        database=arguments.database,
-        cygwin_root=arguments.cygwin_root,
-        avoid=tuple(arguments.avoid),
-        suffixes=tuple(arguments.suffix),
-        excludes=tuple(arguments.exclude),
-        keep_aslr=arguments.keep_aslr,
-        force_signed=arguments.force_signed,
-        touch=arguments.touch,
-        engine=arguments.engine,
-    )
+    options = options_from(arguments)
     is_first = not os.path.lexists(State(tree.state_dir, tree.root).memory_file)
     report = run(
         tree,
@@ -310,14 +249,6 @@ def print_trouble(report: Report) -> None:
         )
 
 
-def print_lines(lines: list[str], most: int, file: TextIO | None = None) -> None:
-    """Print lines, the first `most` of them, whatever their names hold."""
-    for line in lines[:most]:
-        print(printable(line), file=file)
-    if len(lines) > most:
-        print(f"... and {len(lines) - most:,} more like these (--verbose lists all)", file=file)
-
-
 def summary(report: Report, scope: str = "", *, verbose: bool, lists_skipped: bool = True) -> str:
     """Return the result of a run as one line."""
     done = _done(report)
@@ -361,10 +292,6 @@ def _done(report: Report) -> str:
     if report.planned:
         return done
     return f"{done} ({byte_count(report.bytes_written)} written, {report.seconds.total:.2f} s)"
-
-
-def _suffix(text: str) -> str:
-    return text if text.startswith(".") else f".{text}"
 
 
 def _threads(text: str) -> int:

@@ -20,7 +20,7 @@ from locks.holders import Holder, describe_holders, holders
 from rebaser import runs
 from rebaser.address_map import AddressMap, binary_size, use_of
 from rebaser.commands.map import add_look_arguments, look_as_asked
-from rebaser.commands.run import SHOWN, print_lines
+from rebaser.commands.shared import SHOWN, print_lines
 from rebaser.look import Look
 from rebaser.runs import Record
 from rebaser.state import State

@@ -1,0 +1,100 @@
+"""What several commands have in common: options, and how many lines they print."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+
+from rebaser.options import Options, parse_arena
+from rebaser.text import printable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TextIO
+
+# So many lines of a kind are shown; --verbose shows all.
+SHOWN = 20
+
+
+def add_place_arguments(parser: ArgumentParser) -> None:
+    """Add the options that say where the lock and the state are."""
+    place = parser.add_argument_group("places")
+    place.add_argument(
+        "--lock-file",
+        metavar="FILE",
+        help="the lock (default: $REBASER_LOCK_FILE, else ROOT/var/lock/rebase.lock)",
+    )
+    place.add_argument(
+        "--state-dir",
+        metavar="DIR",
+        help="the state (default: $REBASER_STATE_DIR, else ROOT/var/lib/rebaser)",
+    )
+
+
+def add_scan_arguments(parser: ArgumentParser) -> None:
+    """Add the options that say which files are looked at."""
+    files = parser.add_argument_group("files")
+    files.add_argument(
+        "--suffix",
+        metavar="SUFFIX",
+        action="append",
+        default=[],
+        type=_suffix,
+        help="look at files with this suffix too, beside .dll .so .fas .oct .mex .eln .pyd",
+    )
+    files.add_argument(
+        "--exclude",
+        metavar="GLOB",
+        action="append",
+        default=[],
+        help="leave out files and folders whose path, relative to ROOT, matches",
+    )
+
+
+def add_reserved_arguments(parser: ArgumentParser) -> None:
+    """Add the options that say which addresses belong to others."""
+    reserved = parser.add_argument_group("addresses of others")
+    reserved.add_argument(
+        "--avoid",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="keep off the addresses of all images below PATH",
+    )
+    reserved.add_argument(
+        "--database",
+        metavar="FILE",
+        help="Cygwin's rebase database (default: /etc/rebase.db.x86_64 and .i386 where they are)",
+    )
+    reserved.add_argument(
+        "--cygwin-root", metavar="DIR", help="the folder that is / for the paths in the database"
+    )
+
+
+def options_from(arguments: Namespace) -> Options:
+    """Return the options that a command line gives; a command has only some of them."""
+    given = vars(arguments)
+    return Options(
+        arena=parse_arena(arguments.arena) if arguments.arena else None,
+        database=arguments.database,
+        cygwin_root=arguments.cygwin_root,
+        avoid=tuple(arguments.avoid),
+        suffixes=tuple(arguments.suffix),
+        excludes=tuple(arguments.exclude),
+        **{
+            name: given[name]
+            for name in ("keep_aslr", "force_signed", "touch", "engine")
+            if name in given
+        },
+    )
+
+
+def print_lines(lines: list[str], most: int, file: TextIO | None = None) -> None:
+    """Print lines, the first `most` of them, whatever their names hold."""
+    for line in lines[:most]:
+        print(printable(line), file=file)
+    if len(lines) > most:
+        print(f"... and {len(lines) - most:,} more like these (--verbose lists all)", file=file)
+
+
+def _suffix(text: str) -> str:
+    return text if text.startswith(".") else f".{text}"
