@@ -223,17 +223,29 @@ def _in_threads(
     """
     pool = ThreadPoolExecutor(min(jobs, MOST_THREADS), "stage")
     try:
+        if not _has_a_thread(pool):
+            for group in groups:
+                work(group)
+            return
         done = []
         for group in groups:
-            try:
+            # Where no further thread can be started this raises, and those that there are do it.
+            with suppress(RuntimeError):
                 done.append(pool.submit(work, group))
-            except RuntimeError:
-                if not done:
-                    work(group)
         for one in done:
             one.result()
+        pool.shutdown()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _has_a_thread(pool: ThreadPoolExecutor) -> bool:
+    """Return whether a thread can be started."""
+    try:
+        pool.submit(int)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _append_copy(
