@@ -28,10 +28,13 @@ YES = ("1", "true", "yes", "t", "y")
 NO = ("0", "false", "no", "f", "n")
 
 
+_BOOLS = f"a BOOL is one of {', '.join(YES + NO)}"
+
+
 def add_arguments(parser: Parser) -> None:
     """Define the command line."""
     parser.intermixed = True
-    parser.value_hint = f"a BOOL is one of {', '.join(YES + NO)}"
+    parser.value_hint = _BOOLS
     parser.usage = "%(prog)s [--NAME[=BOOL]] ... [-v] [-T LIST] [PATH ...]"
     names = parser.add_argument_group("flags", "-L, --NAME; with a value -L0, --NAME=0")
     for flag in FLAGS:
@@ -68,6 +71,10 @@ def main(arguments: argparse.Namespace) -> int:
     paths = [*_listed(arguments.filelist), *arguments.paths]
     if not paths:
         raise UsageError("no files: name them, or give a list of them with -T")
+    for path in arguments.paths:
+        # Python 3.13 takes the 2 of -d2 for a negative number, and so for a PATH.
+        if path.startswith("-") and not os.path.lexists(path):
+            raise UsageError(f"{path} is no option and no file; {_BOOLS}")
     show = arguments.show or []
     change = dict(arguments.change or [])
     status = 0
