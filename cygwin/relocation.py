@@ -113,7 +113,7 @@ def _move_words(descriptor: int, image: Image, delta: int) -> None:
     for block, entries in walk(descriptor, image.sections, image.relocations, width):
         if block.low < start or block.high > start + len(window):
             _write(descriptor, memoryview(window)[: end - start], start)
-            start, end = min(block.low, block.page), 0
+            start, end = max(0, min(block.low, block.page)), 0
             window = bytearray(os.pread(descriptor, WINDOW, start))
             if block.high > start + len(window):
                 raise RelocationError(f"truncated: the file has {start + len(window)} bytes")
