@@ -22,8 +22,7 @@ def test_refused_or_moved(file: Path, tmp_path: Path) -> None:
     with opened(file, os.O_RDONLY) as original, opened(copy, os.O_RDWR) as moved:
         try:
             image = read_image(original, file.stat().st_size)
-        except NotAnImage as error:
-            assert str(error)
+        except NotAnImage:
             return
         if image.fault:
             return
