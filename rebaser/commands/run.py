@@ -37,7 +37,6 @@ from rebaser.tree import find_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-
     from rebaser.planner import Move
 
 MOST_THREADS = 1000
