@@ -36,8 +36,10 @@ from rebaser.commands.shared import (
     add_place_arguments,
     add_reserved_arguments,
     add_scan_arguments,
+    arena_object,
     options_from,
     print_lines,
+    range_object,
 )
 from rebaser.errors import RebaserError, UsageError
 from rebaser.look import Look, look
@@ -313,22 +315,14 @@ def _where(region: Region) -> str:
 def _print_json(root: str, found: Look) -> None:
     import json
 
-    def span(low: int, high: int) -> dict[str, str]:
-        return {"low": address(low), "high": address(high)}
-
     machines = {}
     for one in found.maps:
-        use = use_of(one)
-        gap = use.largest_gap
         machines[machine_name(one.machine)] = {
-            "arena": span(one.arena.low, one.arena.high),
-            "arena_used": use.images,
-            "arena_kept_for_others": use.others,
-            "arena_free": use.free,
-            "largest_gap": span(gap.low, gap.high) if gap else None,
-            "images": [{"path": r.path, **span(r.low, r.high)} for r in one.images],
+            **arena_object(one),
+            "images": [{"path": r.path, **range_object(r.low, r.high)} for r in one.images],
             "reserved": [
-                {"owner": r.path, "kind": r.kind.value, **span(r.low, r.high)} for r in one.others
+                {"owner": r.path, "kind": r.kind.value, **range_object(r.low, r.high)}
+                for r in one.others
             ],
             "overlaps": [[region.path for region in group] for group in one.groups],
         }

@@ -20,7 +20,7 @@ from locks.holders import Holder, describe_holders, holders
 from rebaser import runs
 from rebaser.address_map import AddressMap, binary_size, use_of
 from rebaser.commands.map import add_look_arguments, look_as_asked
-from rebaser.commands.shared import SHOWN, print_lines
+from rebaser.commands.shared import SHOWN, arena_object, print_lines
 from rebaser.look import Look
 from rebaser.runs import Record
 from rebaser.state import State
@@ -135,21 +135,12 @@ def _print_json(
 ) -> None:
     import json
 
-    def span(low: int, high: int) -> dict[str, str]:
-        return {"low": address(low), "high": address(high)}
-
     machines = {}
     for one in found.maps:
-        use = use_of(one)
-        gap = use.largest_gap
         machines[machine_name(one.machine)] = {
             "images": len(one.images),
             "overlapping": one.colliding,
-            "arena": span(one.arena.low, one.arena.high),
-            "arena_used": use.images,
-            "arena_kept_for_others": use.others,
-            "arena_free": use.free,
-            "largest_gap": span(gap.low, gap.high) if gap else None,
+            **arena_object(one),
         }
     print(
         json.dumps(
