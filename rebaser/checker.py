@@ -12,7 +12,7 @@ from cygwin.aslr import mandatory_aslr
 from rebaser import memory as memories
 from rebaser.errors import UsageError
 from rebaser.memory import Memory
-from rebaser.overlap import Span, clusters, overlapping_pairs
+from rebaser.overlap import MOST_PAIRS, Span, clusters, overlapping_pairs
 from rebaser.planner import Move, NoRoomError, Placed, Reserved, make_plan
 from rebaser.reading import open_to_read
 from rebaser.reserved import in_tree, reservations
@@ -25,9 +25,6 @@ from rebaser.tree import Tree, find_tree
 
 PROGRAM = ".exe"
 NO_FILE = "not a regular file"
-
-# Of pairs that overlap no more are listed: they grow with the square of the images at one base.
-MOST_PAIRS = 10_000
 
 
 @dataclass(frozen=True)

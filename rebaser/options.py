@@ -13,6 +13,9 @@ from rebaser.text import address
 
 FOUR_GIB = 0x1_0000_0000
 
+# Who relocates; rebaser/engines/choose.py says what each means.
+ENGINES = ("auto", "builtin", "cygwin")
+
 # Where --arena may lie. i386: programs lie at 0x40_0000 with their heap and stacks above, DLLs of
 # Windows from 0x7000_0000 (from where Cygwin's rebaseall fills downward).
 LIMITS = {X86_64: SAFE[X86_64], I386: Range(0x1000_0000, 0x7000_0000)}

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+# Of pairs that overlap no more are reported: they grow with the square of the images at one base.
+MOST_PAIRS = 10_000
+
 
 @dataclass(frozen=True)
 class Span:

@@ -8,16 +8,13 @@ from itertools import islice
 
 from rebaser.memory import Memory
 from rebaser.options import Options
-from rebaser.overlap import overlapping_pairs
+from rebaser.overlap import MOST_PAIRS, overlapping_pairs
 from rebaser.planner import Move, NoRoomError, Plan, make_plan
 from rebaser.reserved import in_tree, reservations
 from rebaser.runs import Request
 from rebaser.scanner import Scan
 from rebaser.surveyor import Survey, spans, survey
 from rebaser.tree import Tree
-
-# Of pairs that overlap no more are reported: they grow with the square of the images at one base.
-MOST_PAIRS = 10_000
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from rebaser.commands.shared import (
     options_from,
     print_lines,
 )
-from rebaser.options import named_paths, read_only_from
+from rebaser.options import ENGINES, named_paths, read_only_from
 from rebaser.progress import make_progress
 from rebaser.report import Report
 from rebaser.runner import run
@@ -73,7 +73,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     how = parser.add_argument_group("how")
     how.add_argument(
         "--engine",
-        choices=("auto", "builtin", "cygwin"),
+        choices=ENGINES,
         default="auto",
         help="who relocates: Cygwin's programs rebase and peflags, or rebaser itself; auto takes "
         "Cygwin's where this is Cygwin or MSYS2 and they are found (default: auto)",

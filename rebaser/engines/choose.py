@@ -8,11 +8,11 @@ from collections.abc import Callable
 from rebaser.engines import Engine
 from rebaser.errors import UsageError
 
-NAMES = ("auto", "builtin", "cygwin")
-
 
 def choose_engine(name: str, warn: Callable[[str], None]) -> Engine:
-    """Return the engine called `name`, one of NAMES; `warn` takes what a fall-back has to say.
+    """Return the engine called `name`, one of `options.ENGINES`.
+
+    `warn` takes what a fall-back has to say.
 
     `auto` is Cygwin's programs where this is Cygwin or MSYS2 and both are found, with the builtin
     engine behind them, else the builtin engine. Raises UsageError when a named one cannot run.
