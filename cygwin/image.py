@@ -9,7 +9,7 @@ from typing import Any
 
 from cygwin.address_space import ARM64, GRANULARITY, I386, X86_64, machine_name, slot_size
 from cygwin.errors import NotAnImage, RelocationError
-from cygwin.relocation_table import Reader, read_blocks
+from cygwin.relocation_table import Block, Reader, read_blocks
 
 # PE/COFF specification, "Characteristics", "DLL Characteristics", "Optional Header Data
 # Directories".
@@ -80,6 +80,7 @@ class Image:
     timestamp_offset: int  # of the TimeDateStamp field, 4 bytes
     sections: tuple[Section, ...]
     relocations: tuple[int, int]  # RVA and size of data directory 5
+    blocks: tuple[Block, ...]  # of a sound relocation table, in the order of the file
     signed: bool  # has an Authenticode signature, which moving would break
     fault: str | None  # why it must not be moved; None: it can be
 
@@ -145,6 +146,7 @@ def read_image(descriptor: int, length: int) -> Image:
         timestamp_offset=file_header.get_field_absolute_offset("TimeDateStamp"),
         sections=_sections(reader, len(headers), file_header.NumberOfSections),
         relocations=directories[BASE_RELOCATION_TABLE],
+        blocks=(),
         signed=directories[CERTIFICATE_TABLE][1] != 0,
         fault=None,
     )
@@ -153,9 +155,16 @@ def read_image(descriptor: int, length: int) -> Image:
         or _section_fault(image, optional)
         or _truncation(image, length, _symbols(file_header), directories[CERTIFICATE_TABLE])
         or _policy_fault(image, directories[CLR_HEADER], reader)
-        or _table_fault(descriptor, image)
     )
-    return replace(image, fault=fault) if fault else image
+    if fault:
+        return replace(image, fault=fault)
+    try:
+        # An image without a table (a DLL of resources only) has nothing to relocate: only its base
+        # moves.
+        blocks = read_blocks(descriptor, image.sections, image.relocations, image.base_width)
+    except RelocationError as error:
+        return replace(image, fault=str(error))
+    return replace(image, blocks=blocks)
 
 
 def _headers(reader: Reader, length: int) -> bytes:
@@ -294,18 +303,6 @@ def _policy_fault(image: Image, clr_header: tuple[int, int], reader: Reader) -> 
             return "damaged: its .NET header lies outside the sections"
         if int.from_bytes(reader.read(at, 4), "little") & CLR_IL_ONLY:
             return NET_ONLY
-    return None
-
-
-def _table_fault(descriptor: int, image: Image) -> str | None:
-    """Return what is wrong with the relocation table, or None.
-
-    An image without a table (a DLL of resources only) has nothing to relocate: only its base moves.
-    """
-    try:
-        read_blocks(descriptor, image.sections, image.relocations, image.base_width)
-    except RelocationError as error:
-        return str(error)
     return None
 
 

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import os
-from operator import itemgetter
-from typing import TYPE_CHECKING, NamedTuple
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from cygwin.errors import RelocationError
 from cygwin.image import DYNAMIC_BASE, read_base
-from cygwin.relocation_table import PAGE, WORD_TYPE, Block, Reader, walk, word_entries
+from cygwin.relocation_table import Reader, word_marks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from typing import Literal
 
     from cygwin.image import Image
+    from cygwin.relocation_table import Block
 
 # A file is held in memory in pieces of this many bytes; a page with a word behind its end fits.
 WINDOW = 0x40000
-
-# Of a table of at most this many bytes the entries are kept while a file is checked, at some 20
-# bytes of memory for each of a table; those of a larger one are read again.
-KEPT_TABLE = 0x40000
-
-# The format of a word for memoryview.cast, by its width in bytes.
-WORD_FORMAT: dict[int, Literal["I", "Q"]] = {4: "I", 8: "Q"}
 
 
 def relocate(descriptor: int, image: Image, new_base: int, *, clear_dynamic_base: bool) -> None:
@@ -36,6 +29,9 @@ def relocate(descriptor: int, image: Image, new_base: int, *, clear_dynamic_base
     Raises RelocationError, which leaves the file half moved.
     """
     _demand_movable(descriptor, image, new_base)
+    length = os.fstat(descriptor).st_size
+    if length < max((s.raw_offset + s.raw_size for s in image.sections if s.raw_size), default=0):
+        raise RelocationError(f"truncated: the file has {length} bytes")
     if new_base != image.base:
         _move_words(descriptor, image, new_base - image.base)
         _write(descriptor, new_base.to_bytes(image.base_width, "little"), image.base_offset)
@@ -59,29 +55,19 @@ def check_relocated(
     delta = new_base - image.base
     width = image.base_width
     reader = Reader(original)
-    for start, end, inside in _windows(_blocks(original, image) if delta else [], length):
-        places = [
-            each
-            for block, entries in inside
-            for each in _places(
-                entries or word_entries(reader.read(block.entries, block.size), WORD_TYPE[width]),
-                block.page - start,
-                width,
-            )
-        ]
-        old = bytearray(_read(original, start, end - start))
-        new = _read(staged, start, end - start)
-        old_views, new_views = _views(old, width), _views(new, width)
-        moved = all(_take_moved(old_views, new_views, each, width, delta) for each in places)
+    for start, end, blocks in _windows(image.blocks if delta else (), length):
+        expected = bytearray(_read(original, start, end - start))
+        found = _read(staged, start, end - start)
+        for block in blocks:
+            marks = _marks_of(block, reader, width)
+            at = slice(block.low - start, block.high - start)
+            old, new = bytes(expected[at]), found[at]
+            moved = _has_moved(old, new, marks, width, delta)
+            expected[at] = new if moved else _moved_singly(old, marks, width, delta)
         if not start:
-            _put_header(old, image, new_base, clear_dynamic_base)
-        if not moved or old != new:
-            old[:] = _read(original, start, end - start)
-            for each in places:
-                _add(old_views, each, width, delta)
-            if not start:
-                _put_header(old, image, new_base, clear_dynamic_base)
-            raise RelocationError(_first_difference(start, old, new))
+            _put_header(expected, image, new_base, clear_dynamic_base)
+        if expected != found:
+            raise RelocationError(_first_difference(start, expected, found))
 
 
 def _demand_movable(descriptor: int, image: Image, new_base: int) -> None:
@@ -94,120 +80,83 @@ def _demand_movable(descriptor: int, image: Image, new_base: int) -> None:
         raise RelocationError(f"changed: its base was 0x{image.base:x} and is 0x{found:x}")
 
 
-def _blocks(descriptor: int, image: Image) -> list[tuple[Block, list[int]]]:
-    """Return the blocks in the order of the file, with their entries if the table is small."""
-    keep = image.relocations[1] <= KEPT_TABLE
-    blocks = [
-        (block, entries if keep else [])
-        for block, entries in walk(descriptor, image.sections, image.relocations, image.base_width)
-    ]
-    blocks.sort(key=itemgetter(0))
-    return blocks
-
-
 def _move_words(descriptor: int, image: Image, delta: int) -> None:
     """Add `delta` to every relocated word of the file, a window at a time."""
-    width = image.base_width
-    window, start, end = bytearray(), 0, 0  # `end`: behind the last word that was moved
-    views: list[memoryview] = []
-    for block, entries in walk(descriptor, image.sections, image.relocations, width):
-        if block.low < start or block.high > start + len(window):
-            _write(descriptor, memoryview(window)[: end - start], start)
-            start, end = max(0, min(block.low, block.page)), 0
-            window = bytearray(os.pread(descriptor, WINDOW, start))
-            if block.high > start + len(window):
-                raise RelocationError(f"truncated: the file has {start + len(window)} bytes")
-            views = _views(window, width)
-        for places in _places(entries, block.page - start, width):
-            _add(views, places, width, delta)
-        end = max(end, block.high)
-    _write(descriptor, memoryview(window)[: end - start], start)
+    reader = Reader(descriptor)
+    for _, _, blocks in _windows(image.blocks, image.blocks[-1].high if image.blocks else 0):
+        if not blocks:
+            continue
+        start, end = blocks[0].low, blocks[-1].high
+        window = bytearray(_read(descriptor, start, end - start))
+        for block in blocks:
+            at = slice(block.low - start, block.high - start)
+            marks = _marks_of(block, reader, image.base_width)
+            window[at] = _moved(window[at], marks, image.base_width, delta)
+        _write(descriptor, window, start)
 
 
-def _views(window: bytearray | bytes, width: int) -> list[memoryview]:
-    """Return `window` as words of `width` bytes, once for each alignment that a word can have.
+# The bytes of a file from a block's first word to its last are taken for one number, as are the
+# marks of the words in them: so one addition moves all words, and one subtraction tells whether
+# they moved.
 
-    The word at offset `w` of the window is `views[w % width][w // width]`.
+
+def _marks_of(block: Block, reader: Reader, width: int) -> int:
+    """Return the number whose digits to the base 256 are 1 where a word of the block begins."""
+    marks = _marks(block.entries or reader.read(block.offset, block.size), width)
+    if marks.bit_length() != 8 * (block.high - block.low - width) + 1:
+        raise RelocationError("changed: its relocation table is another one")
+    return marks
+
+
+@lru_cache(maxsize=1024)  # of 4 KiB: who relocates and who compares need the same ones in turn
+def _marks(entries: bytes, width: int) -> int:
+    return int.from_bytes(word_marks(entries, width).lstrip(b"\0"), "little")
+
+
+def _moved(old: bytes | bytearray, marks: int, width: int, delta: int) -> bytes | bytearray:
+    """Return `old` with `delta` added to every marked word, modulo their width."""
+    before = int.from_bytes(old, "little")
+    after = before + marks * delta
+    if _keeps_apart(before, after, marks, width, delta):
+        return after.to_bytes(len(old), "little")
+    return _moved_singly(old, marks, width, delta)
+
+
+def _has_moved(old: bytes, new: bytes, marks: int, width: int, delta: int) -> bool:
+    """Return whether marked words, and nothing else, differ by `delta`; False: or some wrapped."""
+    before, after = int.from_bytes(old, "little"), int.from_bytes(new, "little")
+    return after - before == marks * delta and _keeps_apart(before, after, marks, width, delta)
+
+
+def _keeps_apart(before: int, after: int, marks: int, width: int, delta: int) -> bool:
+    """Return whether it is certain that no word carried into the next, or borrowed from it.
+
+    A word whose highest bit is 0 does not carry when less than that bit is added, and sets it when
+    it borrows.
     """
-    whole = memoryview(window)
-    views = []
-    for alignment in range(width):
-        count = max(0, len(whole) - alignment) // width
-        piece = whole[alignment : alignment + count * width]
-        views.append(piece.cast(WORD_FORMAT[width]))
-    return views
+    highest = 8 * width - 1
+    return not abs(delta) >> highest and not (before | after) & marks << highest
 
 
-class _Places(NamedTuple):
-    """Where words of one alignment are: `views[alignment][first + index]` for each index."""
-
-    alignment: int
-    first: int
-    indices: list[int]
-
-
-# The index of a word within its page by its entry, for words that are aligned as linkers do it:
-# looking it up takes half the time of working it out.
-_ALIGNED = {
-    width: {(word_type << 12) + offset: offset // width for offset in range(0, PAGE, width)}
-    for width, word_type in WORD_TYPE.items()
-}
+def _moved_singly(old: bytes | bytearray, marks: int, width: int, delta: int) -> bytearray:
+    """Return what `_moved` does, one word after the other."""
+    new = bytearray(old)
+    for offset, mark in enumerate(marks.to_bytes(len(old), "little")):
+        if mark:
+            word = int.from_bytes(new[offset : offset + width], "little") + delta
+            new[offset : offset + width] = (word % (1 << 8 * width)).to_bytes(width, "little")
+    return new
 
 
-def _places(entries: Sequence[int], page: int, width: int) -> Sequence[_Places]:
-    """Return where the words of one block are in a window; `page` is the page's offset there."""
-    if page >= 0 and not page % width:
-        try:
-            indices = list(map(_ALIGNED[width].__getitem__, entries))
-            return (_Places(0, page // width, indices),)
-        except KeyError:
-            pass  # a word that is not aligned
-    shift = page - (WORD_TYPE[width] << 12)
-    by_alignment: dict[int, list[int]] = {}
-    for entry in entries:
-        index, alignment = divmod(entry + shift, width)
-        by_alignment.setdefault(alignment, []).append(index)
-    return [_Places(alignment, 0, indices) for alignment, indices in by_alignment.items()]
-
-
-def _add(views: Sequence[memoryview], places: _Places, width: int, delta: int) -> None:
-    """Add `delta` to the words at `places`, modulo their width."""
-    mask = (1 << 8 * width) - 1
-    view = views[places.alignment][places.first :]
-    for index in places.indices:
-        view[index] = view[index] + delta & mask
-
-
-def _take_moved(
-    old_views: Sequence[memoryview],
-    new_views: Sequence[memoryview],
-    places: _Places,
-    width: int,
-    delta: int,
-) -> bool:
-    """Put words that moved by `delta` from the new file into the old; False: one did not."""
-    old = old_views[places.alignment][places.first :]
-    new = new_views[places.alignment][places.first :]
-    for index in places.indices:
-        value = new[index]
-        # Words wrap: then the difference counts modulo their width.
-        if value - old[index] != delta and (value - old[index] - delta) % (1 << 8 * width):
-            return False
-        old[index] = value
-    return True
-
-
-def _windows(
-    blocks: Sequence[tuple[Block, list[int]]], length: int
-) -> Iterator[tuple[int, int, Sequence[tuple[Block, list[int]]]]]:
+def _windows(blocks: Sequence[Block], length: int) -> Iterator[tuple[int, int, Sequence[Block]]]:
     """Cut a file of `length` bytes into windows that cut no block: start, end, blocks inside."""
     start = at = 0
     while start < length:
         end = min(start + WINDOW, length)
         first = at
-        while at < len(blocks) and blocks[at][0].low < end:
-            if blocks[at][0].high > end:
-                end = blocks[at][0].low
+        while at < len(blocks) and blocks[at].low < end:
+            if blocks[at].high > end:
+                end = blocks[at].low
                 break
             at += 1
         yield start, end, blocks[first:at]
@@ -240,7 +189,7 @@ def _read(descriptor: int, offset: int, size: int) -> bytes:
     return data
 
 
-def _write(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+def _write(descriptor: int, data: bytes | bytearray, offset: int) -> None:
     """Write all of `data` at `offset`, however little of it each call takes."""
     rest = memoryview(data)
     while rest:

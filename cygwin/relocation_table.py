@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from operator import sub
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -31,8 +31,13 @@ MAX_BLOCK = BLOCK_HEADER.size + 2 * PAGE
 MAX_PADDING = PAGE
 # The table is read in pieces of this many bytes; a block always fits.
 WINDOW = 0x10000
+# The entries of a table of at most this many bytes are kept with its blocks; those of a larger one
+# are read again when they are needed.
+KEPT_TABLE = 0x40000
 
 DAMAGED = "relocation table damaged"
+
+_OF_TYPE_ABSOLUTE = bytes(range(1 << 12 - 8))  # the higher bytes of such entries
 
 
 class Block(NamedTuple):
@@ -40,9 +45,9 @@ class Block(NamedTuple):
 
     low: int  # of its first word
     high: int  # behind its last word
-    page: int  # of the page: an entry's word lies at `page` + the entry's lower 12 bits
-    entries: int  # of its first entry
+    offset: int  # of its first entry
     size: int  # of its entries, in bytes
+    entries: bytes  # empty where the table is too large to be kept
 
 
 class Reader:
@@ -63,34 +68,64 @@ class Reader:
         return self._window[begin : begin + size]
 
 
-def word_entries(entries: bytes, word_type: int) -> list[int]:
-    """Return the entries that relocate a word, in ascending order, padding left out.
+def word_marks(entries: bytes, width: int) -> bytearray:
+    """Return a page of zeros with a 1 at the first byte of each word that `entries` relocate.
 
-    Raises RelocationError for any type but `word_type` and ABSOLUTE.
+    `width` is the bytes of a word (4 or 8). Padding marks nothing. Raises RelocationError for an
+    entry of another type than such words have, and when two words overlap.
     """
-    words = sorted(struct.unpack(f"<{len(entries) // 2}H", entries))
-    if words and words[0] < PAGE:
-        del words[: bisect_left(words, PAGE)]
-    if words and (words[0] >> 12 != word_type or words[-1] >> 12 != word_type):
-        types = {entry >> 12 for entry in words}
-        unknown = min(types - {word_type})
-        raise RelocationError(f"relocation of unknown type {unknown}")
-    return words
+    start = WORD_TYPE[width] << 12
+    # As long as the largest entry of the type, which marks itself: nothing is done to it first.
+    marks = bytearray(start + PAGE)
+    try:
+        for entry in struct.unpack(f"<{len(entries) // 2}H", entries):
+            marks[entry] = 1
+        known = marks.find(1, PAGE, start) < 0
+    except IndexError:
+        known = False
+    if not known:
+        raise RelocationError(f"relocation of unknown type {_unknown_type(entries, width)}")
+    del marks[:start]
+    words = len(entries[1::2].translate(None, _OF_TYPE_ABSOLUTE))
+    # Words that are all aligned can only overlap by being the same.
+    if marks[::width].count(1) != words and (marks.count(1) != words or _too_near(marks, width)):
+        raise RelocationError(f"{DAMAGED}: it relocates the same bytes twice")
+    return marks
 
 
-def walk(
+def _unknown_type(entries: bytes, width: int) -> int:
+    return min({byte >> 4 for byte in entries[1::2]} - {0, WORD_TYPE[width]})
+
+
+def _too_near(marks: bytearray, width: int) -> bool:
+    words = [offset for offset, mark in enumerate(marks) if mark]
+    return min(map(sub, words[1:], words), default=width) < width
+
+
+def read_blocks(
     descriptor: int, sections: Sequence[Section], directory: tuple[int, int], width: int
-) -> Iterator[tuple[Block, list[int]]]:
-    """Yield each block of the table, in the table's order, with its entries, ascending.
+) -> tuple[Block, ...]:
+    """Read the whole table and return its blocks in the order of their words in the file.
 
     `directory` is the RVA and the size in bytes of the table (data directory 5), `width` the bytes
     of a word (4 or 8); the sections' data must not overlap. Raises RelocationError unless the
-    blocks fill the directory exactly, but for padding with zeros, and each block's words lie inside
-    one section's data and outside the table.
+    blocks fill the directory exactly, but for padding with zeros, each block's words lie inside
+    one section's data and outside the table, and no two words overlap.
     """
+    blocks = sorted(_walk(descriptor, sections, directory, width)) if directory[1] else []
+    for before, after in zip(blocks, blocks[1:]):
+        if before.high > after.low:
+            raise RelocationError(
+                f"{DAMAGED}: it relocates the same bytes twice, at byte {after.low} of the file"
+            )
+    return tuple(blocks)
+
+
+def _walk(
+    descriptor: int, sections: Sequence[Section], directory: tuple[int, int], width: int
+) -> Iterator[Block]:
+    """Yield each block of the table, in the table's order."""
     rva, size = directory
-    if not size:
-        return
     data = sorted((s for s in sections if s.raw_size), key=lambda s: s.virtual_address)
     starts = [section.virtual_address for section in data]
 
@@ -107,7 +142,6 @@ def walk(
     # More than two blocks a page come from no linker, but from somebody who wants us to be slow.
     pages = sum(-(-section.raw_size // PAGE) for section in data)
     reader = Reader(descriptor)
-    word_type = WORD_TYPE[width]
     count = at = 0
 
     def damaged(what: str) -> RelocationError:
@@ -127,14 +161,17 @@ def walk(
             raise damaged(f"has the size {block_size}")
         if block_size > size - at:
             raise damaged(f"ends {block_size - (size - at)} bytes behind the table")
-        entries = table + at + BLOCK_HEADER.size
-        entries_size = block_size - BLOCK_HEADER.size
+        offset = table + at + BLOCK_HEADER.size
+        entries = reader.read(offset, block_size - BLOCK_HEADER.size)
+        if len(entries) < block_size - BLOCK_HEADER.size:
+            raise damaged("lies behind the end of the file")
         try:
-            words = word_entries(reader.read(entries, entries_size), word_type)
+            marks = word_marks(entries, width)
         except RelocationError as error:
             raise RelocationError(f"{error} (block {count}, page 0x{page:x})")
-        if words:
-            low, high = page + words[0] % PAGE, page + words[-1] % PAGE + width
+        first = marks.find(1)
+        if first >= 0:
+            low, high = page + first, page + marks.rfind(1) + width
             section = section_of(low, high)
             if section is None:
                 raise damaged(f"points outside the sections' data, page 0x{page:x}")
@@ -142,31 +179,9 @@ def walk(
             low, high = low + to_file, high + to_file
             if low < table + size and high > table:
                 raise damaged("relocates the table itself")
-            yield Block(low, high, page + to_file, entries, entries_size), words
+            kept = entries if size <= KEPT_TABLE else b""
+            yield Block(low, high, offset, len(entries), kept)
         at += block_size
     rest = size - at
     if rest > MAX_PADDING or any(reader.read(table + at, rest)):
         raise RelocationError(f"{DAMAGED}: {rest} bytes behind block {count} are no block")
-
-
-def read_blocks(
-    descriptor: int, sections: Sequence[Section], directory: tuple[int, int], width: int
-) -> list[Block]:
-    """Read the whole table and return its blocks in the order of the words in the file.
-
-    Takes and raises what `walk` does, and raises RelocationError when two words overlap as well.
-    """
-    blocks = []
-    for block, words in walk(descriptor, sections, directory, width):
-        if len(words) > 1 and min(map(sub, words[1:], words)) < width:
-            raise RelocationError(f"{DAMAGED}: {_overlap(block.low)}")
-        blocks.append(block)
-    blocks.sort()
-    for before, after in zip(blocks, blocks[1:]):
-        if before.high > after.low:
-            raise RelocationError(f"{DAMAGED}: {_overlap(after.low)}")
-    return blocks
-
-
-def _overlap(offset: int) -> str:
-    return f"it relocates the same bytes twice, in the block of byte {offset} of the file"

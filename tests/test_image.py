@@ -26,8 +26,8 @@ from cygwin.address_space import (
     slot_size,
 )
 from cygwin.errors import NotAnImage
-from cygwin.image import read_base, read_image
-from cygwin.relocation_table import read_blocks, walk
+from cygwin.image import Image, read_base, read_image
+from cygwin.relocation_table import word_marks
 
 MACHINES = pytest.mark.parametrize("machine", [I386, X86_64], ids=machine_name)
 BASE = {I386: 0x6D00_0000, X86_64: 0x4_0000_0000}
@@ -277,13 +277,17 @@ def test_words_are_those_that_pefile_finds(
 
 
 def relocated_words(path: Path) -> list[int]:
+    image = read_file(path)
+    words = []
+    for of_page in image.blocks:
+        marks = word_marks(of_page.entries, image.base_width)
+        words += [of_page.low - marks.find(1) + at for at, mark in enumerate(marks) if mark]
+    return words
+
+
+def read_file(path: Path) -> Image:
     with opened(path, os.O_RDONLY) as descriptor:
-        image = read_image(descriptor, path.stat().st_size)
-        table = (descriptor, image.sections, image.relocations, image.base_width)
-        entries = dict(walk(*table))
-        return [
-            block.page + entry % 0x1000 for block in read_blocks(*table) for entry in entries[block]
-        ]
+        return read_image(descriptor, path.stat().st_size)
 
 
 @pytest.mark.cygwin

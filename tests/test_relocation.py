@@ -161,6 +161,38 @@ def test_any_shape_as_the_model(
     assert result == model(data, read(data, path), new_base, clear)
 
 
+EDGES = {8: (0, 1, 0x1_0000, 1 << 62, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)}
+EDGES[4] = tuple(edge >> 32 if edge > 0xFFFF_FFFF else edge for edge in EDGES[8])
+
+
+@MACHINES
+@pytest.mark.parametrize("new_slot", [1, 0x7000, 0xFFF0])
+def test_words_that_wrap_beside_each_other(machine: int, new_slot: int, tmp_path: Path) -> None:
+    """Each word is moved by itself; none carries into what lies behind it."""
+    width = {I386: 4, X86_64: 8}[machine]
+    pairs = [(one, other) for one in EDGES[width] for other in EDGES[width]]
+    values = b"".join(edge.to_bytes(width, "little") for pair in pairs for edge in (*pair, 0))
+    # Two words of each pair are relocated, the third word behind them is not.
+    words = [0x1000 + width * (3 * pair + at) for pair in range(len(pairs)) for at in (0, 1)]
+    data = build(
+        machine=machine, base=BASE[machine], words=words, data_size=0x1000, patches={0x200: values}
+    )
+    new_base = new_slot << 16 << (32 if machine == X86_64 else 0)
+    path = tmp_path / "x.dll"
+    result = moved(data, path, new_base)
+    assert result == model(data, read(data, path), new_base, False)
+
+    # What an engine makes that adds to all words at once and lets them carry.
+    region = slice(0x200, 0x200 + len(values))
+    number = int.from_bytes(values, "little")
+    number += sum((new_base - BASE[machine]) << 8 * (word - 0x1000) for word in words)
+    carried = bytearray(result)
+    carried[region] = (number % (1 << 8 * len(values))).to_bytes(len(values), "little")
+    assert carried != result
+    with pytest.raises(RelocationError):
+        checked(data, bytes(carried), path, new_base)
+
+
 def checked(data: bytes, staged: bytes, path: Path, new_base: int, *, clear: bool = False) -> None:
     """Compare what should be a relocated file with its original."""
     image = read(data, path)
