@@ -43,6 +43,16 @@ def make_durable(descriptor: int) -> None:
     os.fsync(descriptor)
 
 
+def begin_to_make_durable(descriptor: int) -> None:
+    """Let the system begin to write a file's bytes to the disk, and do not wait for it.
+
+    Linux does so when it is told that they are not needed (posix_fadvise(2), mm/fadvise.c); what
+    is being written stays in memory all the same.
+    """
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def make_names_durable(folder: str) -> None:
     """Wait until the names in a folder are on the disk; on Cygwin this does nothing."""
     if is_on_windows():

@@ -67,9 +67,9 @@ class Scan(NamedTuple):
     images: dict[str, Image]
 
 
-# What is kept of the images that a scan read, so that a moved one need not be read twice; a limit
-# because a tree may hold any number of them.
-KEPT_IMAGES = 2000
+# How many blocks of relocation tables are kept with the images that a scan read, so that a moved
+# one need not be read twice; a limit because a tree may hold any number. One takes half a KiB.
+KEPT_BLOCKS = 20_000
 
 
 def scan(
@@ -129,6 +129,7 @@ class _Scanner:
         self.changed = False
         self.failed: list[tuple[str, str]] = []
         self.images: dict[str, Image] = {}
+        self.room = KEPT_BLOCKS
         self.texts = {text: number for number, text in enumerate(memory.texts)}
 
     def scan(self) -> Scan:
@@ -361,8 +362,9 @@ class _Scanner:
             base_offset=image.base_offset if image else 0,
             fault=self.texts.setdefault(fault or "", len(self.texts)),
         )
-        if image and len(self.images) < KEPT_IMAGES:
+        if image and len(image.blocks) < self.room:
             self.images[path] = image
+            self.room -= 1 + len(image.blocks)
         if self.stop_at and self.stop_at(path, seen, fault or ""):
             raise _StoppedError
         return seen

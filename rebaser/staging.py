@@ -6,12 +6,12 @@ import errno
 import os
 import re
 import stat as modes
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from threading import Lock
+from threading import Lock, Thread
 
 from cygwin.errors import ImageError
 from cygwin.image import Image, read_image
@@ -20,7 +20,7 @@ from rebaser.engines import Engine, Staged
 from rebaser.memory import Seen
 from rebaser.planner import Move
 from rebaser.reading import open_to_read
-from rebaser.replace import make_durable
+from rebaser.replace import begin_to_make_durable, make_durable
 from rebaser.state import STAGING, State
 from rebaser.tree import Tree
 
@@ -209,6 +209,10 @@ def stage(
     else:
         # One by one, while a copy is warm in the processor's cache.
         _in_threads(stage_group, [[item] for item in in_order], jobs)
+    # All at last: by now most of them are written, and waiting for one waits for many.
+    staging.ready = [
+        copy for copy in staging.ready if staging.attempt(copy.move, partial(_make_durable, copy))
+    ]
     staging.ready.sort(key=lambda copy: copy.move.path)
     return staging
 
@@ -216,36 +220,39 @@ def stage(
 def _in_threads(
     work: Callable[[Sequence[Wanted]], None], groups: Sequence[Sequence[Wanted]], jobs: int
 ) -> None:
-    """Do the work with `jobs` threads: who waits for the disk lets others compute.
+    """Do the work with `jobs` threads, this one among them: where one copies, another computes.
 
     Where no thread can be started (limits on processes count threads too) it is done without.
     What is not begun when this is interrupted is left.
     """
-    pool = ThreadPoolExecutor(min(jobs, MOST_THREADS), "stage")
-    try:
-        if not _has_a_thread(pool):
-            for group in groups:
+    rest = deque(groups)
+    errors: list[BaseException] = []
+
+    def do_the_rest() -> None:
+        try:
+            while True:
+                try:
+                    group = rest.popleft()
+                except IndexError:
+                    return
                 work(group)
-            return
-        done = []
-        for group in groups:
-            # Where no further thread can be started this raises, and those that there are do it.
-            with suppress(RuntimeError):
-                done.append(pool.submit(work, group))
-        for one in done:
-            one.result()
-        pool.shutdown()
-    finally:
-        pool.shutdown(cancel_futures=True)
+        except BaseException as error:
+            errors.append(error)
+            rest.clear()
 
-
-def _has_a_thread(pool: ThreadPoolExecutor) -> bool:
-    """Return whether a thread can be started."""
+    threads = []
+    with suppress(RuntimeError):
+        for number in range(1, min(jobs, MOST_THREADS, len(groups))):
+            thread = Thread(target=do_the_rest, name=f"stage {number}")
+            thread.start()
+            threads.append(thread)
     try:
-        pool.submit(int)
-    except RuntimeError:
-        return False
-    return True
+        do_the_rest()
+    finally:
+        for thread in threads:
+            thread.join()
+    if errors:
+        raise errors[0]
 
 
 def _append_copy(
@@ -311,7 +318,7 @@ def _check(item: Wanted, one: Staged) -> None:
 
 
 def _seal(item: Wanted, path: str, touch: bool) -> None:
-    """Give the copy its original's owner, mode, extended attributes and times; make it durable."""
+    """Give the copy its original's owner, mode, extended attributes and times."""
     original = _open_original(item)
     try:
         st = os.fstat(original)
@@ -334,6 +341,14 @@ def _seal(item: Wanted, path: str, touch: bool) -> None:
         os.fchmod(descriptor, modes.S_IMODE(st.st_mode))
         if not touch:
             os.utime(descriptor, ns=(st.st_atime_ns, st.st_mtime_ns))
+        begin_to_make_durable(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _make_durable(copy: Copy) -> None:
+    descriptor = os.open(copy.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
         make_durable(descriptor)
     finally:
         os.close(descriptor)
