@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from cygwin.errors import RelocationError
 from cygwin.image import DYNAMIC_BASE, read_base
-from cygwin.relocation_table import Reader, word_marks
+from cygwin.relocation_table import Reader, marks_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -56,14 +55,15 @@ def check_relocated(
     width = image.base_width
     reader = Reader(original)
     for start, end, blocks in _windows(image.blocks if delta else (), length):
-        expected = bytearray(_read(original, start, end - start))
-        found = _read(staged, start, end - start)
+        before, found = _read(original, start, end - start), _read(staged, start, end - start)
+        if start and not blocks and before == found:
+            continue
+        expected = bytearray(before)
         for block in blocks:
-            marks = _marks_of(block, reader, width)
+            marks = marks_of(block, reader, width)
             at = slice(block.low - start, block.high - start)
-            old, new = bytes(expected[at]), found[at]
-            moved = _has_moved(old, new, marks, width, delta)
-            expected[at] = new if moved else _moved_singly(old, marks, width, delta)
+            moved = _has_moved(before[at], found[at], marks, width, delta)
+            expected[at] = found[at] if moved else _moved_singly(before[at], marks, width, delta)
         if not start:
             _put_header(expected, image, new_base, clear_dynamic_base)
         if expected != found:
@@ -90,27 +90,13 @@ def _move_words(descriptor: int, image: Image, delta: int) -> None:
         window = bytearray(_read(descriptor, start, end - start))
         for block in blocks:
             at = slice(block.low - start, block.high - start)
-            marks = _marks_of(block, reader, image.base_width)
+            marks = marks_of(block, reader, image.base_width)
             window[at] = _moved(window[at], marks, image.base_width, delta)
         _write(descriptor, window, start)
 
 
 # The bytes of a file from a block's first word to its last are taken for one number, as are the
-# marks of the words in them: so one addition moves all words, and one subtraction tells whether
-# they moved.
-
-
-def _marks_of(block: Block, reader: Reader, width: int) -> int:
-    """Return the number whose digits to the base 256 are 1 where a word of the block begins."""
-    marks = _marks(block.entries or reader.read(block.offset, block.size), width)
-    if marks.bit_length() != 8 * (block.high - block.low - width) + 1:
-        raise RelocationError("changed: its relocation table is another one")
-    return marks
-
-
-@lru_cache(maxsize=1024)  # of 4 KiB: who relocates and who compares need the same ones in turn
-def _marks(entries: bytes, width: int) -> int:
-    return int.from_bytes(word_marks(entries, width).lstrip(b"\0"), "little")
+# marks of its words: so one addition moves them all, and one subtraction tells whether they moved.
 
 
 def _moved(old: bytes | bytearray, marks: int, width: int, delta: int) -> bytes | bytearray:

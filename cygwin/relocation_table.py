@@ -31,9 +31,9 @@ MAX_BLOCK = BLOCK_HEADER.size + 2 * PAGE
 MAX_PADDING = PAGE
 # The table is read in pieces of this many bytes; a block always fits.
 WINDOW = 0x10000
-# The entries of a table of at most this many bytes are kept with its blocks; those of a larger one
-# are read again when they are needed.
-KEPT_TABLE = 0x40000
+# Marks are kept with the blocks until they take this many bytes, which most images' do not; those
+# of the rest are made again when they are needed.
+KEPT_MARKS = 4 << 20
 
 DAMAGED = "relocation table damaged"
 
@@ -47,7 +47,7 @@ class Block(NamedTuple):
     high: int  # behind its last word
     offset: int  # of its first entry
     size: int  # of its entries, in bytes
-    entries: bytes  # empty where the table is too large to be kept
+    marks: int | None  # of its words, see `marks_of`; None: not kept
 
 
 class Reader:
@@ -68,7 +68,26 @@ class Reader:
         return self._window[begin : begin + size]
 
 
-def word_marks(entries: bytes, width: int) -> bytearray:
+def marks_of(block: Block, reader: Reader, width: int) -> int:
+    """Return a number whose digits to the base 256 are 1 where a word begins, and else 0.
+
+    Its lowest digit is that of the block's first word, so the digits stand as the words do in the
+    file. Raises RelocationError where the table that `reader` reads has become another one.
+    """
+    if block.marks is not None:
+        return block.marks
+    entries = reader.read(block.offset, block.size)
+    marks = _number(_page_of_marks(entries, width)) if len(entries) == block.size else 0
+    if marks.bit_length() != 8 * (block.high - block.low - width) + 1:
+        raise RelocationError("changed: its relocation table is another one")
+    return marks
+
+
+def _number(page: bytearray) -> int:
+    return int.from_bytes(page.lstrip(b"\0"), "little")
+
+
+def _page_of_marks(entries: bytes, width: int) -> bytearray:
     """Return a page of zeros with a 1 at the first byte of each word that `entries` relocate.
 
     `width` is the bytes of a word (4 or 8). Padding marks nothing. Raises RelocationError for an
@@ -141,7 +160,8 @@ def _walk(
     table = rva - home.virtual_address + home.raw_offset
     # More than two blocks a page come from no linker, but from somebody who wants us to be slow.
     pages = sum(-(-section.raw_size // PAGE) for section in data)
-    reader = Reader(descriptor)
+    reader = Reader(descriptor, min(size, WINDOW))
+    room = KEPT_MARKS
     count = at = 0
 
     def damaged(what: str) -> RelocationError:
@@ -166,7 +186,7 @@ def _walk(
         if len(entries) < block_size - BLOCK_HEADER.size:
             raise damaged("lies behind the end of the file")
         try:
-            marks = word_marks(entries, width)
+            marks = _page_of_marks(entries, width)
         except RelocationError as error:
             raise RelocationError(f"{error} (block {count}, page 0x{page:x})")
         first = marks.find(1)
@@ -179,7 +199,8 @@ def _walk(
             low, high = low + to_file, high + to_file
             if low < table + size and high > table:
                 raise damaged("relocates the table itself")
-            kept = entries if size <= KEPT_TABLE else b""
+            room -= high - low
+            kept = _number(marks) if room >= 0 else None
             yield Block(low, high, offset, len(entries), kept)
         at += block_size
     rest = size - at

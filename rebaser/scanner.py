@@ -42,10 +42,10 @@ class Rules(NamedTuple):
 
     def below(self, scope: str) -> Rules:
         """Return the rules of a part of a tree as rules of the tree: globs are relative to it."""
-        from glob import escape
-
         if not scope or not self.excludes:
             return self
+        from glob import escape
+
         return self._replace(excludes=tuple(escape(scope) + glob for glob in self.excludes))
 
     def key(self) -> str:
@@ -67,9 +67,9 @@ class Scan(NamedTuple):
     images: dict[str, Image]
 
 
-# How many blocks of relocation tables are kept with the images that a scan read, so that a moved
-# one need not be read twice; a limit because a tree may hold any number. One takes half a KiB.
-KEPT_BLOCKS = 20_000
+# The images that a scan read are kept, so that a moved one need not be read twice, until their
+# relocation tables take about this many bytes: a tree may hold any number of them.
+KEPT_BYTES = 16 << 20
 
 
 def scan(
@@ -129,7 +129,7 @@ class _Scanner:
         self.changed = False
         self.failed: list[tuple[str, str]] = []
         self.images: dict[str, Image] = {}
-        self.room = KEPT_BLOCKS
+        self.room = KEPT_BYTES
         self.texts = {text: number for number, text in enumerate(memory.texts)}
 
     def scan(self) -> Scan:
@@ -362,9 +362,11 @@ class _Scanner:
             base_offset=image.base_offset if image else 0,
             fault=self.texts.setdefault(fault or "", len(self.texts)),
         )
-        if image and len(image.blocks) < self.room:
-            self.images[path] = image
-            self.room -= 1 + len(image.blocks)
+        if image:
+            taken = 1000 + sum(200 + block.high - block.low for block in image.blocks)
+            if taken <= self.room:
+                self.images[path] = image
+                self.room -= taken
         if self.stop_at and self.stop_at(path, seen, fault or ""):
             raise _StoppedError
         return seen

@@ -27,7 +27,7 @@ from rebaser.tree import Tree
 WINDOW = 1 << 20  # bytes that are copied at a time
 
 # More threads than this only wait for each other: the computing is one at a time.
-MOST_THREADS = 4
+MOST_THREADS = 2
 
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 

@@ -26,8 +26,8 @@ from cygwin.address_space import (
     slot_size,
 )
 from cygwin.errors import NotAnImage
-from cygwin.image import Image, read_base, read_image
-from cygwin.relocation_table import word_marks
+from cygwin.image import read_base, read_image
+from cygwin.relocation_table import Reader, marks_of
 
 MACHINES = pytest.mark.parametrize("machine", [I386, X86_64], ids=machine_name)
 BASE = {I386: 0x6D00_0000, X86_64: 0x4_0000_0000}
@@ -277,17 +277,17 @@ def test_words_are_those_that_pefile_finds(
 
 
 def relocated_words(path: Path) -> list[int]:
-    image = read_file(path)
     words = []
-    for of_page in image.blocks:
-        marks = word_marks(of_page.entries, image.base_width)
-        words += [of_page.low - marks.find(1) + at for at, mark in enumerate(marks) if mark]
-    return words
-
-
-def read_file(path: Path) -> Image:
     with opened(path, os.O_RDONLY) as descriptor:
-        return read_image(descriptor, path.stat().st_size)
+        image = read_image(descriptor, path.stat().st_size)
+        for page in image.blocks:
+            for kept in (page, page._replace(marks=None)):
+                marks = marks_of(kept, Reader(descriptor), image.base_width)
+                digits = marks.to_bytes(page.high - page.low, "little")
+                found = [page.low + at for at, digit in enumerate(digits) if digit]
+            assert marks == page.marks
+            words += found
+    return words
 
 
 @pytest.mark.cygwin
