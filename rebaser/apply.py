@@ -31,8 +31,8 @@ BATCH = 256 << 20
 class Applied:
     """What became of a plan's moves: those carried out, and {path: reason} of the others.
 
-    `now` is the stat of each moved file's new self; `changed` are the paths of `skipped` at which
-    another file lies by now, or none.
+    `now` is the stat of each moved file's new self, `folders` those that were committed to;
+    `changed` are the paths of `skipped` at which another file lies by now, or none.
     """
 
     moved: list[Move] = field(default_factory=list)
@@ -40,6 +40,7 @@ class Applied:
     skipped: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     changed: set[str] = field(default_factory=set)
+    folders: set[str] = field(default_factory=set)
     seconds: dict[str, float] = field(default_factory=dict)
 
 

@@ -18,7 +18,8 @@ from rebaser.tree import Tree
 class Outcome(Protocol):
     """Where the commit notes what it did: moves, new stats, and {path: reason} of the others.
 
-    `changed` are the paths at which another file lies by now, or none.
+    `changed` are the paths at which another file lies by now, or none; `folders` those in which
+    names were replaced, relative to the root.
     """
 
     moved: list[Move]
@@ -26,6 +27,7 @@ class Outcome(Protocol):
     skipped: dict[str, str]
     failed: dict[str, str]
     changed: set[str]
+    folders: set[str]
 
 
 def commit(
@@ -52,12 +54,13 @@ def commit(
         else:
             _commit_one(copy, target, sources[copy.move.path], tree, outcome, folders)
         advance(1)
+    outcome.folders.update(folders)
     for folder in folders:
         try:
-            make_names_durable(folder)
+            make_names_durable(tree.path(folder))
         except OSError as error:
             outcome.failed.setdefault(
-                tree.relative(folder) or ".",
+                folder or ".",
                 f"its names may not survive a power failure ({error.strerror}); "
                 "every file in it is sound",
             )
@@ -94,7 +97,7 @@ def _commit_one(
         return
     outcome.moved.append(copy.move)
     for name in source.names:
-        folders.add(os.path.dirname(tree.path(name)))
+        folders.add(name.rpartition("/")[0])
     for name in source.names[1:]:
         reason = _link(target, tree.path(name), copy.path, source.seen)
         if reason:

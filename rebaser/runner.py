@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rebaser import memory as memories
 from rebaser import runs
 from rebaser.databases import database_files
 from rebaser.memory import Memory, Seen
@@ -15,7 +16,7 @@ from rebaser.progress import Progress, Quiet
 from rebaser.replace import is_on_windows
 from rebaser.report import Report, Seconds
 from rebaser.runs import Record, Request
-from rebaser.scanner import Scan, scan, scan_until
+from rebaser.scanner import Scan, scan, scan_folders, scan_until
 from rebaser.skip import count_images
 from rebaser.state import FileSystemTime, State, StateError
 from rebaser.tree import Tree
@@ -155,17 +156,37 @@ class _Run:
             look = self._look(self._memory())
             applied = self._apply(look, lock) if look.plan.moves else None
             report = self._report(look, applied)._replace(run=record.number if applied else None)
-            seen = look.scan.memory
+            seen, done = look.scan.memory, not look.plan.moves
             if applied and applied.moved:
-                from rebaser.surveyor import with_moves
-
-                now = self.state.time()
-                seen = self._scan(with_moves(seen, look.survey.sources, applied)).memory
-            self._remember(seen, now, report)
+                seen, now, done = self._look_again(look, applied, now)
+            self._remember(seen, now, report, done)
             self._finish(record, report)
             return report
         finally:
             self.state.clear_staging()
+
+    def _look_again(
+        self, look: Look, applied: Applied, began: FileSystemTime
+    ) -> tuple[Memory, FileSystemTime, bool]:
+        """Look at the folders that were committed to.
+
+        Return what is known of the tree now, the time from which on it is racy (what was racy when
+        the scan began stays so), and whether all that was planned was done, and nothing else.
+        """
+        from rebaser.surveyor import with_moves
+
+        before = memories.trusted(look.scan.memory, began.nanoseconds, began.device)
+        expected = with_moves(before, look.survey.sources, applied)
+        now = self.state.time()
+        with self._timed("scan"):
+            folders = applied.folders & expected.folders.keys()
+            seen = scan_folders(self.tree.root, self.rules, expected, folders)
+        done = (
+            len(applied.moved) == len(look.plan.moves)
+            and seen.folders.keys() == expected.folders.keys()
+            and all(seen.folders[each][1:] == expected.folders[each][1:] for each in folders)
+        )
+        return seen, now, done
 
     @property
     def _planning(self) -> Planning:
@@ -279,9 +300,16 @@ class _Run:
     def _memory(self) -> Memory:
         return self.state.load_memory(self.tell)
 
-    def _remember(self, seen: Memory, now: FileSystemTime, report: Report) -> None:
-        """Save what was seen; failing to costs the next run time, and is only told."""
-        if not report.exit_status and not report.planned and self._planning.is_settled(seen):
+    def _remember(
+        self, seen: Memory, now: FileSystemTime, report: Report, done: bool = True
+    ) -> None:
+        """Save what was seen; failing to costs the next run time, and is only told.
+
+        `done`: nothing is left of what this run was asked for.
+        """
+        if not report.exit_status and (
+            (done and self.request.is_for_all) or self._planning.is_settled(seen)
+        ):
             seen = seen._replace(settled=self._settled_key())
         try:
             self.state.save_memory(seen, now)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat as modes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from rebaser import memory as memories
@@ -104,6 +104,26 @@ def scan_until(
         return _Scanner(root, rules, memory, stop_at, progress).scan()
     except _StoppedError:
         return None
+
+
+def scan_folders(root: str, rules: Rules, memory: Memory, folders: Iterable[str]) -> Memory:
+    """Return `memory` with these folders as they are now; all else stays as `memory` has it.
+
+    `folders` are paths relative to the root that `memory` has, seen under the same rules.
+    """
+    scanner = _Scanner(root, rules, memory, None, None)
+    found = dict(memory.folders)
+    for path in folders:
+        listed = scanner.list(path)
+        if listed is None:
+            continue
+        found[path] = scanner.files(path, listed[0])
+        for name in listed[1]:
+            below = f"{path}/{name}" if path else name
+            # Else the next scan would not meet a new one: the times of `path` are known by now.
+            if below not in found:
+                found.update((new, scanner.files(new, each)) for new, each in scanner.walk(below))
+    return Memory(memory.rules, "", found, list(scanner.texts))
 
 
 class _StoppedError(Exception):

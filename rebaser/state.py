@@ -63,6 +63,7 @@ class State:
         self.staging = f"{folder}/{STAGING}"
         self.runs = f"{folder}/{RUNS}"
         self.lock_file = f"{folder}/{LOCK}"
+        self._loaded: tuple[tuple[int, ...], Memory] | None = None
 
     def make_home(self) -> None:
         """Make the folder itself. Raises StateError."""
@@ -165,7 +166,12 @@ class State:
             return memories.blank()
         try:
             with os.fdopen(descriptor, "rb") as file:
-                return memories.load(file.read())
+                st = os.fstat(descriptor)
+                which = (st.st_ino, st.st_dev, st.st_size, st.st_mtime_ns, st.st_ctime_ns)
+                # Look, then look again: most times it is the same file still.
+                if self._loaded is None or self._loaded[0] != which:
+                    self._loaded = which, memories.load(file.read())
+                return self._loaded[1]
         except (OSError, memories.MemoryLostError) as error:
             warn(f"{self.memory_file} cannot be used ({error}); every image is read again")
             return memories.blank()
