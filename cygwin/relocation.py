@@ -87,11 +87,12 @@ def _move_words(descriptor: int, image: Image, delta: int) -> None:
         if not blocks:
             continue
         start, end = blocks[0].low, blocks[-1].high
-        window = bytearray(_read(descriptor, start, end - start))
+        before = _read(descriptor, start, end - start)
+        window = bytearray(before)
         for block in blocks:
             at = slice(block.low - start, block.high - start)
             marks = marks_of(block, reader, image.base_width)
-            window[at] = _moved(window[at], marks, image.base_width, delta)
+            window[at] = _moved(before[at], marks, image.base_width, delta)
         _write(descriptor, window, start)
 
 
@@ -99,7 +100,7 @@ def _move_words(descriptor: int, image: Image, delta: int) -> None:
 # marks of its words: so one addition moves them all, and one subtraction tells whether they moved.
 
 
-def _moved(old: bytes | bytearray, marks: int, width: int, delta: int) -> bytes | bytearray:
+def _moved(old: bytes, marks: int, width: int, delta: int) -> bytes:
     """Return `old` with `delta` added to every marked word, modulo their width."""
     before = int.from_bytes(old, "little")
     after = before + marks * delta
@@ -117,21 +118,21 @@ def _has_moved(old: bytes, new: bytes, marks: int, width: int, delta: int) -> bo
 def _keeps_apart(before: int, after: int, marks: int, width: int, delta: int) -> bool:
     """Return whether it is certain that no word carried into the next, or borrowed from it.
 
-    A word whose highest bit is 0 does not carry when less than that bit is added, and sets it when
-    it borrows.
+    Less than its highest bit makes no word carry that has a 0 there, and a word that borrows has a
+    1 there afterwards.
     """
     highest = 8 * width - 1
-    return not abs(delta) >> highest and not (before | after) & marks << highest
+    return not abs(delta) >> highest and not (before if delta > 0 else after) & marks << highest
 
 
-def _moved_singly(old: bytes | bytearray, marks: int, width: int, delta: int) -> bytearray:
+def _moved_singly(old: bytes, marks: int, width: int, delta: int) -> bytes:
     """Return what `_moved` does, one word after the other."""
     new = bytearray(old)
     for offset, mark in enumerate(marks.to_bytes(len(old), "little")):
         if mark:
             word = int.from_bytes(new[offset : offset + width], "little") + delta
             new[offset : offset + width] = (word % (1 << 8 * width)).to_bytes(width, "little")
-    return new
+    return bytes(new)
 
 
 def _windows(blocks: Sequence[Block], length: int) -> Iterator[tuple[int, int, Sequence[Block]]]:

@@ -84,20 +84,20 @@ def marks_of(block: Block, reader: Reader, width: int) -> int:
 
 
 def _number(page: bytearray) -> int:
-    return int.from_bytes(page.lstrip(b"\0"), "little")
+    return int.from_bytes(page[page.find(1) : page.rfind(1) + 1], "little")
 
 
 def _page_of_marks(entries: bytes, width: int) -> bytearray:
     """Return a page of zeros with a 1 at the first byte of each word that `entries` relocate.
 
     `width` is the bytes of a word (4 or 8). Padding marks nothing. Raises RelocationError for an
-    entry of another type than such words have, and when two words overlap.
+    entry of another type than such words have.
     """
     start = WORD_TYPE[width] << 12
     # As long as the largest entry of the type, which marks itself: nothing is done to it first.
     marks = bytearray(start + PAGE)
     try:
-        for entry in struct.unpack(f"<{len(entries) // 2}H", entries):
+        for entry in memoryview(entries).cast("H"):  # where PE files run, low bytes come first
             marks[entry] = 1
         known = marks.find(1, PAGE, start) < 0
     except IndexError:
@@ -105,11 +105,15 @@ def _page_of_marks(entries: bytes, width: int) -> bytearray:
     if not known:
         raise RelocationError(f"relocation of unknown type {_unknown_type(entries, width)}")
     del marks[:start]
+    return marks
+
+
+def _demand_distinct(marks: bytearray, entries: bytes, width: int) -> None:
+    """Raise RelocationError when two of the words that `entries` have marked overlap."""
     words = len(entries[1::2].translate(None, _OF_TYPE_ABSOLUTE))
     # Words that are all aligned can only overlap by being the same.
     if marks[::width].count(1) != words and (marks.count(1) != words or _too_near(marks, width)):
         raise RelocationError(f"{DAMAGED}: it relocates the same bytes twice")
-    return marks
 
 
 def _unknown_type(entries: bytes, width: int) -> int:
@@ -187,6 +191,7 @@ def _walk(
             raise damaged("lies behind the end of the file")
         try:
             marks = _page_of_marks(entries, width)
+            _demand_distinct(marks, entries, width)
         except RelocationError as error:
             raise RelocationError(f"{error} (block {count}, page 0x{page:x})")
         first = marks.find(1)
