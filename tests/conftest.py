@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,15 @@ def _nothing_steers_rebaser() -> None:
     for name in list(os.environ):
         if name in ("SAGE_LOCAL", "REBASER_LOCK_FILE", "REBASER_STATE_DIR"):
             del os.environ[name]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_signal_is_ignored() -> None:
+    """Children inherit what is ignored: SIGHUP under nohup(1), SIGINT in a shell's background jobs."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            is_int = number == signal.SIGINT
+            signal.signal(number, signal.default_int_handler if is_int else signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
