@@ -26,7 +26,7 @@ def _nothing_steers_rebaser() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_signal_is_ignored() -> None:
-    """Children inherit what is ignored: SIGHUP under nohup(1), SIGINT in a shell's background jobs."""
+    """Children inherit what is ignored: SIGHUP under nohup(1), SIGINT in a shell's background."""
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
         if signal.getsignal(number) == signal.SIG_IGN:
             is_int = number == signal.SIGINT
