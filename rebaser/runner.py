@@ -182,7 +182,7 @@ class _Run:
             folders = applied.folders & expected.folders.keys()
             seen = scan_folders(self.tree.root, self.rules, expected, folders)
         done = (
-            len(applied.moved) == len(look.plan.moves)
+            set(applied.moved) == set(look.plan.moves)
             and seen.folders.keys() == expected.folders.keys()
             and all(seen.folders[each][1:] == expected.folders[each][1:] for each in folders)
         )

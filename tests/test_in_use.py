@@ -104,6 +104,22 @@ def test_in_use_keeps_others_off_its_slot(rebaser: Rebaser, tree: Path) -> None:
         assert min(b for p, b in bases(tree).items() if p.startswith("bin")) >= FLOOR + 0x2_0000
 
 
+@linux
+def test_who_moves_for_one_in_use_settles_nothing(rebaser: Rebaser, tmp_path: Path) -> None:
+    """As many moves as were planned, but other ones: the one in use is still to be done."""
+    tree = tmp_path / "tree"
+    (tree / "var").mkdir(parents=True)
+    add_dll(tree / "bin/known.dll", FLOOR, dll_characteristics=0)
+    assert rebaser.report("run", tree)["moved"] == []
+    add_dll(tree / "lib/new.dll", FLOOR)  # loaded anywhere: that flag is to be cleared
+    with mapped(tree / "lib/new.dll"):
+        report = rebaser.report("run", tree)
+        assert [m["path"] for m in report["moved"]] == ["bin/known.dll"]
+        assert [s["path"] for s in report["skipped"]] == ["lib/new.dll"]
+    assert [m["path"] for m in rebaser.report("run", tree)["moved"]] == ["lib/new.dll"]
+    assert rebaser.report("run", tree)["moved"] == []
+
+
 def test_rebasers_own_mappings_do_not_count(tree: Path, tmp_path: Path) -> None:
     """Its own Python may lie in the tree, with its DLLs loaded."""
     keep = []
