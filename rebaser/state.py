@@ -98,13 +98,12 @@ class State:
             self._remove_staging()
 
     def _remove_staging(self) -> None:
-        try:
+        with suppress(OSError):
             os.rmdir(self.staging)  # as a run that ended well leaves it: empty
+        if not os.path.lexists(self.staging):
             return
-        except FileNotFoundError:
-            return
-        except OSError:
-            import shutil  # 2 ms
+        import shutil  # 2 ms
+
         for folder in self._elsewhere():
             shutil.rmtree(folder, ignore_errors=True)
             try:
