@@ -114,6 +114,10 @@ class Image:
         """The first address behind its slot."""
         return self.base + self.slot_size
 
+    def without_marks(self) -> Image:
+        """Return the image without what takes most memory: its words are then found again."""
+        return replace(self, blocks=tuple(block._replace(marks=None) for block in self.blocks))
+
 
 def read_base(descriptor: int, base_offset: int, base_width: int) -> int:
     """Return the ImageBase that the file has now; an end of the file reads as zeros."""

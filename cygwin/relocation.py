@@ -28,9 +28,6 @@ def relocate(descriptor: int, image: Image, new_base: int, *, clear_dynamic_base
     Raises RelocationError, which leaves the file half moved.
     """
     _demand_movable(descriptor, image, new_base)
-    length = os.fstat(descriptor).st_size
-    if length < max((s.raw_offset + s.raw_size for s in image.sections if s.raw_size), default=0):
-        raise RelocationError(f"truncated: the file has {length} bytes")
     if new_base != image.base:
         _move_words(descriptor, image, new_base - image.base)
         _write(descriptor, new_base.to_bytes(image.base_width, "little"), image.base_offset)
@@ -78,6 +75,9 @@ def _demand_movable(descriptor: int, image: Image, new_base: int) -> None:
     found = read_base(descriptor, image.base_offset, image.base_width)
     if found != image.base:
         raise RelocationError(f"changed: its base was 0x{image.base:x} and is 0x{found:x}")
+    length = os.fstat(descriptor).st_size
+    if length < max((s.raw_offset + s.raw_size for s in image.sections if s.raw_size), default=0):
+        raise RelocationError(f"truncated: the file has {length} bytes")
 
 
 def _move_words(descriptor: int, image: Image, delta: int) -> None:

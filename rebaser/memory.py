@@ -94,25 +94,27 @@ class MemoryLostError(RebaserError):
 OTHER_CLOCK = 3600 * 10**9
 
 
-def trusted(memory: Memory, now_ns: int, device: int) -> Memory:
-    """Return `memory` without the times that a later change could repeat.
+def is_racy(mtime_ns: int, ctime_ns: int, on: int, now_ns: int, device: int) -> bool:
+    """Return whether a file or folder may change once more and look the same.
 
-    The rule for racy entries, as git's index has it: a file or folder that changed at or after
-    `now_ns`, the own time of the file system `device` before the scan began, may change once more
-    within the same tick of that clock and look the same; it is looked at again next time.
+    The rule for racy entries, as git's index has it: one on the file system `on` that changed at or
+    after `now_ns`, the own time of the file system `device` before the scan began, may change again
+    within the same tick of that clock.
     """
+    limit = now_ns if on == device else now_ns - OTHER_CLOCK
+    return mtime_ns >= limit or ctime_ns >= limit
 
-    def is_racy(mtime_ns: int, ctime_ns: int, on: int) -> bool:
-        limit = now_ns if on == device else now_ns - OTHER_CLOCK
-        return mtime_ns >= limit or ctime_ns >= limit
 
+def trusted(memory: Memory, now_ns: int, device: int) -> Memory:
+    """Return `memory` without the times of what is racy: it is looked at again next time."""
+    now = now_ns, device
     folders = {}
     for path, (stat, names, files) in memory.folders.items():
-        if is_racy(stat[0], stat[1], stat[3]):
+        if is_racy(stat[0], stat[1], stat[3], *now):
             stat = (NEVER, *stat[1:])
-        if any(is_racy(row[1], row[2], row[4]) for row in files):
+        if any(is_racy(row[1], row[2], row[4], *now) for row in files):
             files = [
-                (row[0], NEVER, *row[2:]) if is_racy(row[1], row[2], row[4]) else row
+                (row[0], NEVER, *row[2:]) if is_racy(row[1], row[2], row[4], *now) else row
                 for row in files
             ]
         folders[path] = Folder(stat, names, files)

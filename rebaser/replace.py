@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from contextlib import suppress
 
 # A virus scanner or an indexer on Windows holds a new file open for a moment; elsewhere the first
 # two are the final word.
@@ -49,7 +50,7 @@ def begin_to_make_durable(descriptor: int) -> None:
     Linux does so when it is told that they are not needed (posix_fadvise(2), mm/fadvise.c); what
     is being written stays in memory all the same.
     """
-    if hasattr(os, "posix_fadvise"):
+    with suppress(OSError, AttributeError):  # a hint, which not every system knows
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 

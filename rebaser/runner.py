@@ -26,6 +26,7 @@ from rebaser.tree_lock import LockError, TreeLock
 # they are needed.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from cygwin.image import Image
     from rebaser.apply import Applied
     from rebaser.early import Work
     from rebaser.engines import Engine
@@ -152,41 +153,24 @@ class _Run:
         self.state.make()
         try:
             record = runs.begin(self.state, self.request)
-            now = self.state.time()
+            now = self._time_before_anything()
             look = self._look(self._memory())
-            applied = self._apply(look, lock) if look.plan.moves else None
+            applied = self._apply(look, lock, now) if look.plan.moves else None
             report = self._report(look, applied)._replace(run=record.number if applied else None)
-            seen, done = look.scan.memory, not look.plan.moves
             if applied and applied.moved:
-                seen, now, done = self._look_again(look, applied, now)
-            self._remember(seen, now, report, done)
+                self._remember_moves(look, applied, now, report)
+            else:
+                self._remember(look.scan.memory, now, report, done=not look.plan.moves)
             self._finish(record, report)
             return report
         finally:
             self.state.clear_staging()
 
-    def _look_again(
-        self, look: Look, applied: Applied, began: FileSystemTime
-    ) -> tuple[Memory, FileSystemTime, bool]:
-        """Look at the folders that were committed to.
-
-        Return what is known of the tree now, the time from which on it is racy (what was racy when
-        the scan began stays so), and whether all that was planned was done, and nothing else.
-        """
-        from rebaser.surveyor import with_moves
-
-        before = memories.trusted(look.scan.memory, began.nanoseconds, began.device)
-        expected = with_moves(before, look.survey.sources, applied)
-        now = self.state.time()
-        with self._timed("scan"):
-            folders = applied.folders & expected.folders.keys()
-            seen = scan_folders(self.tree.root, self.rules, expected, folders)
-        done = (
-            set(applied.moved) == set(look.plan.moves)
-            and seen.folders.keys() == expected.folders.keys()
-            and all(seen.folders[each][1:] == expected.folders[each][1:] for each in folders)
-        )
-        return seen, now, done
+    def _time_before_anything(self) -> FileSystemTime:
+        try:
+            return self.state.time()
+        except StateError as error:
+            raise StateError(f"{error}; nothing was changed") from error
 
     @property
     def _planning(self) -> Planning:
@@ -226,7 +210,7 @@ class _Run:
             self._early = Work(self.options, self.request)
         return self._early.is_shown_by(path, seen, fault)
 
-    def _apply(self, look: Look, lock: TreeLock) -> Applied:
+    def _apply(self, look: Look, lock: TreeLock, began: FileSystemTime) -> Applied:
         """Carry out the plan, less what is in use: that is an obstacle for the others."""
         from rebaser.apply import Applied, apply
         from rebaser.commit import in_use_reason
@@ -246,7 +230,7 @@ class _Run:
             apply(
                 moves,
                 with_all_names(self.tree.root, moves, look.survey.sources),
-                look.scan.images,
+                self._images(look, began),
                 self.tree,
                 self.state,
                 self._engine(),
@@ -260,6 +244,18 @@ class _Run:
             for stage, seconds in applied.seconds.items():
                 self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
         return applied
+
+    def _images(self, look: Look, began: FileSystemTime) -> dict[str, Image]:
+        """Return the images that the scan read and that need not be read again to be moved."""
+        images = {}
+        for path, image in look.scan.images.items():
+            source = look.survey.sources.get(path)
+            if source is not None:
+                seen = source.seen
+                times = seen.mtime_ns, seen.ctime_ns, seen.device
+                if not memories.is_racy(*times, began.nanoseconds, began.device):
+                    images[path] = image
+        return images
 
     # What was found and done, as a report.
 
@@ -315,6 +311,32 @@ class _Run:
             self.state.save_memory(seen, now)
         except StateError as error:
             self.tell(f"{error}; the next run reads every image again")
+
+    def _remember_moves(
+        self, look: Look, applied: Applied, began: FileSystemTime, report: Report
+    ) -> None:
+        """Look at the folders that were committed to, and save what is known of the tree now.
+
+        What was racy when the scan began stays so.
+        """
+        from rebaser.surveyor import with_moves
+
+        before = memories.trusted(look.scan.memory, began.nanoseconds, began.device)
+        expected = with_moves(before, look.survey.sources, applied)
+        try:
+            now = self.state.time()
+        except StateError as error:
+            self.tell(f"{error}; the next run reads every image again")
+            return
+        with self._timed("scan"):
+            folders = applied.folders & expected.folders.keys()
+            seen = scan_folders(self.tree.root, self.rules, expected, folders)
+        done = (
+            set(applied.moved) == set(look.plan.moves)
+            and seen.folders.keys() == expected.folders.keys()
+            and all(seen.folders[each][1:] == expected.folders[each][1:] for each in folders)
+        )
+        self._remember(seen, now, report, done)
 
     def _remember_if_free(self, found: Scan, began: float, report: Report, lock: TreeLock) -> None:
         """Save what a look has seen, if nobody else holds the lock at this moment."""

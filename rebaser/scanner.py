@@ -383,7 +383,7 @@ class _Scanner:
             fault=self.texts.setdefault(fault or "", len(self.texts)),
         )
         if image:
-            taken = 1000 + sum(200 + block.high - block.low for block in image.blocks)
+            taken = 1000 + sum(200 + (b.marks or 0).bit_length() // 8 for b in image.blocks)
             if taken <= self.room:
                 self.images[path] = image
                 self.room -= taken

@@ -9,7 +9,7 @@ import stat as modes
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from threading import Lock, Thread
 
@@ -29,15 +29,20 @@ WINDOW = 1 << 20  # bytes that are copied at a time
 # More threads than this only wait for each other: the computing is one at a time.
 MOST_THREADS = 2
 
+# The mode bits by which the owner of a read-only copy can open it once more.
+OPEN_TO_US = 0o600
+
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 
 
 @dataclass(frozen=True)
 class Copy:
-    """A moved copy, checked and durable, that is ready to take its original's place."""
+    """A moved and checked copy, to take its original's place when it is durable."""
 
     path: str  # of the copy
     move: Move
+    mode: int  # of the original
+    attributes: Mapping[str, bytes]  # the extended ones of the original
 
 
 @dataclass(frozen=True)
@@ -190,18 +195,20 @@ def stage(
     # Numbered in order of address: MSYS2's rebase sorts what it is given by name.
     in_order = sorted(wanted, key=lambda item: (item.move.machine, item.move.new_base))
 
+    sealed: list[Copy] = []
+
     def stage_group(group: Sequence[Wanted]) -> None:
         copied: list[tuple[Wanted, Staged]] = []
         for item in group:
             staging.attempt(item.move, partial(_append_copy, copied, item, folders))
+        if engine.starts_processes:  # all images of the tree are held at once
+            copied = [(item, replace(one, image=one.image.without_marks())) for item, one in copied]
         reasons = engine.relocate([one for _, one in copied])
         for item, one in copied:
             if one.path in reasons:
                 staging.failed[item.move.path] = f"{reasons[one.path]}; it stays as it was"
-            elif staging.attempt(item.move, partial(_check, item, one)) and staging.attempt(
-                item.move, partial(_seal, item, one.path, touch)
-            ):
-                staging.ready.append(Copy(one.path, item.move))
+            elif staging.attempt(item.move, partial(_check, item, one)):
+                staging.attempt(item.move, partial(_append_sealed, sealed, item, one.path, touch))
             advance(item.seen.size)
 
     if engine.starts_processes:  # one call for many images: starting a process takes long
@@ -211,7 +218,7 @@ def stage(
         _in_threads(stage_group, [[item] for item in in_order], jobs)
     # All at last: by now most of them are written, and waiting for one waits for many.
     staging.ready = [
-        copy for copy in staging.ready if staging.attempt(copy.move, partial(_make_durable, copy))
+        copy for copy in sealed if staging.attempt(copy.move, partial(_make_durable, copy))
     ]
     staging.ready.sort(key=lambda copy: copy.move.path)
     return staging
@@ -240,17 +247,20 @@ def _in_threads(
             errors.append(error)
             rest.clear()
 
-    threads = []
-    with suppress(RuntimeError):
-        for number in range(1, min(jobs, MOST_THREADS, len(groups))):
-            thread = Thread(target=do_the_rest, name=f"stage {number}")
-            thread.start()
-            threads.append(thread)
+    threads = [
+        Thread(target=do_the_rest, name=f"stage {number}")
+        for number in range(1, min(jobs, MOST_THREADS, len(groups)))
+    ]
     try:
+        with suppress(RuntimeError):
+            for thread in threads:
+                thread.start()
         do_the_rest()
     finally:
+        rest.clear()
         for thread in threads:
-            thread.join()
+            if thread.ident is not None:
+                thread.join()
     if errors:
         raise errors[0]
 
@@ -317,8 +327,12 @@ def _check(item: Wanted, one: Staged) -> None:
         os.close(source)
 
 
-def _seal(item: Wanted, path: str, touch: bool) -> None:
-    """Give the copy its original's owner, mode, extended attributes and times."""
+def _append_sealed(sealed: list[Copy], item: Wanted, path: str, touch: bool) -> None:
+    sealed.append(_seal(item, path, touch))
+
+
+def _seal(item: Wanted, path: str, touch: bool) -> Copy:
+    """Give the copy its original's owner, times and mode, but leave it writable for now."""
     original = _open_original(item)
     try:
         st = os.fstat(original)
@@ -337,18 +351,25 @@ def _seal(item: Wanted, path: str, touch: bool) -> None:
             # Its owner need not be in a file's group, and then may not give it: chown(2).
             with suppress(PermissionError):
                 os.fchown(descriptor, -1, st.st_gid)
-        _set_extended_attributes(descriptor, attributes)
-        os.fchmod(descriptor, modes.S_IMODE(st.st_mode))
+        mode = modes.S_IMODE(st.st_mode)
+        os.fchmod(descriptor, mode | OPEN_TO_US)
         if not touch:
             os.utime(descriptor, ns=(st.st_atime_ns, st.st_mtime_ns))
         begin_to_make_durable(descriptor)
     finally:
         os.close(descriptor)
+    return Copy(path, item.move, mode, attributes)
 
 
 def _make_durable(copy: Copy) -> None:
+    """Give the copy what may close it to us, and wait until it is on the disk."""
     descriptor = os.open(copy.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
+        _set_extended_attributes(descriptor, copy.attributes)
+        # Among them may be an access control list, which sets a mode. Else nothing is written
+        # again that is on its way to the disk.
+        if copy.attributes or copy.mode | OPEN_TO_US != copy.mode:
+            os.fchmod(descriptor, copy.mode)
         make_durable(descriptor)
     finally:
         os.close(descriptor)

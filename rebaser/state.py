@@ -190,7 +190,7 @@ class State:
     def time(self) -> FileSystemTime:
         """Return the file system's own time, once it is later than that of all earlier changes.
 
-        Waits for a tick of its clock, but not longer than LONGEST_TICK.
+        Waits for a tick of its clock, but not longer than LONGEST_TICK. Raises StateError.
         """
         probe = f"{self.staging}/probe"
         try:
@@ -204,9 +204,7 @@ class State:
             after = os.lstat(self.staging)
             os.unlink(probe)
         except OSError as error:
-            raise StateError(
-                f"{self.staging} cannot be written ({error.strerror}); nothing was changed"
-            ) from error
+            raise StateError(f"{self.staging} cannot be written ({error.strerror})") from error
         # Where the clock did not tick in time nothing is known of what happened in this tick.
         return FileSystemTime(now, after.st_mtime_ns > before.st_mtime_ns, after.st_dev)
 

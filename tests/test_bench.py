@@ -82,6 +82,6 @@ def test_the_small_edition_prints_every_row_and_cleans_up(tmp_path: Path) -> Non
         "hand-over",
     ):
         found = [row for row in rows if row.startswith(f"| {start}")]
-        assert len(found) == 1, start
+        assert len(found) == (2 if start == "full safe run" else 1), start
         assert found[0].count(" | ") == 4, found
     assert os.listdir(tmp_path) == ["table.md"]

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from trees import FLOOR, Rebaser, add_dll, add_dlls, make_tree, overlaps
 
+from cygwin.image import Image
+from rebaser import staging
 from rebaser.memory import NEVER
 from rebaser.options import Options
 from rebaser.progress import Quiet
@@ -110,3 +112,26 @@ def test_what_came_as_the_scan_began_is_read_again(rebaser: Rebaser, tmp_path: P
     memory = State(tree.state_dir, tree.root).load_memory(print)
     times = {path: seen.mtime_ns for path, seen in memory.files()}
     assert [path for path in times if times[path] == NEVER] == ["quiet/late.dll"]
+
+
+def test_a_racy_image_is_read_again_before_it_moves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its table could be another one by then, and its size and times the same."""
+    root = make_tree(tmp_path / "tree")
+    read = []
+    read_image = staging.read_image
+
+    def recorded(descriptor: int, length: int) -> Image:
+        image = read_image(descriptor, length)
+        read.append(image.timestamp)
+        return image
+
+    def add_racy() -> None:
+        add_dll(root / "bin/late.dll", timestamp=4711)
+
+    monkeypatch.setattr(staging, "read_image", recorded)
+    progress = Meanwhile("looking at the tree", add_racy)
+    report = run(find_tree(str(root)), Options(), progress=progress)
+    assert len(report.moved) == 7
+    assert read == [4711]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,21 @@ from trees import (
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
+@pytest.fixture(params=["root", "owner"])
+def before(request: pytest.FixtureRequest) -> list[str]:
+    """Return what rebaser is to be run under: with all rights, or with the file owner's alone."""
+    if os.geteuid():
+        if request.param == "root":
+            pytest.skip("needs root")
+        return []
+    if request.param == "root":
+        return []
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        pytest.skip("needs setpriv: install util-linux")
+    return [setpriv, "--bounding-set=-all", "--inh-caps=-all", "--"]
+
+
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """Return a tree with another file system mounted in it, at `lib/other`."""
@@ -40,10 +56,10 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o755, 0o444, 0o555, 0o600, 0o2755, 0o4755, 0o1777])
-def test_mode(rebaser: Rebaser, tree: Path, mode: int) -> None:
+def test_mode(rebaser: Rebaser, tree: Path, mode: int, before: list[str]) -> None:
     file = tree / "bin/x000.dll"
     file.chmod(mode)
-    rebaser.report("run", tree)
+    rebaser.report("run", tree, before=before)
     assert file.stat().st_mode & 0o7777 == mode
     assert bases(tree)["bin/x000.dll"] != LINKERS
 
@@ -69,7 +85,7 @@ def test_owner(rebaser: Rebaser, tree: Path) -> None:
     assert (st.st_uid, st.st_gid, st.st_mode & 0o7777) == (1234, 5678, 0o6755)
 
 
-def test_extended_attributes(rebaser: Rebaser, tree: Path) -> None:
+def test_extended_attributes(rebaser: Rebaser, tree: Path, before: list[str]) -> None:
     if not hasattr(os, "setxattr"):
         pytest.skip("this Python has no extended attributes")
     file = tree / "bin/x002.dll"
@@ -79,7 +95,7 @@ def test_extended_attributes(rebaser: Rebaser, tree: Path) -> None:
         os.setxattr(file, "user.empty", b"")
     except OSError as error:
         pytest.skip(f"this file system has none: {error}")
-    rebaser.report("run", tree)
+    rebaser.report("run", tree, before=before)
     found = {name: os.getxattr(file, name) for name in os.listxattr(file)}
     assert found == {"user.origin": b"https://example.org/\0\xff", "user.empty": b""}
 

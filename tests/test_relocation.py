@@ -291,6 +291,17 @@ def test_a_copy_that_is_too_short(length: int, tmp_path: Path) -> None:
             relocate(staged, image, 0x2_0001_0000, clear_dynamic_base=False)
 
 
+def test_an_original_that_is_too_short(tmp_path: Path) -> None:
+    path = tmp_path / "x.dll"
+    data = build(table=block(0x1000, [0x800], 10))
+    image = read(data, path)
+    for file in (path, original(path, data)):
+        os.truncate(file, image.blocks[-1].high - 1)
+    with opened(path) as staged, opened(path.with_suffix(".original")) as old:
+        with pytest.raises(RelocationError, match="truncated"):
+            check_relocated(old, staged, image, 0x2_0001_0000, clear_dynamic_base=False)
+
+
 def test_the_builtin_engine_says_what_it_could_not_move(tmp_path: Path) -> None:
     images: list[Image] = []
     for name in ("a.dll", "b.dll", "c.dll"):
