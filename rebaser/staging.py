@@ -194,21 +194,27 @@ def stage(
     staging = Staging()
     # Numbered in order of address: MSYS2's rebase sorts what it is given by name.
     in_order = sorted(wanted, key=lambda item: (item.move.machine, item.move.new_base))
-
     sealed: list[Copy] = []
+
+    def append_copy(copied: list[tuple[Wanted, Staged]], item: Wanted) -> None:
+        one = _copy(item, folders.new_name(item.target, item.seen.device))
+        if engine.starts_processes:  # all images of the tree are held at once
+            one = replace(one, image=one.image.without_marks())
+        copied.append((item, one))
+
+    def append_sealed(item: Wanted, path: str) -> None:
+        sealed.append(_seal(item, path, touch))
 
     def stage_group(group: Sequence[Wanted]) -> None:
         copied: list[tuple[Wanted, Staged]] = []
         for item in group:
-            staging.attempt(item.move, partial(_append_copy, copied, item, folders))
-        if engine.starts_processes:  # all images of the tree are held at once
-            copied = [(item, replace(one, image=one.image.without_marks())) for item, one in copied]
+            staging.attempt(item.move, partial(append_copy, copied, item))
         reasons = engine.relocate([one for _, one in copied])
         for item, one in copied:
             if one.path in reasons:
                 staging.failed[item.move.path] = f"{reasons[one.path]}; it stays as it was"
             elif staging.attempt(item.move, partial(_check, item, one)):
-                staging.attempt(item.move, partial(_append_sealed, sealed, item, one.path, touch))
+                staging.attempt(item.move, partial(append_sealed, item, one.path))
             advance(item.seen.size)
 
     if engine.starts_processes:  # one call for many images: starting a process takes long
@@ -265,13 +271,6 @@ def _in_threads(
         raise errors[0]
 
 
-def _append_copy(
-    copied: list[tuple[Wanted, Staged]], item: Wanted, folders: StagingFolders
-) -> None:
-    path = folders.new_name(item.target, item.seen.device)
-    copied.append((item, _copy(item, path)))
-
-
 def _copy(item: Wanted, path: str) -> Staged:
     """Copy the original, byte for byte."""
     source = _open_original(item)
@@ -325,10 +324,6 @@ def _check(item: Wanted, one: Staged) -> None:
             os.close(staged)
     finally:
         os.close(source)
-
-
-def _append_sealed(sealed: list[Copy], item: Wanted, path: str, touch: bool) -> None:
-    sealed.append(_seal(item, path, touch))
 
 
 def _seal(item: Wanted, path: str, touch: bool) -> Copy:
