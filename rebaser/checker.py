@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -12,14 +12,14 @@ from cygwin.aslr import mandatory_aslr
 from rebaser import memory as memories
 from rebaser.errors import UsageError
 from rebaser.memory import Memory
-from rebaser.overlap import MOST_PAIRS, Span, clusters, overlapping_pairs
+from rebaser.overlap import MOST_PAIRS, Span, clusters, overlapping_pairs, pairs_with
 from rebaser.planner import Move, NoRoomError, Placed, Reserved, make_plan
 from rebaser.reading import open_to_read
 from rebaser.reserved import in_tree, reservations
 from rebaser.scanner import Rules, Scan, look_at_one, scan
 from rebaser.skip import same_file
 from rebaser.state import State
-from rebaser.surveyor import Survey, survey
+from rebaser.surveyor import Survey, spans, survey
 from rebaser.text import address
 from rebaser.tree import Tree, find_tree
 
@@ -127,8 +127,7 @@ def check(
         here = {path for path, source in sources.items() if any(map(part.holds, source.names))}
         reasons.update(surveyed.skipped)
         incurable += [one for one in _of_programs(surveyed) if part.holds(one.path)]
-        spans = _spans(surveyed.images, here)
-        for machine, of_machine in spans.items():
+        for machine, of_machine in spans(surveyed.images, here).items():
             problems += _on_others(of_machine, known.ranges.get(machine, ()))
         if part.is_runs:
             others = [other for other in seen[:number] if other.tree.root != part.tree.root]
@@ -146,11 +145,11 @@ def check(
     problems += [
         Problem(path, what) for path in sorted(named) for what in _problems(path, images[path])
     ]
-    all_spans = _spans(images, dlls).values()
+    all_spans = spans(images, dlls).values()
     pairs = [
         (low.path, high.path)
         for of_machine in all_spans
-        for low, high in islice(_pairs(of_machine, named), MOST_PAIRS)
+        for low, high in islice(pairs_with(named, of_machine), MOST_PAIRS)
     ]
     groups = [
         group
@@ -158,7 +157,7 @@ def check(
         for group in clusters(of_machine)
         if any(span.path in named for span in group)
     ]
-    stuck = _spans(images, dlls & set(reasons)).values()
+    stuck = spans(images, dlls & set(reasons)).values()
     curable = [problem for problem in problems if problem.path not in reasons]
     staying = [problem for problem in problems if problem.path in reasons]
     staying += [problem for of_machine in stuck for problem in _stuck(of_machine, named)]
@@ -297,25 +296,10 @@ def _plan(
     return {move.path: move for move in make_plan(placed, ARENA, ranges).moves}
 
 
-def _spans(images: Mapping[str, Placed], dlls: Collection[str]) -> dict[int, list[Span]]:
-    """Return what these DLLs occupy, by machine."""
-    found: dict[int, list[Span]] = {}
-    for path in dlls:
-        image = images[path]
-        found.setdefault(image.machine, []).append(Span(image.base, image.end, path))
-    return found
-
-
-def _pairs(spans: Sequence[Span], named: Collection[str]) -> Iterator[tuple[Span, Span]]:
-    for low, high in overlapping_pairs(spans):
-        if low.path in named or high.path in named:
-            yield low, high
-
-
-def _stuck(spans: Sequence[Span], named: Collection[str]) -> list[Problem]:
+def _stuck(of_machine: Sequence[Span], named: Collection[str]) -> list[Problem]:
     """Return the overlaps of images neither of which may be moved, one of each image."""
     other: dict[str, str] = {}
-    for low, high in islice(_pairs(spans, named), MOST_PAIRS):
+    for low, high in islice(pairs_with(named, of_machine), MOST_PAIRS):
         other.setdefault(low.path, high.path)
         other.setdefault(high.path, low.path)
     return [Problem(path, f"overlaps {other[path]}") for path in sorted(other)]

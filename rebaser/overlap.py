@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 # Of pairs that overlap no more are reported: they grow with the square of the images at one base.
@@ -26,6 +26,13 @@ def overlapping_pairs(spans: Iterable[Span]) -> Iterator[tuple[Span, Span]]:
         for other in open_spans:
             yield other, span
         open_spans.append(span)
+
+
+def pairs_with(named: Collection[str], spans: Iterable[Span]) -> Iterator[tuple[Span, Span]]:
+    """Yield those overlapping pairs of which at least one has its path in `named`."""
+    for low, high in overlapping_pairs(spans):
+        if low.path in named or high.path in named:
+            yield low, high
 
 
 def clusters(spans: Iterable[Span]) -> list[Sequence[Span]]:

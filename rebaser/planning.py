@@ -8,7 +8,7 @@ from itertools import islice
 
 from rebaser.memory import Memory
 from rebaser.options import Options
-from rebaser.overlap import MOST_PAIRS, overlapping_pairs
+from rebaser.overlap import MOST_PAIRS, overlapping_pairs, pairs_with
 from rebaser.planner import Move, NoRoomError, Plan, make_plan
 from rebaser.reserved import in_tree, reservations
 from rebaser.runs import Request
@@ -75,7 +75,9 @@ class Planning:
         except NoRoomError:
             return False
         return not any(
-            True for of_machine in spans(images).values() for _ in overlapping_pairs(of_machine)
+            True
+            for of_machine in spans(images.images, images.dlls).values()
+            for _ in overlapping_pairs(of_machine)
         )
 
     def _survey(self, now: Memory, before: Memory, may_move: Callable[[str], bool]) -> Survey:
@@ -99,7 +101,6 @@ class Planning:
             for path, source in images.sources.items()
             if any(map(self._request.names, source.names))
         }
-        for of_machine in spans(images, moved, gone).values():
-            for low, high in overlapping_pairs(of_machine):
-                if low.path in named or high.path in named:
-                    yield low.path, high.path
+        for of_machine in spans(images.images, images.dlls.difference(gone), moved).values():
+            for low, high in pairs_with(named, of_machine):
+                yield low.path, high.path

@@ -118,12 +118,14 @@ def scan_folders(root: str, rules: Rules, memory: Memory, folders: Iterable[str]
         if listed is None:
             continue
         found[path] = scanner.files(path, listed[0])
-        for name in listed[1]:
-            below = f"{path}/{name}" if path else name
-            # Else the next scan would not meet a new one: the times of `path` are known by now.
-            if below not in found:
-                found.update((new, scanner.files(new, each)) for new, each in scanner.walk(below))
+        # Else the next scan would not meet a new one: the times of `path` are known by now.
+        for new, folder in scanner.new_below(path, listed[1]):
+            found[new] = scanner.files(new, folder)
     return Memory(memory.rules, "", found, list(scanner.texts))
+
+
+def _inside(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
 
 
 class _StoppedError(Exception):
@@ -200,10 +202,7 @@ class _Scanner:
             folder, subfolders = result
             listed[path] = set(subfolders)
             yield path, folder
-            for name in subfolders:
-                below = f"{path}/{name}" if path else name
-                if below not in remembered:
-                    yield from self.walk(below)
+            yield from self.new_below(path, subfolders)
 
     def unlisted(self, path: str, error: OSError) -> bool:
         """Note a folder that cannot be looked at; one that is gone by now is nobody's failure."""
@@ -219,6 +218,13 @@ class _Scanner:
         )
         return True
 
+    def new_below(self, path: str, subfolders: Iterable[str]) -> Iterator[tuple[str, Folder]]:
+        """List those subfolders that are not remembered, and everything below them."""
+        for name in subfolders:
+            below = _inside(path, name)
+            if below not in self.memory.folders:
+                yield from self.walk(below)
+
     def walk(self, start: str) -> Iterator[tuple[str, Folder]]:
         """List `start` and everything below it."""
         stack = [start]
@@ -229,7 +235,7 @@ class _Scanner:
                 continue
             folder, subfolders = result
             yield path, folder
-            stack += [f"{path}/{name}" if path else name for name in reversed(subfolders)]
+            stack += [_inside(path, name) for name in reversed(subfolders)]
 
     def list(self, path: str) -> tuple[Folder, list[str]] | None:
         """List one folder; a file that is remembered keeps what was seen of it."""
@@ -267,7 +273,7 @@ class _Scanner:
             return True
         if not path and name in SYSTEMS_OWN and self.is_systems_own(name):
             return True
-        full = f"{path}/{name}" if path else name
+        full = _inside(path, name)
         if full in PRUNED_PATHS or full.endswith("/sys-root/mingw"):
             return True
         return bool(self.rules.excludes) and self.excluded(path, name)
@@ -284,7 +290,7 @@ class _Scanner:
     def excluded(self, path: str, name: str) -> bool:
         from fnmatch import fnmatchcase
 
-        full = f"{path}/{name}" if path else name
+        full = _inside(path, name)
         return any(fnmatchcase(full, glob) for glob in self.rules.excludes)
 
     # Files.
@@ -318,7 +324,7 @@ class _Scanner:
                 ):
                     new_row = row if st.st_nlink == row[5] else self.relinked(row, st.st_nlink)
                 elif modes.S_ISREG(st.st_mode):
-                    new_row = self.look(f"{path}/{name}" if path else name, descriptor, st)
+                    new_row = self.look(_inside(path, name), descriptor, st)
                 else:
                     self.changed = True
                     continue
@@ -344,7 +350,7 @@ class _Scanner:
             return False
         self.failed.append(
             (
-                f"{path}/{name}" if path else name,
+                _inside(path, name),
                 f"cannot be read ({error.strerror}): it stays as it is; make it readable",
             )
         )

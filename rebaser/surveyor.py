@@ -95,13 +95,13 @@ def survey(
 
 
 def spans(
-    survey: Survey, moved: Collection[Move] = (), gone: Collection[str] = ()
+    images: Mapping[str, Placed], dlls: Collection[str], moved: Collection[Move] = ()
 ) -> dict[int, list[Span]]:
-    """Return what the DLLs occupy, by machine, after `moved`, and without those in `gone`."""
+    """Return what those of `images` that are in `dlls` occupy, by machine, after `moved`."""
     bases = {move.path: move.new_base for move in moved}
     found: dict[int, list[Span]] = {}
-    for path, image in survey.images.items():
-        if path in survey.dlls and path not in gone:
+    for path, image in images.items():
+        if path in dlls:
             low = bases.get(path, image.base)
             found.setdefault(image.machine, []).append(Span(low, low + image.slot_size, path))
     return found
