@@ -19,7 +19,7 @@ from bench.table import Row, milliseconds, not_measured, ratio
 from cygwin.address_space import GRANULARITY, X86_64, Range
 from cygwin.image import Image, read_base, read_image
 from cygwin.relocation import relocate
-from rebaser.planner import Placed, make_plan
+from rebaser.plan.placement import Placed, make_plan
 
 ROUNDS = 5
 DELTA = 0x1_0000

@@ -57,7 +57,9 @@ def find_material(scratch: Path) -> Material:
         if len(dlls) >= 100:
             is_cygwin = (root / "bin" / "rebase.exe").exists()
             return Material(dlls, origin, root if is_cygwin and shutil.which("wine") else None)
-    return Material(_made(scratch / "made"), "made by tests/pe.py (run bin/cygwin-root)", None)
+    return Material(
+        _made(scratch / "made"), "made by tests/support/pe.py (run bin/cygwin-root)", None
+    )
 
 
 def _places() -> list[tuple[Path, str]]:
@@ -92,7 +94,7 @@ def _movable(root: Path) -> list[Path]:
 
 def _made(folder: Path) -> list[Path]:
     """Write DLLs of 12 to 900 KB with the number of relocated words that such DLLs have."""
-    sys.path.insert(0, str(HERE / "tests"))
+    sys.path.insert(0, str(HERE / "tests/support"))
     import pe  # type: ignore[import-not-found,unused-ignore]
 
     folder.mkdir(parents=True)

@@ -30,7 +30,7 @@ from bench.measure import (
 )
 from bench.session import Session
 from bench.table import Row, megabytes, milliseconds, not_measured, ratio
-from rebaser.replace import begin_to_make_durable, make_durable, make_names_durable
+from rebaser.files import begin_to_make_durable, make_durable, make_names_durable
 
 NEW = 10  # DLLs that a package brings
 

@@ -2,63 +2,33 @@
 
 from __future__ import annotations
 
-__version__ = "0.1.0"
+import sys
 
-__all__ = [
-    "BusyError",
-    "Findings",
-    "Move",
-    "NoRoomError",
-    "Options",
-    "Placed",
-    "Plan",
-    "RebaserError",
-    "Report",
-    "Rules",
-    "Scan",
-    "Survey",
-    "Tree",
-    "UsageError",
-    "check",
-    "find_tree",
-    "plan",
-    "run",
-    "scan",
-    "survey",
-]
+__version__ = "0.1.0"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from rebaser.checker import Findings, check
-    from rebaser.errors import BusyError, RebaserError, UsageError
-    from rebaser.options import Options
-    from rebaser.planner import Move, NoRoomError, Placed, Plan
-    from rebaser.planner import make_plan as plan
-    from rebaser.report import Report
-    from rebaser.runner import run
-    from rebaser.scanner import Rules, Scan, scan
-    from rebaser.surveyor import Survey, survey
-    from rebaser.tree import Tree, find_tree
-
-_ROOMS = {
-    "checker": ("Findings", "check"),
-    "errors": ("BusyError", "RebaserError", "UsageError"),
-    "options": ("Options",),
-    "planner": ("Move", "NoRoomError", "Placed", "Plan", "plan"),
-    "report": ("Report",),
-    "runner": ("run",),
-    "scanner": ("Rules", "Scan", "scan"),
-    "surveyor": ("Survey", "survey"),
-    "tree": ("Tree", "find_tree"),
-}
+    from rebaser.api import *  # noqa: F403 - the names are listed once, there
 
 
-def __getattr__(name: str) -> object:
-    # Imported at first use: most commands need only some of these, and imports take time.
-    import importlib
+class _Package(type(sys)):  # type: ignore[misc]
+    """A package in which `run`, `check`, `scan` and `plan` are functions, not its rooms.
 
-    for room, names in _ROOMS.items():
-        if name in names:
-            module = importlib.import_module(f"rebaser.{room}")
-            return getattr(module, "make_plan" if name == "plan" else name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    The import system binds each submodule to its package; the rooms of these names are imported
+    from (`from rebaser.run import …`), and the names are what docs/api.md says.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in ("run", "check", "scan", "plan") and isinstance(value, type(sys))):
+            super().__setattr__(name, value)
+
+    def __getattr__(self, name: str) -> object:
+        # Imported at first use: `rebaser lock` must not pay for what `rebaser run` needs.
+        if name.startswith("_") or name == "api":
+            raise AttributeError(f"module 'rebaser' has no attribute {name!r}")
+        import importlib
+
+        return getattr(importlib.import_module("rebaser.api"), name)
+
+
+sys.modules[__name__].__class__ = _Package

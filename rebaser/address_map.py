@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from cygwin.address_space import GRANULARITY, I386, RUNTIME, X86_64, Range, is_runtime
-from rebaser.overlap import Span, clusters
+from rebaser.plan.overlap import Span, clusters
 
 
 class Kind(Enum):

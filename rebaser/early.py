@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from cygwin.address_space import GRANULARITY, slot_size
-from rebaser.memory import DYNAMIC_BASE, Seen
 from rebaser.options import Options
-from rebaser.planner import must_move
-from rebaser.runs import Request
-from rebaser.skip import skip_reason
-from rebaser.surveyor import LARGEST
+from rebaser.plan.placement import must_move
+from rebaser.plan.survey import LARGEST
+from rebaser.scan.skip import skip_reason
+from rebaser.scan.snapshot import DYNAMIC_BASE, Seen
+from rebaser.state.records import Request
 
 
 class Work:

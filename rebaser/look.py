@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from cygwin.address_space import X86_64
 from rebaser.address_map import AddressMap, Kind, Region, address_map
 from rebaser.options import Options
-from rebaser.reserved import Reservations, in_tree, reservations
-from rebaser.scanner import scan
-from rebaser.state import State
-from rebaser.surveyor import survey
+from rebaser.plan.reserved import Reservations, in_tree, reservations
+from rebaser.plan.survey import survey
+from rebaser.scan.walk import scan
+from rebaser.state.folder import State
 from rebaser.tree import Tree
 
 
@@ -38,9 +38,9 @@ def look(
 
     Raises UsageError where an --avoid path does not exist.
     """
-    before = State(tree.state_dir, tree.root).load_memory(warn)
+    before = State(tree.state_dir, tree.root).load_snapshot(warn)
     found = scan(tree.root, options.rules.below(tree.scope), before, progress=progress)
-    images = survey(found.memory, before, may_move=lambda path: True)
+    images = survey(found.snapshot, before, may_move=lambda path: True)
     others = _others(tree, options, warn)
     regions: dict[int, list[Region]] = {}
     for path in images.dlls:

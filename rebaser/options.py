@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 from cygwin.address_space import ARENA, GRANULARITY, I386, SAFE, X86_64, Range, machine_name
 from rebaser.errors import UsageError
-from rebaser.scanner import Rules
+from rebaser.scan.walk import Rules
 from rebaser.text import address
 
 FOUR_GIB = 0x1_0000_0000
 
-# Who relocates; rebaser/engines/choose.py says what each means.
+# Who relocates; rebaser/apply/engines/choose.py says what each means.
 ENGINES = ("auto", "builtin", "cygwin")
 
 # Where --arena may lie. i386: programs lie at 0x40_0000 with their heap and stacks above, DLLs of

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from rebaser.planner import Move
+    from rebaser.plan.placement import Move
 
 
 class Seconds(NamedTuple):

@@ -75,8 +75,8 @@ def _record(folder: str | None) -> int:
     """Have Cygwin's database know where the images of the tree are; return the exit status."""
     from cygwin.programs import ProgramError, Programs
     from rebaser.cli import complain
-    from rebaser.scanner import Rules, scan
-    from rebaser.state import State
+    from rebaser.scan.walk import Rules, scan
+    from rebaser.state.folder import State
     from rebaser.tree import find_tree
 
     tree = find_tree(folder)
@@ -84,9 +84,9 @@ def _record(folder: str | None) -> int:
     if programs is None:
         complain("sage-rebase --all: Cygwin's program rebase was not found; nothing was recorded")
         return 1
-    seen = State(tree.state_dir, tree.root).load_memory(complain)
+    seen = State(tree.state_dir, tree.root).load_snapshot(complain)
     found = scan(tree.root, Rules(), seen)
-    images = [tree.path(path) for path, one in found.memory.files() if one.base_width]
+    images = [tree.path(path) for path, one in found.snapshot.files() if one.base_width]
     try:
         outcome = programs.remember(images, cwd=tree.root, timeout=LONGEST)
     except (ProgramError, ValueError) as error:

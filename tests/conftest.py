@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 from cygwin_root import cygwin_root, pristine_root, real_programs
+from halted import in_memory
 from trees import Rebaser, make_tree
 from wheels import wheel_tree
 
-__all__ = ["cygwin_root", "pristine_root", "real_programs", "wheel_tree"]
+__all__ = ["cygwin_root", "in_memory", "pristine_root", "real_programs", "wheel_tree"]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -18,11 +18,11 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from cygwin.address_space import machine_name
-from rebaser.checker import Findings, Problem, check
+from rebaser.check import Findings, Problem, check
 from rebaser.commands.shared import SHOWN, add_reserved_arguments, add_scan_arguments, print_lines
 from rebaser.errors import UsageError
-from rebaser.overlap import Span
-from rebaser.scanner import Rules
+from rebaser.plan.overlap import Span
+from rebaser.scan.walk import Rules
 from rebaser.text import address, plural, printable
 
 

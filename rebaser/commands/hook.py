@@ -21,6 +21,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 
 from rebaser.errors import RebaserError, UsageError
+from rebaser.files import write_file
 from rebaser.hooks import (
     MARK,
     Hook,
@@ -30,7 +31,6 @@ from rebaser.hooks import (
     sage_spkg,
     sage_text,
 )
-from rebaser.replace import write_file
 from rebaser.text import printable
 from rebaser.tree import find_tree
 

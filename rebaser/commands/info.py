@@ -18,12 +18,12 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from cygwin.address_space import machine_name, slot_size
-from rebaser import memory as memories
 from rebaser.commands.shared import add_scan_arguments
 from rebaser.errors import RebaserError, UsageError
-from rebaser.overlap import Span, clusters
-from rebaser.scanner import Rules, look_at_one, scan
-from rebaser.skip import same_file
+from rebaser.plan.overlap import Span, clusters
+from rebaser.scan import snapshot as snapshots
+from rebaser.scan.skip import same_file
+from rebaser.scan.walk import Rules, look_at_one, scan
 from rebaser.text import address, printable
 
 
@@ -87,34 +87,34 @@ def _of_database(path: str) -> list[Line]:
 def _of_path(path: str, rules: Rules, failed: list[tuple[str, str]]) -> Iterable[Line]:
     if os.path.isdir(path):
         found = scan(path, rules)
-        memory = found.memory
+        snapshot = found.snapshot
         failed += [(os.path.join(path, inside), reason) for inside, reason in found.failed]
-        for inside, seen in memory.files():
+        for inside, seen in snapshot.files():
             if seen.base_width:
                 yield _line(os.path.join(path, inside), seen)
     elif not os.path.isfile(path):
         gone = not os.path.lexists(path)
         failed.append((path, "no such file or folder" if gone else "not a regular file"))
     else:
-        memory, unread = look_at_one(*os.path.split(os.path.realpath(path)))
+        snapshot, unread = look_at_one(*os.path.split(os.path.realpath(path)))
         failed += [(path, reason) for _, reason in unread]
-        for _, seen in memory.files():
+        for _, seen in snapshot.files():
             if seen.base_width:
                 yield _line(path, seen)
-            elif seen.mtime_ns != memories.NEVER:
-                failed.append((path, memory.texts[seen.fault]))
+            elif seen.mtime_ns != snapshots.NEVER:
+                failed.append((path, snapshot.texts[seen.fault]))
 
 
-def _line(path: str, seen: memories.Seen) -> Line:
+def _line(path: str, seen: snapshots.Seen) -> Line:
     file = str(same_file(os.path.realpath(path), seen))
     return Line(path, seen.machine, seen.base, seen.image_size, _flags(seen), file)
 
 
-def _flags(seen: memories.Seen) -> str:
+def _flags(seen: snapshots.Seen) -> str:
     names = {
-        memories.DYNAMIC_BASE: "dynamicbase",
-        memories.HIGH_ENTROPY: "high-entropy-va",
-        memories.SIGNED: "signed",
+        snapshots.DYNAMIC_BASE: "dynamicbase",
+        snapshots.HIGH_ENTROPY: "high-entropy-va",
+        snapshots.SIGNED: "signed",
     }
     return ",".join(name for flag, name in names.items() if seen.flags & flag)
 

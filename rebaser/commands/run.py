@@ -30,14 +30,14 @@ from rebaser.commands.shared import (
 from rebaser.options import ENGINES, named_paths, read_only_from
 from rebaser.progress import make_progress
 from rebaser.report import Report
-from rebaser.runner import run
-from rebaser.state import State
+from rebaser.run import run
+from rebaser.state.folder import State
 from rebaser.text import address, byte_count, plural, printable
 from rebaser.tree import find_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from rebaser.planner import Move
+    from rebaser.plan.placement import Move
 
 MOST_THREADS = 1000
 
@@ -116,7 +116,7 @@ def main(arguments: Namespace) -> int:
         listed = read_only_from(arguments.only_from)
         only = named_paths(listed, tree.root, tree.scope, nul=arguments.nul)
     options = options_from(arguments)
-    is_first = not os.path.lexists(State(tree.state_dir, tree.root).memory_file)
+    is_first = not os.path.lexists(State(tree.state_dir, tree.root).snapshot_file)
     report = run(
         tree,
         options,

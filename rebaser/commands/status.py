@@ -17,13 +17,12 @@ from collections.abc import Sequence
 
 from cygwin.address_space import machine_name
 from locks.holders import Holder, describe_holders, holders
-from rebaser import runs
 from rebaser.address_map import AddressMap, binary_size, use_of
 from rebaser.commands.map import add_look_arguments, look_as_asked
 from rebaser.commands.shared import SHOWN, arena_object, print_lines
 from rebaser.look import Look
-from rebaser.runs import Record
-from rebaser.state import State
+from rebaser.state.folder import State
+from rebaser.state.records import Record, newest_first
 from rebaser.text import address, byte_count, plural, printable
 from rebaser.tree import Tree
 
@@ -42,7 +41,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def main(arguments: Namespace) -> int:
     """Look, print, and return the exit status."""
     tree, found = look_as_asked(arguments)
-    records = list(runs.newest_first(State(tree.state_dir, tree.root)))
+    records = list(newest_first(State(tree.state_dir, tree.root)))
     others = holders(tree.lock_file)
     if arguments.json:
         _print_json(tree, found, records, others)

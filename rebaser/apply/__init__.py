@@ -1,0 +1,1 @@
+"""Apply: stage moved copies, check them, and put them in place of their originals."""

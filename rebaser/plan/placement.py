@@ -1,0 +1,306 @@
+"""The planner: which images stay, which move, and where to; it is pure and touches no file."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from operator import attrgetter
+
+from cygwin.address_space import ARENA, GRANULARITY, RUNTIME, Range, machine_name
+from rebaser.errors import RebaserError
+from rebaser.text import address, plural
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An image where it lies, and what may be done with it.
+
+    `base` is an address, `slot_size` (SizeOfImage rounded up to 64 KiB) and `file_size` are bytes.
+    """
+
+    path: str
+    machine: int
+    base: int
+    slot_size: int
+    file_size: int
+    fixed: bool = False
+    """It cannot or may not be moved: an obstacle for the others."""
+    clear_dynamic_base: bool = False
+    """DYNAMIC_BASE is set and is to be cleared, even if the image keeps its base."""
+    known: bool = False
+    """The last run saw it at this base: it stays before newcomers."""
+    database_slot: Range | None = None
+    """The slot that Cygwin's database keeps for this file alone."""
+
+    @property
+    def end(self) -> int:
+        """The address after the slot."""
+        return self.base + self.slot_size
+
+
+@dataclass(frozen=True)
+class Reserved:
+    """A range of addresses that no image may be moved into, and whose it is."""
+
+    range: Range
+    owner: str
+    is_runtime: bool = False
+
+
+@dataclass(frozen=True)
+class Move:
+    """One image and its new base; equal bases mean that only DYNAMIC_BASE is cleared."""
+
+    path: str
+    machine: int
+    old_base: int
+    new_base: int
+    slot_size: int
+    reason: str
+    clear_dynamic_base: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The moves, in order of path, and how many images keep base and flags."""
+
+    moves: tuple[Move, ...]
+    kept: int
+
+
+class NoRoomError(RebaserError):
+    """The arena cannot take all images that must move; nothing was changed."""
+
+
+# The least that is reserved, by machine.
+OF_RUNTIME = {
+    machine: tuple(
+        Reserved(span, "the range of the Cygwin runtime", is_runtime=True) for span in spans
+    )
+    for machine, spans in RUNTIME.items()
+}
+
+
+def make_plan(
+    images: Iterable[Placed],
+    arenas: Mapping[int, Range] = ARENA,
+    reserved: Mapping[int, Sequence[Reserved]] = OF_RUNTIME,
+) -> Plan:
+    """Decide which images move, and where to; `arenas` and `reserved` are by machine.
+
+    Each machine is planned by itself; an image whose machine has no arena stays. An image stays
+    if it lies in its arena, at a multiple of 64 KiB, and overlaps nothing. Of images that overlap,
+    known ones stay before newcomers, then the larger file, then by path. What moves goes, in order
+    of path, to the lowest free slot, and never to where any image lay before: so after any prefix
+    of the moves there is no overlap that was not there at the start.
+
+    Raises NoRoomError before anything is changed.
+    """
+    by_machine: dict[int, list[Placed]] = {}
+    for image in images:
+        by_machine.setdefault(image.machine, []).append(image)
+    moves: list[Move] = []
+    total = 0
+    for machine, members in by_machine.items():
+        total += len(members)
+        if machine in arenas:
+            moves += _moves(members, arenas[machine], reserved.get(machine, ()), machine)
+    moves.sort(key=lambda move: move.path)
+    return Plan(tuple(moves), total - len(moves))
+
+
+def must_move(base: int, slot_size: int, arena: Range) -> str | None:
+    """Return why an image cannot stay where it is, whatever lies around it, or None."""
+    if base % GRANULARITY:
+        return "not at a multiple of 64 KiB"
+    if not arena.low <= base or not base + slot_size <= arena.high:
+        return "outside the arena"
+    return None
+
+
+class _Slots:
+    """The slots of an arena, one byte each: taken or free."""
+
+    def __init__(self, arena: Range) -> None:
+        self.low = arena.low
+        self.high = arena.high
+        self.taken = bytearray((arena.high - arena.low) // GRANULARITY)
+        self.lowest_fit: dict[int, int] = {}
+
+    def copy(self) -> _Slots:
+        """Return other slots of which the same are taken."""
+        other = _Slots(Range(self.low, self.high))
+        other.taken[:] = self.taken
+        return other
+
+    def take(self, low: int, high: int) -> None:
+        if high > self.low and low < self.high:
+            first, end = self._indices(low, high)
+            self.taken[first:end] = b"\1" * (end - first)
+
+    def is_free(self, low: int, high: int) -> bool:
+        return self.taken.find(1, *self._indices(low, high)) < 0
+
+    def _indices(self, low: int, high: int) -> tuple[int, int]:
+        """Return the first slot that the range touches and the one after its last."""
+        first = (low - self.low) // GRANULARITY
+        return (first if first > 0 else 0), -((self.low - high) // GRANULARITY)
+
+    def lowest(self, size: int) -> int | None:
+        """Return the lowest address where `size` bytes are free."""
+        count = size // GRANULARITY
+        # Slots are only ever taken, so the lowest fit for a size never goes down.
+        found = self.taken.find(bytes(count), self.lowest_fit.get(count, 0))
+        if found < 0:
+            return None
+        self.lowest_fit[count] = found
+        return self.low + found * GRANULARITY
+
+
+class _Obstacles:
+    """Ranges with their owners' names; finds one that overlaps a given range."""
+
+    def __init__(self, ranges: Iterable[tuple[int, int, str]]) -> None:
+        self.ranges = sorted(ranges)
+        self.lows = [low for low, _, _ in self.ranges]
+        # Where the range that reaches highest, of all that start at or below this one, stands.
+        self.highest: list[int] = list(accumulate(range(len(self.ranges)), self._higher))
+
+    def _higher(self, one: int, other: int) -> int:
+        return one if self.ranges[one][1] >= self.ranges[other][1] else other
+
+    def overlapping(self, low: int, high: int) -> str | None:
+        index = bisect_left(self.lows, high) - 1
+        if index < 0:
+            return None
+        _, reach, owner = self.ranges[self.highest[index]]
+        return owner if reach > low else None
+
+
+def _moves(
+    images: Collection[Placed], arena: Range, reserved: Sequence[Reserved], machine: int
+) -> list[Move]:
+    fixed = [(image.base, image.end, image.path) for image in images if image.fixed]
+    obstacles = _Obstacles([*((r.range.low, r.range.high, r.owner) for r in reserved), *fixed])
+    database_slots = _Obstacles(
+        (image.database_slot.low, image.database_slot.high, image.path)
+        for image in images
+        if image.database_slot is not None
+    )
+    reasons = _reasons_to_move(images, arena, obstacles, database_slots)
+    occupied = _Slots(arena)
+    for low, high, _ in obstacles.ranges:
+        occupied.take(low, high)
+    for image in images:
+        occupied.take(image.base, image.end)
+    # What is database_slot is free for one file only.
+    free_for_all = occupied if not database_slots.ranges else occupied.copy()
+    for low, high, _ in database_slots.ranges:
+        free_for_all.take(low, high)
+
+    moves: list[Move] = []
+    unplaced: list[Placed] = []
+    for image in sorted(images, key=attrgetter("path")):
+        reason = reasons.get(image.path)
+        if reason is None:
+            if image.clear_dynamic_base and not image.fixed:
+                moves.append(_move(image, image.base, "DYNAMIC_BASE is set"))
+            continue
+        new_base = _new_base(image, arena, occupied, free_for_all)
+        if new_base is None:
+            unplaced.append(image)
+            continue
+        occupied.take(new_base, new_base + image.slot_size)
+        if free_for_all is not occupied:
+            free_for_all.take(new_base, new_base + image.slot_size)
+        moves.append(_move(image, new_base, reason))
+    if unplaced:
+        raise NoRoomError(_no_room(unplaced, arena, free_for_all, machine))
+    return moves
+
+
+def _reasons_to_move(
+    images: Iterable[Placed], arena: Range, obstacles: _Obstacles, database_slots: _Obstacles
+) -> dict[str, str]:
+    """Return why they must move, for those that must, by path."""
+    reasons: dict[str, str] = {}
+    candidates = []
+    for image in images:
+        if not image.fixed:
+            reason = must_move(image.base, image.slot_size, arena)
+            if reason is None:
+                candidates.append(image)
+            else:
+                reasons[image.path] = reason
+    staying = _Slots(arena)
+    stayed: list[tuple[int, int, str]] = []
+    crowded_out = []
+    for image in sorted(candidates, key=lambda i: (not i.known, -i.file_size, i.path)):
+        owner = obstacles.overlapping(image.base, image.end)
+        if owner is None and database_slots.ranges:
+            owner = _other_database_slot(image, database_slots)
+        if owner is not None:
+            reasons[image.path] = f"overlaps {owner}"
+        elif staying.is_free(image.base, image.end):
+            staying.take(image.base, image.end)
+            stayed.append((image.base, image.end, image.path))
+        else:
+            crowded_out.append(image)
+    kept = _Obstacles(stayed)
+    for image in crowded_out:
+        reasons[image.path] = f"overlaps {kept.overlapping(image.base, image.end)}"
+    return reasons
+
+
+def _new_base(image: Placed, arena: Range, occupied: _Slots, free_for_all: _Slots) -> int | None:
+    slot = image.database_slot
+    if slot is not None and _fits(image, slot, arena) and occupied.is_free(slot.low, slot.high):
+        return slot.low
+    return free_for_all.lowest(image.slot_size)
+
+
+def _move(image: Placed, new_base: int, reason: str) -> Move:
+    return Move(
+        path=image.path,
+        machine=image.machine,
+        old_base=image.base,
+        new_base=new_base,
+        slot_size=image.slot_size,
+        reason=reason,
+        clear_dynamic_base=image.clear_dynamic_base,
+    )
+
+
+def _other_database_slot(image: Placed, database_slots: _Obstacles) -> str | None:
+    """Return whose database_slot slot the image lies in, if it is not its own."""
+    own = image.database_slot or Range(image.end, image.end)
+    for low, high in (
+        (image.base, min(image.end, own.low)),
+        (max(image.base, own.high), image.end),
+    ):
+        if low < high and (owner := database_slots.overlapping(low, high)):
+            return f"the slot that Cygwin's database keeps for {owner}"
+    return None
+
+
+def _fits(image: Placed, slot: Range, arena: Range) -> bool:
+    return (
+        slot.low % GRANULARITY == 0
+        and image.slot_size <= slot.high - slot.low
+        and arena.low <= slot.low
+        and slot.high <= arena.high
+    )
+
+
+def _no_room(unplaced: Sequence[Placed], arena: Range, slots: _Slots, machine: int) -> str:
+    missing = sum(image.slot_size for image in unplaced)
+    free = slots.taken.count(0) * GRANULARITY
+    largest = max(map(len, bytes(slots.taken).split(b"\1"))) * GRANULARITY
+    return (
+        f"no room in the {machine_name(machine)} arena {address(arena.low)}-{address(arena.high)}: "
+        f"{plural(len(unplaced), 'image')} (first {unplaced[0].path}) still need "
+        f"{address(missing)} bytes; {address(free)} bytes are free, the largest gap has "
+        f"{address(largest)}. Nothing was changed; give a larger --arena"
+    )

@@ -1,0 +1,106 @@
+"""What a scan means for one run: which images there are, what moves, what overlaps are left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from rebaser.options import Options
+from rebaser.plan.overlap import MOST_PAIRS, overlapping_pairs, pairs_with
+from rebaser.plan.placement import Move, NoRoomError, Plan, make_plan
+from rebaser.plan.reserved import in_tree, reservations
+from rebaser.plan.survey import Survey, spans, survey
+from rebaser.scan.snapshot import Snapshot
+from rebaser.scan.walk import Scan
+from rebaser.state.records import Request
+from rebaser.tree import Tree
+
+
+@dataclass(frozen=True)
+class Look:
+    """A tree as it was found, and what is to be done with it."""
+
+    scan: Scan
+    survey: Survey
+    plan: Plan
+
+
+class Planning:
+    """Plans for one tree and one request; what is reserved is read once."""
+
+    def __init__(
+        self, tree: Tree, options: Options, request: Request, tell: Callable[[str], None]
+    ) -> None:
+        self._options = options
+        self._request = request
+        self._reserved = reservations(
+            in_tree(tree),
+            database=options.database,
+            cygwin_root=options.cygwin_root,
+            avoid=options.avoid,
+            rules=options.rules,
+            warn=tell,
+        )
+
+    def look(self, found: Scan, before: Snapshot) -> Look:
+        """Survey and plan a tree that was scanned; `before` is what the last run saw."""
+        images = self._survey(found.snapshot, before, self._request.names)
+        return Look(found, images, self._plan(images))
+
+    def without(self, look: Look, fixed: Collection[str]) -> Look:
+        """Plan anew, with these images as obstacles."""
+        images = dict(look.survey.images)
+        for path in fixed:
+            images[path] = replace(images[path], fixed=True)
+        images_now = replace(look.survey, images=images)
+        return replace(look, survey=images_now, plan=self._plan(images_now))
+
+    def overlaps(
+        self, look: Look, moved: Collection[Move], gone: Collection[str]
+    ) -> tuple[tuple[str, str], ...]:
+        """Return the pairs that are left and concern what may move.
+
+        Those in `gone` changed under our hands: they lie elsewhere by now, and whoever put them
+        there runs rebaser again.
+        """
+        return tuple(islice(self._pairs(look.survey, moved, gone), MOST_PAIRS))
+
+    def is_settled(self, seen: Snapshot) -> bool:
+        """Return whether nothing is left to do in the whole tree, whatever was asked for."""
+        images = self._survey(seen, seen, lambda path: True)
+        try:
+            if self._plan(images).moves:
+                return False
+        except NoRoomError:
+            return False
+        return not any(
+            True
+            for of_machine in spans(images.images, images.dlls).values()
+            for _ in overlapping_pairs(of_machine)
+        )
+
+    def _survey(self, now: Snapshot, before: Snapshot, may_move: Callable[[str], bool]) -> Survey:
+        return survey(
+            now,
+            before,
+            may_move=may_move,
+            keep_aslr=self._options.keep_aslr,
+            force_signed=self._options.force_signed,
+            database_slots=self._reserved.database_slots,
+        )
+
+    def _plan(self, images: Survey) -> Plan:
+        return make_plan(images.images.values(), self._options.arenas, self._reserved.ranges)
+
+    def _pairs(
+        self, images: Survey, moved: Collection[Move], gone: Collection[str]
+    ) -> Iterator[tuple[str, str]]:
+        named = {
+            path
+            for path, source in images.sources.items()
+            if any(map(self._request.names, source.names))
+        }
+        for of_machine in spans(images.images, images.dlls.difference(gone), moved).values():
+            for low, high in pairs_with(named, of_machine):
+                yield low.path, high.path

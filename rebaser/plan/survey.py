@@ -1,0 +1,145 @@
+"""What each file of a scan means for the plan: an image that may move, an obstacle, or neither."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+from cygwin.address_space import Range, slot_size
+from rebaser.plan.overlap import Span
+from rebaser.plan.placement import Move, Placed
+from rebaser.scan import snapshot as snapshots
+from rebaser.scan.skip import same_file, skip_reason
+from rebaser.scan.snapshot import Folder, Seen, Snapshot
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rebaser.apply.batches import Applied
+
+
+# Windows loads no image of 2 GiB; a damaged one that says so is no obstacle for the others.
+LARGEST = 0x8000_0000
+
+
+@dataclass(frozen=True)
+class Source:
+    """The file of an image: what was seen of it, and all its names in the tree."""
+
+    seen: Seen
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The images of a tree by path (of several hard links the first), and what stays out of it.
+
+    `skipped` are (path, reason). `dlls` are the paths of the images whose overlaps break fork:
+    those of DLLs that are loaded at their base. `files` is how many files were looked at.
+    """
+
+    images: Mapping[str, Placed]
+    sources: Mapping[str, Source]
+    skipped: tuple[tuple[str, str], ...]
+    dlls: frozenset[str]
+    files: int
+
+
+def survey(
+    now: Snapshot,
+    before: Snapshot | None = None,
+    *,
+    may_move: Callable[[str], bool] = lambda path: True,
+    keep_aslr: bool = False,
+    force_signed: bool = False,
+    database_slots: Mapping[str, Range] | None = None,
+    top: str = "",
+) -> Survey:
+    """Sort out the files of a scan.
+
+    `before` is what the last run saw (None: all that is there); `may_move` is asked about each
+    path; `database_slots` are those that Cygwin's database keeps for files of this tree; `top` is
+    put before all paths.
+    """
+    base_before = {path: seen.base for path, seen in (before or now).files() if seen.base_width}
+    images: dict[str, Placed] = {}
+    sources: dict[str, Source] = {}
+    skipped: list[tuple[str, str]] = []
+    dlls: set[str] = set()
+    files = _files(now)
+    for names, seen in files:
+        if top:
+            names = tuple(top + name for name in names)
+        path = names[0]
+        reason = skip_reason(path, seen, now.texts[seen.fault], force_signed)
+        if reason:
+            skipped.append((path, reason))
+        if not seen.base_width or (reason and slot_size(seen.image_size) > LARGEST):
+            continue
+        if seen.flags & snapshots.FORKS:
+            dlls.add(path)
+        sources[path] = Source(seen, names)
+        images[path] = Placed(
+            path=path,
+            machine=seen.machine,
+            base=seen.base,
+            slot_size=slot_size(seen.image_size),
+            file_size=seen.size,
+            fixed=bool(reason) or not any(map(may_move, names)),
+            clear_dynamic_base=bool(seen.flags & snapshots.DYNAMIC_BASE) and not keep_aslr,
+            known=any(base_before.get(name) == seen.base for name in names),
+            database_slot=next((database_slots[n] for n in names if n in database_slots), None)
+            if database_slots
+            else None,
+        )
+    return Survey(images, sources, tuple(skipped), frozenset(dlls), len(files))
+
+
+def spans(
+    images: Mapping[str, Placed], dlls: Collection[str], moved: Collection[Move] = ()
+) -> dict[int, list[Span]]:
+    """Return what those of `images` that are in `dlls` occupy, by machine, after `moved`."""
+    bases = {move.path: move.new_base for move in moved}
+    found: dict[int, list[Span]] = {}
+    for path, image in images.items():
+        if path in dlls:
+            low = bases.get(path, image.base)
+            found.setdefault(image.machine, []).append(Span(low, low + image.slot_size, path))
+    return found
+
+
+def with_moves(now: Snapshot, sources: Mapping[str, Source], applied: Applied) -> Snapshot:
+    """Return `now` with what is known of the files that were moved since."""
+    rows: dict[str, Seen] = {}
+    for move in applied.moved:
+        source, st = sources[move.path], applied.now.get(move.path)
+        if st is not None:
+            flags = source.seen.flags & ~(snapshots.DYNAMIC_BASE if move.clear_dynamic_base else 0)
+            seen = source.seen._replace(
+                mtime_ns=st.st_mtime_ns,
+                ctime_ns=st.st_ctime_ns,
+                inode=st.st_ino,
+                device=st.st_dev,
+                links=st.st_nlink,
+                base=move.new_base,
+                flags=flags,
+            )
+            rows.update(dict.fromkeys(source.names, seen))
+    folders = dict(now.folders)
+    for folder in {path.rpartition("/")[0] for path in rows}:
+        stat, names, files = folders[folder]
+        top = f"{folder}/" if folder else ""
+        folders[folder] = Folder(
+            stat, names, [rows.get(top + name, row) for name, row in zip(names, files)]
+        )
+    return now._replace(folders=folders)
+
+
+def _files(now: Snapshot) -> list[tuple[tuple[str, ...], Seen]]:
+    """Return every file that could be looked at, once, with its names, in order of path."""
+    by_file: dict[object, tuple[list[str], Seen]] = {}
+    for path, seen in now.files():
+        if seen.mtime_ns != snapshots.NEVER:
+            by_file.setdefault(same_file(path, seen), ([], seen))[0].append(path)
+    files = [(tuple(sorted(names)), seen) for names, seen in by_file.values()]
+    files.sort(key=lambda file: file[0])
+    return files

@@ -1,0 +1,1 @@
+"""State: what a tree keeps of itself between runs, and its lock."""

@@ -1,0 +1,196 @@
+"""The lock of a tree: shared for the look, exclusive for the work, or the caller's own."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from locks.flock import Flock, LockFileError, Mode
+from rebaser.errors import BusyError, RebaserError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rebaser.state.folder import State
+
+
+class LockError(RebaserError):
+    """The lock file cannot be opened or locked."""
+
+
+class TreeLock:
+    """The lock of one tree.
+
+    A descriptor that this process has inherited and that holds the lock exclusively is as good as
+    our own, and is left as it was. One caller may start several runs that way, so whoever works
+    holds a lock in the state folder too; where that file system has no flock, the tree's lock
+    must do. `wait` is in seconds, None for as long as it takes, 0 for not at all.
+    `seconds_waited` adds up what was waited.
+    """
+
+    def __init__(
+        self, path: str, state: State, *, wait: float | None = None, tell: Callable[[str], None]
+    ) -> None:
+        # Looked for first: afterwards our own descriptor would be found.
+        from locks.inherited import inherited_lock
+
+        self.path = path
+        self.seconds_waited = 0.0
+        self._state = state
+        self._wait = wait
+        self._tell = tell
+        self._inherited = inherited_lock(path)
+        self._lock = _opened(path)
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Hold the lock shared: no commit is under way meanwhile. Raises BusyError.
+
+        Except under the caller's own lock, where another of its runs may be at work; then the
+        staging folder is there.
+        """
+        with self._held(Mode.SHARED):
+            yield
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Work alone. Raises BusyError, also where our caller holds the lock shared."""
+        if self._callers == "shared":
+            assert self._inherited is not None
+            raise BusyError(
+                f"there is work to do, but descriptor {self._inherited.descriptor}, which our "
+                f"caller opened, holds this lock shared: drop it first (flock -u "
+                f"{self._inherited.descriptor}); nothing was changed ({self.path})"
+            )
+        with self._held(Mode.EXCLUSIVE), self._opened_inner() as inner:
+            with suppress(LockError):
+                self._take(inner, Mode.EXCLUSIVE)
+            yield
+
+    @contextmanager
+    def exclusive_if_free(self) -> Iterator[bool]:
+        """Work alone if nobody else holds a lock now; yield whether that is so."""
+        with self._opened_inner() as inner:
+            if self._callers == "exclusive":
+                yield _is_had(inner)
+                return
+            free = self._callers != "shared" and self._lock.try_acquire(Mode.EXCLUSIVE)
+            try:
+                yield free and _is_had(inner)
+            finally:
+                if free:
+                    self._lock.release()
+
+    def rebasers(self) -> set[int]:
+        """Return the other runs that wait for this lock, or are let in by our caller's."""
+        from locks.holders import holders
+
+        return {holder.pid for holder in holders(self.path) if is_run(_words(holder.pid))}
+
+    @property
+    def _callers(self) -> str | None:
+        return self._inherited.state if self._inherited else None
+
+    @contextmanager
+    def _held(self, mode: Mode) -> Iterator[None]:
+        if self._callers == "exclusive":
+            yield
+            return
+        self._take(self._lock, mode)
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _opened_inner(self) -> Flock:
+        self._state.make_home()
+        return _opened(self._state.lock_file)
+
+    def _take(self, lock: Flock, mode: Mode) -> None:
+        began = time.monotonic()
+        wait = None if self._wait is None else max(0.0, self._wait - self.seconds_waited)
+        try:
+            held = lock.acquire(mode, wait, lambda: self._say_who(lock))
+        except LockFileError as error:
+            raise LockError(
+                f"{error} with --lock-file or REBASER_LOCK_FILE. Nothing was changed"
+            ) from error
+        self.seconds_waited += time.monotonic() - began
+        if not held:
+            from locks.holders import describe_holders
+
+            longer = ", or give it longer with --wait" if self._wait else ""
+            raise BusyError(
+                f"the lock {lock.path} is {describe_holders(lock.path)}; nothing was changed: "
+                f"run rebaser again when it is free{longer}"
+            )
+
+    def _say_who(self, lock: Flock) -> None:
+        from locks.holders import describe_holders, holders
+
+        text = f"waiting for the lock {lock.path}, {describe_holders(lock.path)}"
+        if self._callers == "unknown":
+            assert self._inherited is not None
+            text += (
+                f"; descriptor {self._inherited.descriptor}, which our caller opened, is this "
+                "lock too: if it holds it shared, this wait never ends"
+            )
+        above = _ancestors()
+        for holder in holders(lock.path):
+            if holder.mode and holder.pid in above:
+                text += (
+                    f"; pid {holder.pid} is our own caller and did not hand its lock down "
+                    "(-o): if it waits for us, this wait never ends"
+                )
+        self._tell(text)
+
+
+def is_run(words: list[str]) -> bool:
+    """Return whether the words of a command line are those of `rebaser run` or `sage-rebase`."""
+    names = [os.path.basename(word) for word in words]
+    if names and names[0].startswith("python"):
+        names = names[1:]
+        while names and names[0].startswith("-") and names[0] != "-c":
+            del names[0]
+    if names[:1] == ["-c"]:
+        return "from rebaser.sage_rebase import main" in words[len(words) - len(names) + 1]
+    if names[:1] == ["start.py"]:  # bin/rebaser, bin/sage-rebase
+        names = names[1:]
+    return names[:2] in (["rebaser", "run"], ["rebaser.exe", "run"]) or names[:1] == ["sage-rebase"]
+
+
+def _words(pid: int) -> list[str]:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return os.fsdecode(file.read()).split("\0")
+    except OSError:
+        return []
+
+
+def _ancestors() -> set[int]:
+    """Return our parent and its parents, as far as /proc tells them."""
+    from locks.holders import parent_of
+
+    found: set[int] = set()
+    pid = os.getppid()
+    while pid > 0 and pid not in found:
+        found.add(pid)
+        pid = parent_of(pid)
+    return found
+
+
+def _is_had(inner: Flock) -> bool:
+    try:
+        return inner.try_acquire(Mode.EXCLUSIVE)
+    except LockFileError:
+        return True
+
+
+def _opened(path: str) -> Flock:
+    try:
+        return Flock.open(path, make_parents=True)
+    except LockFileError as error:
+        raise LockError(
+            f"{error} with --lock-file or REBASER_LOCK_FILE. Nothing was changed"
+        ) from error

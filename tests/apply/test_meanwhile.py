@@ -1,0 +1,137 @@
+"""What comes or goes while a run works: the next run sees it, however little of it this one saw."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from trees import FLOOR, Rebaser, add_dll, add_dlls, make_tree, overlaps
+
+from cygwin.image import Image
+from rebaser.apply import stage
+from rebaser.options import Options
+from rebaser.progress import Quiet
+from rebaser.run import run
+from rebaser.scan.snapshot import NEVER
+from rebaser.state.folder import State
+from rebaser.tree import find_tree
+
+
+class Meanwhile(Quiet):
+    """Does something as soon as a phase of the run begins."""
+
+    def __init__(self, phase: str, action: Callable[[], object]) -> None:
+        self._phase, self._action = phase, action
+
+    def phase(self, name: str, total: int | None = None, *, in_bytes: bool = False) -> None:
+        if name == self._phase:
+            self._action()
+
+
+def add(root: Path) -> None:
+    add_dll(root / "bin/new.dll")
+
+
+def add_below(root: Path) -> None:
+    add_dll(root / "bin/deep/er/new.dll")
+
+
+def add_elsewhere(root: Path) -> None:
+    add_dll(root / "quiet/new.dll")
+
+
+def add_at_the_top(root: Path) -> None:
+    add_dll(root / "new/new.dll")
+
+
+def replace_elsewhere(root: Path) -> None:
+    add_dll(root / "new.tmp")
+    os.replace(root / "new.tmp", root / "quiet/old.dll")
+
+
+CHANGES = pytest.mark.parametrize(
+    "change", [add, add_below, add_elsewhere, add_at_the_top, replace_elsewhere]
+)
+PHASES = pytest.mark.parametrize("phase", ["staging", "committing"])
+
+
+@PHASES
+@CHANGES
+@pytest.mark.parametrize("first", [True, False], ids=["first run", "later run"])
+def test_the_next_run_does_it(
+    first: bool, change: Callable[[Path], None], phase: str, rebaser: Rebaser, tmp_path: Path
+) -> None:
+    root = make_tree(tmp_path / "tree")
+    add_dll(root / "quiet/old.dll")
+    if not first:
+        rebaser.report("run", root)
+        add_dlls(root, 2, first=50)
+    report = run(find_tree(str(root)), Options(), progress=Meanwhile(phase, lambda: change(root)))
+    assert report.exit_status == 0
+    to_move = {f"bin/x{n:03}.dll" for n in (range(6) if first else (50, 51))}
+    assert {move.path for move in report.moved} - {"quiet/old.dll"} == to_move
+    after = rebaser.report("run", root)
+    assert len(after["moved"]) == 1
+    assert overlaps(root) == set()
+    again = rebaser.report("run", root)
+    assert (again["moved"], again["run"]) == ([], None)
+
+
+@PHASES
+def test_a_folder_that_went(phase: str, rebaser: Rebaser, tmp_path: Path) -> None:
+    root = make_tree(tmp_path / "tree")
+    add_dlls(root, 3, folder="gone")
+    progress = Meanwhile(phase, lambda: shutil.rmtree(root / "gone"))
+    report = run(find_tree(str(root)), Options(), progress=progress)
+    assert not any(path.startswith("gone/") for path in (move.path for move in report.moved))
+    again = rebaser.report("run", root)
+    assert (again["images"], again["moved"]) == (6, [])
+    assert overlaps(root) == set()
+
+
+def test_half_of_a_tree_settles_nothing(rebaser: Rebaser, tmp_path: Path) -> None:
+    root = make_tree(tmp_path / "tree")
+    (tmp_path / "manifest").write_text("bin/x001.dll\n")
+    rebaser.report("run", root, "--only-from", tmp_path / "manifest")
+    assert len(rebaser.report("run", root)["moved"]) == 5
+
+
+def test_what_came_as_the_scan_began_is_read_again(rebaser: Rebaser, tmp_path: Path) -> None:
+    """It may change once more within the same tick of the clock, and look the same."""
+    root = make_tree(tmp_path / "tree")
+
+    def add_in_place() -> None:
+        add_dll(root / "quiet/late.dll", base=FLOOR + 0x1000_0000, dll_characteristics=0)
+
+    tree = find_tree(str(root))
+    report = run(tree, Options(), progress=Meanwhile("looking at the tree", add_in_place))
+    assert len(report.moved) == 6
+    memory = State(tree.state_dir, tree.root).load_snapshot(print)
+    times = {path: seen.mtime_ns for path, seen in memory.files()}
+    assert [path for path in times if times[path] == NEVER] == ["quiet/late.dll"]
+
+
+def test_a_racy_image_is_read_again_before_it_moves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its table could be another one by then, and its size and times the same."""
+    root = make_tree(tmp_path / "tree")
+    read = []
+    read_image = stage.read_image
+
+    def recorded(descriptor: int, length: int) -> Image:
+        image = read_image(descriptor, length)
+        read.append(image.timestamp)
+        return image
+
+    def add_racy() -> None:
+        add_dll(root / "bin/late.dll", timestamp=4711)
+
+    monkeypatch.setattr(stage, "read_image", recorded)
+    progress = Meanwhile("looking at the tree", add_racy)
+    report = run(find_tree(str(root)), Options(), progress=progress)
+    assert len(report.moved) == 7
+    assert read == [4711]

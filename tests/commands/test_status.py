@@ -1,0 +1,135 @@
+"""rebaser status: the last runs, the lock, the images and the room left."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from placed import SLOT, put
+from trees import FLOOR, Rebaser
+from users import ROOT_ONLY, as_nobody
+
+from rebaser.cli import status_of
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tree with work to do."""
+    for name in ("SAGE_LOCAL", "REBASER_LOCK_FILE", "REBASER_STATE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    root = tmp_path / "tree"
+    put(root / "a.dll", FLOOR, 2)
+    put(root / "b.dll", FLOOR, 1)
+    (root / "empty.dll").touch()
+    return root
+
+
+def status(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    capsys.readouterr()
+    assert status_of(["status", *map(str, words)]) == 0
+    return capsys.readouterr().out
+
+
+def test_before_any_run(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = status(capsys, tree).splitlines()
+    assert lines[0] == str(tree)
+    assert lines[1].startswith("x86_64: 2 DLLs, 2 overlapping")
+    assert "128 KiB used" in lines[2]
+    assert lines[3].startswith("skipped: 1 file")
+    assert lines[4].endswith("rebase.lock: not made yet")
+    assert lines[-1] == "runs: none that had work to do"
+
+
+def test_after_runs(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(["run", str(tree)]) == 0
+    put(tree / "c.dll", FLOOR, 1)
+    (tree / "names").write_text("c.dll\n")
+    assert status_of(["run", str(tree), "--only-from", str(tree / "names")]) == 0
+    text = status(capsys, tree)
+    assert "3 DLLs, no overlap" in text
+    runs = text.split("runs:\n")[1].splitlines()
+    assert runs[0].strip().startswith("2 ")
+    assert "for 1 named file  moved 1" in runs[0]
+    assert runs[1].strip().startswith("1 ")
+    assert runs[1].endswith("no overlap left")
+
+
+def test_a_run_that_was_killed(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(["run", str(tree)]) == 0
+    record = tree / ".rebaser/runs/1.json"
+    fields = json.loads(record.read_text())
+    record.write_text(json.dumps({**fields, "finished": None}))
+    assert "did not finish" in status(capsys, tree)
+
+
+def test_damaged_records_are_left_out(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(["run", str(tree)]) == 0
+    (tree / ".rebaser/runs/1.json").write_text("{")
+    assert "runs: none" in status(capsys, tree)
+
+
+def test_who_holds_the_lock(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(["run", str(tree)]) == 0
+    words = [sys.executable, "-m", "rebaser", "lock", "--root", str(tree), "--", "sleep", "60"]
+    with subprocess.Popen(words) as holder:
+        try:
+            deadline = time.monotonic() + 20
+            while "sleep 60" not in (text := status(capsys, tree)):
+                assert time.monotonic() < deadline, text
+                time.sleep(0.05)
+            assert f" by pid {holder.pid} (sleep 60)" in text
+            found = json.loads(status(capsys, tree, "--json"))
+            (one,) = found["lock"]["open_in"]
+            assert one["pid"] == holder.pid
+            assert one["command"] == "sleep 60"
+        finally:
+            holder.kill()
+    assert "nobody else" in status(capsys, tree)
+
+
+def test_json(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(["run", str(tree)]) == 0
+    found = json.loads(status(capsys, tree, "--json"))
+    assert found["root"] == str(tree)
+    assert found["machines"]["x86_64"]["images"] == 2
+    assert found["machines"]["x86_64"]["arena_used"] == 3 * SLOT
+    drawn = json.loads(output_of_map(capsys, tree))["machines"]["x86_64"]
+    assert found["machines"]["x86_64"]["largest_gap"] == drawn["largest_gap"]
+    assert [one["path"] for one in found["skipped"]] == ["empty.dll"]
+    assert found["lock"]["path"] == str(tree / ".rebaser/rebase.lock")
+    (run,) = found["runs"]
+    assert (run["number"], run["moved"]) == (1, 1)
+
+
+def output_of_map(capsys: pytest.CaptureFixture[str], tree: Path) -> str:
+    assert status_of(["map", str(tree), "--json"]) == 0
+    return capsys.readouterr().out
+
+
+@ROOT_ONLY
+def test_whoever_may_not_look_in_is_told(rebaser: Rebaser, open_tree: Path) -> None:
+    assert rebaser("run", open_tree, "--engine", "builtin").status == 0
+    for folder in ("var/lock", "var/lib/rebaser"):
+        (open_tree / folder).chmod(0o700)
+    text = as_nobody(rebaser, "status", open_tree).out
+    assert "rebase.lock: cannot be looked at (Permission denied)\n" in text
+    assert "runs: cannot be looked at (Permission denied)\n" in text
+
+
+def test_no_lock_is_taken_and_nothing_written(tree: Path) -> None:
+    before = sorted(tree.rglob("*"))
+    times = [os.lstat(path).st_mtime_ns for path in before]
+    assert status_of(["status", str(tree)]) == 0
+    assert sorted(tree.rglob("*")) == before
+    assert [os.lstat(path).st_mtime_ns for path in before] == times
+
+
+def test_usage(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(["status"]) == 2
+    assert status_of(["status", str(tree / "a.dll")]) == 2
+    assert "a.dll" in capsys.readouterr().err

@@ -1,0 +1,226 @@
+"""What a person sees on a real terminal (tmux), 80 and 200 columns wide, dark and light."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pe
+import pytest
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not there: install tmux"),
+]
+
+FLOOR = 0x2_0001_0000
+SLOT = 0x10000
+PATIENCE = 60  # seconds
+
+
+class Terminal:
+    """A tmux session of one window in which one command after the other is typed."""
+
+    def __init__(self, folder: Path, columns: int, background: str) -> None:
+        self.socket = str(folder / "tmux")
+        self.columns = columns
+        self.calls = 0
+        # COLORFGBG is how terminals tell a program whether their background is light.
+        colours = {"dark": "15;0", "light": "0;15"}[background]
+        environment = {
+            **{
+                k: v for k, v in os.environ.items() if not k.startswith(("TMUX", "REBASER", "SAGE"))
+            },
+            "PS1": "$ ",
+            "TERM": "xterm-256color",
+            "COLORFGBG": colours,
+            "LC_ALL": "C.UTF-8",
+            "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+        }
+        for name in ("COLUMNS", "LINES", "NO_COLOR", "CI"):
+            environment.pop(name, None)
+        size = ("-x", str(columns), "-y", "60")
+        subprocess.run(
+            [*self.tmux(), "-f", "/dev/null", "new-session", "-d", *size, "sh"],
+            env=environment,
+            check=True,
+            timeout=20,
+        )
+
+    def tmux(self) -> list[str]:
+        return ["tmux", "-S", self.socket]
+
+    def close(self) -> None:
+        subprocess.run([*self.tmux(), "kill-server"], check=False, timeout=20)
+
+    def screen(self, *options: str) -> str:
+        """Return what is on the screen and above it, a line that was wrapped as one."""
+        text = subprocess.run(
+            [*self.tmux(), "capture-pane", "-p", "-J", "-S", "-1000", *options],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=20,
+        ).stdout
+        return "\n".join(line.rstrip() for line in text.split("\n"))
+
+    def type(self, *words: object) -> None:
+        """Type a call of rebaser; a line that says `NUMBER ended: STATUS` follows it."""
+        call = shlex.join([sys.executable, "-m", "rebaser", *map(str, words)])
+        # The typed line itself must not look like the end.
+        self.calls += 1
+        self.send(f'clear; {call}; echo "{self.calls} end""ed: $?"')
+
+    def send(self, line: str) -> None:
+        subprocess.run([*self.tmux(), "send-keys", "-l", line], check=True, timeout=20)
+        subprocess.run([*self.tmux(), "send-keys", "Enter"], check=True, timeout=20)
+
+    def until(self, seen: Callable[[str], object]) -> str:
+        """Wait until the screen satisfies `seen`; return the screen."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            screen = self.screen()
+            if seen(screen):
+                return screen
+            assert time.monotonic() < deadline, screen
+            time.sleep(0.02)
+
+    def result(self, status: int) -> str:
+        """Wait for the end of the command; return the screen."""
+        screen = self.until(lambda text: re.search(rf"^{self.calls} ended: \d+$", text, re.M))
+        assert f"{self.calls} ended: {status}\n" in screen, screen
+        return screen
+
+
+@pytest.fixture(params=[(80, "dark"), (200, "light")], ids=["80-dark", "200-light"])
+def terminal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Terminal]:
+    terminal = Terminal(tmp_path, *request.param)
+    try:
+        yield terminal
+    finally:
+        terminal.close()
+
+
+def put(path: Path, base: int, slots: int = 1) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pe.build(base=base, data_size=(slots - 1) * SLOT + 0x2000))
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A tree of two DLLs that overlap and one with a terminal escape and markup in its name."""
+    root = tmp_path / "tree"
+    put(root / "lib/a.dll", FLOOR, 3)
+    put(root / "lib/b.dll", FLOOR + 2 * SLOT, 2)
+    put(root / "lib/[red]evil\x1b[5m.dll", FLOOR + 6 * SLOT)
+    return root
+
+
+def test_map(terminal: Terminal, tree: Path) -> None:
+    terminal.type("map", tree)
+    screen = terminal.result(0)
+    lines = screen.splitlines()
+    assert any("x86_64: 3 DLLs, 2 OVERLAPPING" in line for line in lines)
+    row = next(line for line in lines if line.startswith("0x200000000"))
+    assert row.split(" ", 1)[1].startswith(" ▓▓X█··▓")
+    assert row.endswith("<X")
+    assert len(row) == {80: 12 + 64 + 3, 200: 12 + 128 + 3}[terminal.columns]
+    assert "█▓ DLL, next DLL" in screen
+    coloured = terminal.screen("-e")
+    overlap = next(line for line in coloured.splitlines() if line.startswith("0x200000000"))
+    # Bold white on red, so that the overlap is seen on either background.
+    assert re.search(r"\x1b\[1m\x1b\[37m\x1b\[41mX|\x1b\[[0-9;]*41[0-9;]*mX", overlap), overlap
+
+
+def test_map_without_colours(terminal: Terminal, tree: Path) -> None:
+    terminal.send("export NO_COLOR=1")
+    terminal.type("map", tree)
+    assert "3 DLLs, 2 OVERLAPPING" in terminal.result(0)
+    assert "\x1b[41m" not in terminal.screen("-e")
+
+
+def test_check(terminal: Terminal, tree: Path) -> None:
+    terminal.type("check", tree)
+    screen = terminal.result(1)
+    assert "lib/a.dll" in screen
+    assert "lib/b.dll" in screen
+    assert "\\x1b[5m" in screen
+    assert "[red]evil" in screen
+    assert "rebaser run " in screen
+    assert "\x1b[5m" not in terminal.screen("-e")
+
+
+def test_run_ends_with_a_summary(terminal: Terminal, tree: Path) -> None:
+    terminal.type("run", tree, "--engine", "builtin")
+    screen = terminal.result(0)
+    assert "moved 1 of 3 images" in screen
+    assert "no overlap is left" in screen
+    assert "[red]evil\\x1b[5m.dll" in screen
+    terminal.type("run", tree)
+    assert "nothing to do" in terminal.result(0)
+
+
+def test_run_shows_its_progress(terminal: Terminal, tmp_path: Path) -> None:
+    root = tmp_path / "large"
+    for number in range(1500):
+        put(root / f"{number}.dll", 0x1_8000_0000, 2)
+    terminal.type("run", root, "--engine", "builtin", "--jobs", "2")
+    bar = re.compile(r"staging .*━.*(MB|GB|kB)|committing .*━.*\d+/1500")
+    seen = terminal.until(lambda text: bar.search(text) or "ended:" in text)
+    line = bar.search(seen)
+    assert line, seen
+    assert len(line[0]) < terminal.columns
+    screen = terminal.result(0)
+    assert "moved 1,500 of 1,500 images" in screen
+    assert "━" not in screen  # the bar is taken away
+    assert "and 1,480 more like these" in screen
+
+
+def test_run_names_who_holds_the_lock(terminal: Terminal, tree: Path) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-m", "rebaser", "lock", "--root", str(tree), "--", "sleep", "600"]
+    )
+    try:
+        lock = tree / ".rebaser/rebase.lock"
+        deadline = time.monotonic() + PATIENCE
+        while not lock.exists() or Path(f"/proc/{holder.pid}/comm").read_text() != "sleep\n":
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        terminal.type("run", tree)
+        words = f" by pid {holder.pid} (sleep 600)"
+        terminal.until(lambda text: words in text)
+    finally:
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    assert "no overlap is left" in terminal.result(0)
+
+
+def test_an_interrupt_is_one_line(terminal: Terminal, tmp_path: Path) -> None:
+    root = tmp_path / "large"
+    for number in range(1500):
+        put(root / f"{number}.dll", 0x1_8000_0000, 2)
+    terminal.type("run", root, "--engine", "builtin", "--jobs", "2")
+    terminal.until(lambda text: "━" in text or "ended:" in text)
+    subprocess.run([*terminal.tmux(), "send-keys", "C-c"], check=True, timeout=20)
+    screen = terminal.result(130)
+    assert "interrupted" in screen
+    assert "Traceback" not in screen
+    assert "━" not in screen
+
+
+def test_status_and_help(terminal: Terminal, tree: Path) -> None:
+    terminal.type("status", tree)
+    assert "2 overlapping" in terminal.result(0)
+    terminal.type("run", "--help")
+    screen = terminal.result(0)
+    assert "--only-from FILE" in screen
+    options = [line for line in screen.splitlines() if line.startswith("  --")]
+    assert max(map(len, options)) < terminal.columns

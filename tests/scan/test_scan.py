@@ -1,0 +1,274 @@
+"""The scan: what is looked at, what is trusted, and what may not be."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from trees import FLOOR, LINKERS, add_dll, make_tree
+
+from rebaser.scan import snapshot as snapshots
+from rebaser.scan.snapshot import Snapshot
+from rebaser.scan.walk import Rules, Scan, scan, scan_until
+from rebaser.state.folder import State
+
+LATER = 1 << 62  # a time, in nanoseconds, after all changes: nothing is racy
+
+
+def look(root: Path, before: Snapshot | None = None, rules: Rules | None = None) -> Scan:
+    """Scan a tree with what was remembered."""
+    found = scan(str(root), rules or Rules(), before or snapshots.blank())
+    assert found is not None
+    return found
+
+
+def remembered(found: Scan, now: int = LATER, root: Path | None = None) -> Snapshot:
+    """Return what the next run knows, as if it had been written and read."""
+    device = os.stat(root).st_dev if root else next(iter(found.snapshot.folders.values())).stat[3]
+    return snapshots.load(snapshots.dump(snapshots.trusted(found.snapshot, now, device)))
+
+
+def paths(found: Scan) -> set[str]:
+    """Return the paths of the files that were found."""
+    return {path for path, _ in found.snapshot.files()}
+
+
+def base_of(found: Scan, path: str) -> int:
+    """Return the base that the scan has for a file."""
+    return next(seen.base for name, seen in found.snapshot.files() if name == path)
+
+
+def read_again(found: Scan) -> set[str]:
+    """Return the images that the scan had to read."""
+    return set(found.images)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Return a tree of three DLLs in two folders."""
+    root = make_tree(tmp_path / "tree", 2)
+    add_dll(root / "lib/deep/y.so", 0x5_0000_0000)
+    return root
+
+
+def test_what_is_of_interest(tmp_path: Path) -> None:
+    wanted = [
+        "a.dll",
+        "b.DLL",
+        "lib/c.So",
+        "lib/d.fas",
+        "lib/e.oct",
+        "lib/f.mex",
+        "lib/g.eln",
+        "lib/h.pyd",
+        "lib/libz.dll.dll",
+        "share/mingw32/i.dll",
+        "usr/sys-root/j.dll",
+        "lib/var/tmp/k.dll",
+        ".hidden/l.dll",
+        "[x] (y)\n/m.dll",
+    ]
+    unwanted = [
+        "a.exe",
+        "libx.so.1",
+        "x.dll.a",
+        "dll",
+        "var/tmp/a.dll",
+        "var/lib/rebaser/a.dll",
+        ".rebaser/a.dll",
+        "lib/.rebaser/staging-x/a.dll",
+        "usr/x86_64-w64-mingw32/sys-root/mingw/a.dll",
+        "sys-root/mingw/a.dll",
+        "mingw32/a.dll",
+        "mingw64/bin/a.dll",
+        "ucrt64/a.dll",
+        "clang32/a.dll",
+        "clang64/a.dll",
+        "clangarm64/a.dll",
+    ]
+    for name in [*wanted, *unwanted]:
+        add_dll(tmp_path / name)
+    (tmp_path / "folder.dll").mkdir()
+    os.symlink("a.dll", tmp_path / "link.dll")
+    os.symlink(".", tmp_path / "loop")
+    os.symlink("lib", tmp_path / "other")
+    os.symlink("nowhere", tmp_path / "broken.dll")
+    os.mkfifo(tmp_path / "pipe.dll")
+    found = look(tmp_path)
+    assert paths(found) == set(wanted)
+    assert found.failed == []
+
+
+def test_suffixes_and_globs(tmp_path: Path) -> None:
+    for name in ("a.dll", "b.Node", "lib/c.dll", "lib/skip/d.dll", "x/skip/e.dll", "[1].dll"):
+        add_dll(tmp_path / name)
+    rules = Rules((".node",), ("lib/skip", "x/*", "[[]1].dll"))
+    assert paths(look(tmp_path, rules=rules)) == {"a.dll", "b.Node", "lib/c.dll"}
+
+
+def test_an_unchanged_tree_is_not_read_again(root: Path) -> None:
+    first = look(root)
+    assert not first.unchanged
+    assert len(read_again(first)) == 3
+    second = look(root, remembered(first))
+    assert second.unchanged
+    assert read_again(second) == set()
+    assert dict(second.snapshot.files()) == dict(first.snapshot.files())
+
+
+def test_other_rules_start_anew(root: Path) -> None:
+    add_dll(root / "bin/z.node")
+    first = look(root)
+    second = look(root, remembered(first), Rules((".node",)))
+    assert "bin/z.node" in paths(second)
+    # The files that both know need not be read again.
+    assert read_again(second) == {"bin/z.node"}
+
+
+def test_what_is_new_changed_or_gone(root: Path) -> None:
+    before = remembered(look(root))
+    add_dll(root / "bin/x000.dll", 0x5_5000_0000, data_size=0x9000)
+    add_dll(root / "bin/new/n.dll")
+    (root / "bin/x001.dll").unlink()
+    shutil.rmtree(root / "lib")
+    found = look(root, before)
+    assert paths(found) == {"bin/x000.dll", "bin/new/n.dll"}
+    assert base_of(found, "bin/x000.dll") == 0x5_5000_0000
+    assert not found.unchanged
+    assert found.failed == []
+
+
+def set_times(path: Path, st: os.stat_result) -> None:
+    """Set a file's or folder's times back, as `cp -Rp` and `tar -x` do."""
+    os.utime(path, ns=(st.st_atime_ns, st.st_mtime_ns), follow_symlinks=False)
+
+
+def test_a_folder_whose_time_was_set_back(root: Path) -> None:
+    before = remembered(look(root))
+    st = os.stat(root / "bin")
+    add_dll(root / "bin/late.dll")
+    set_times(root / "bin", st)
+    assert os.stat(root / "bin").st_mtime_ns == st.st_mtime_ns
+    assert "bin/late.dll" in paths(look(root, before))
+
+
+def test_a_rebase_by_somebody_else(root: Path) -> None:
+    """Only the ImageBase changes, size and modification time do not: Cygwin's rebase at work."""
+    first = look(root)
+    file = root / "bin/x000.dll"
+    st = os.stat(file)
+    offset = first.images["bin/x000.dll"].base_offset
+    with open(file, "r+b") as dll:
+        dll.seek(offset)
+        dll.write(FLOOR.to_bytes(8, "little"))
+    set_times(file, st)
+    now = os.stat(file)
+    assert (now.st_size, now.st_mtime_ns) == (st.st_size, st.st_mtime_ns)
+    # Even where the change time tells nothing either, as on FAT: put the new one into the memory.
+    before = remembered(first)
+    folder = before.folders["bin"]
+    rows = [
+        (row[0], row[1], now.st_ctime_ns, *row[3:]) if name == "x000.dll" else row
+        for name, row in zip(folder.names, folder.files)
+    ]
+    before.folders["bin"] = folder._replace(files=rows)
+    found = look(root, before)
+    assert base_of(found, "bin/x000.dll") == FLOOR
+    assert read_again(found) == {"bin/x000.dll"}
+
+
+def test_another_file_of_the_same_size_and_time(root: Path) -> None:
+    before = remembered(look(root))
+    file = root / "lib/deep/y.so"
+    st = os.stat(file)
+    other = root / "lib/deep/other"
+    add_dll(other, 0x5_0000_0000, words=(0x1000,))  # the same base, another table
+    os.replace(other, file)
+    set_times(file, st)
+    set_times(file.parent, os.stat(file.parent))
+    assert (os.stat(file).st_size, os.stat(file).st_mtime_ns) == (st.st_size, st.st_mtime_ns)
+    assert read_again(look(root, before)) == {"lib/deep/y.so"}
+
+
+def test_overwritten_in_the_same_tick_of_the_clock(root: Path) -> None:
+    """The rule for racy entries: what changed at or after the scan's own time is not trusted."""
+    first = look(root)
+    st = os.stat(root / "bin/x000.dll")
+    before = remembered(first, now=st.st_ctime_ns)
+    found = look(root, before)
+    assert "bin/x000.dll" in read_again(found)
+    # A tick later it is trusted.
+    after = max(os.stat(p).st_ctime_ns for p in [root, *root.rglob("*")]) + 1
+    assert look(root, remembered(first, now=after)).unchanged
+
+
+def test_a_folder_that_became_a_link_to_elsewhere(root: Path, tmp_path: Path) -> None:
+    before = remembered(look(root))
+    os.rename(root / "lib", tmp_path / "elsewhere")
+    os.symlink(tmp_path / "elsewhere", root / "lib")
+    found = look(root, before)
+    assert paths(found) == {"bin/x000.dll", "bin/x001.dll"}
+    assert found.failed == []
+
+
+def test_a_file_that_became_a_link_or_a_folder(root: Path) -> None:
+    before = remembered(look(root))
+    (root / "bin/x000.dll").unlink()
+    os.symlink("x001.dll", root / "bin/x000.dll")
+    (root / "lib/deep/y.so").unlink()
+    (root / "lib/deep/y.so").mkdir()
+    found = look(root, before)
+    assert paths(found) == {"bin/x001.dll"}
+    assert found.failed == []
+
+
+def test_hard_links_come_and_go(root: Path) -> None:
+    before = remembered(look(root))
+    os.link(root / "bin/x000.dll", root / "bin/again.dll")
+    found = look(root, before)
+    assert {seen.links for path, seen in found.snapshot.files() if "y.so" not in path} == {1, 2}
+    assert len(paths(found)) == 4
+
+
+def test_stops_where_it_is_told(root: Path) -> None:
+    asked = []
+
+    def stop(path: str, seen: snapshots.Seen, fault: str) -> bool:
+        asked.append((path, seen.base, fault))
+        return True
+
+    assert scan_until(stop, str(root), Rules(), snapshots.blank()) is None
+    assert asked == [("bin/x000.dll", LINKERS, "")]
+
+
+def test_progress_counts_files(root: Path) -> None:
+    seen: list[int] = []
+    scan(str(root), Rules(), snapshots.blank(), progress=seen.append)
+    assert sum(seen) == 3
+
+
+def test_memory_of_the_state_folder(root: Path) -> None:
+    """What is saved is what is loaded, and only the racy is left out."""
+    state = State(str(root / "var/lib/rebaser"), str(root))
+    state.make()
+    now = state.time()
+    assert now.folders_move
+    found = look(root)
+    state.save_snapshot(found.snapshot, now)
+    loaded = state.load_snapshot(lambda text: pytest.fail(text))
+    again = look(root, loaded)
+    assert read_again(again) == set()
+    assert again.snapshot.folders["bin"] == found.snapshot.folders["bin"]
+
+
+def test_folders_of_a_file_system_without_folder_times(root: Path) -> None:
+    state = State(str(root / "var/lib/rebaser"), str(root))
+    state.make()
+    now = state.time()
+    found = look(root)
+    state.save_snapshot(found.snapshot, now._replace(folders_move=False))
+    loaded = state.load_snapshot(lambda text: pytest.fail(text))
+    assert all(folder.stat[0] == snapshots.NEVER for folder in loaded.folders.values())
+    assert read_again(look(root, loaded)) == set()  # the files are trusted all the same

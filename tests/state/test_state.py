@@ -1,0 +1,220 @@
+"""The state folder: losing or damaging it costs time, never more."""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from pathlib import Path
+
+import pytest
+from trees import Rebaser, add_dlls, bases, left_over, overlaps
+
+from rebaser.scan import snapshot as snapshots
+from rebaser.state import records
+from rebaser.state.folder import State, StateError
+from rebaser.state.records import Request
+
+STATE = "var/lib/rebaser"
+
+
+def test_layout(rebaser: Rebaser, tree: Path) -> None:
+    assert rebaser("run", tree).status == 0
+    state = tree / STATE
+    assert sorted(p.name for p in state.iterdir()) == ["runs", "seen", "state.lock"]
+    assert [p.name for p in (state / "runs").iterdir()] == ["1.json"]
+    assert (tree / "var/lock/rebase.lock").is_file()
+    assert not (tree / ".rebaser").exists()
+
+
+def test_layout_without_var(rebaser: Rebaser, tmp_path: Path) -> None:
+    add_dlls(tmp_path, 3)
+    assert rebaser("run", tmp_path).status == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".rebaser", "bin"]
+    assert sorted(p.name for p in (tmp_path / ".rebaser").iterdir()) == [
+        "rebase.lock",
+        "runs",
+        "seen",
+        "state.lock",
+    ]
+
+
+def test_places_by_option_and_environment(rebaser: Rebaser, tree: Path, tmp_path: Path) -> None:
+    lock, state = tmp_path / "a/lock", tmp_path / "b/state"
+    assert rebaser("run", tree, "--lock-file", lock, "--state-dir", state).status == 0
+    assert lock.is_file()
+    assert (state / "seen").is_file()
+    assert left_over(tree) == []
+    assert not (tree / STATE).exists()
+    assert not (tree / ".rebaser").exists(), "staging is inside ROOT, and is gone"
+    add_dlls(tree, 2, first=50)
+    places = {"REBASER_LOCK_FILE": str(tmp_path / "c"), "REBASER_STATE_DIR": str(tmp_path / "d")}
+    assert rebaser("run", tree, env=places).status == 0
+    assert (tmp_path / "c").is_file()
+    assert (tmp_path / "d/seen").is_file()
+    assert not overlaps(tree)
+
+
+def damage_truncate(data: bytes) -> bytes:
+    """Cut a file in the middle."""
+    return data[: len(data) // 2]
+
+
+def damage_flip(data: bytes) -> bytes:
+    """Flip a bit in the middle."""
+    return data[:50] + bytes([data[50] ^ 4]) + data[51:]
+
+
+def damage_version(data: bytes) -> bytes:
+    """Write another version."""
+    return data[:8] + struct.pack("<I", snapshots.VERSION + 1) + data[12:]
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (damage_truncate, "it is damaged"),
+        (damage_flip, "it is damaged"),
+        (damage_version, "it has version 2, and this rebaser knows 1"),
+        (lambda data: b"", "it is cut short"),
+        (lambda data: b"#!/bin/sh\n" * 20, "it is not rebaser's"),
+    ],
+)
+def test_a_lost_memory_is_a_cold_start_with_one_warning(
+    rebaser: Rebaser, tree: Path, damage: object, words: str
+) -> None:
+    rebaser.report("run", tree)
+    after = bases(tree)
+    seen = tree / STATE / "seen"
+    seen.write_bytes(damage(seen.read_bytes()))  # type: ignore[operator]
+    result = rebaser("run", tree)
+    assert result.status == 0, result.words
+    assert result.err.count("\n") == 1, result.words
+    assert f"{seen} cannot be used ({words}); every image is read again" in result.err
+    assert "nothing to do" in result.out
+    assert bases(tree) == after
+    # It was mended.
+    assert rebaser("run", tree).err == ""
+
+
+def test_a_memory_that_is_gone(rebaser: Rebaser, tree: Path) -> None:
+    rebaser.report("run", tree)
+    (tree / STATE / "seen").unlink()
+    result = rebaser("run", tree)
+    assert (result.status, result.err) == (0, "")
+    assert (tree / STATE / "seen").exists()
+
+
+@pytest.mark.parametrize("what", ["folder", "fifo", "link"])
+def test_a_memory_that_is_no_file(rebaser: Rebaser, tree: Path, what: str, tmp_path: Path) -> None:
+    rebaser.report("run", tree)
+    seen = tree / STATE / "seen"
+    data = seen.read_bytes()
+    seen.unlink()
+    if what == "folder":
+        seen.mkdir()
+    elif what == "fifo":
+        os.mkfifo(seen)
+    else:
+        (tmp_path / "planted").write_bytes(data)
+        os.symlink(tmp_path / "planted", seen)
+    result = rebaser("run", tree, timeout=20)
+    assert result.status == 0, result.words
+    assert str(seen) in result.err
+    assert "every image is read again" in result.err
+    if what == "link":
+        assert (tmp_path / "planted").read_bytes() == data
+
+
+def test_damaged_records_cost_nothing(rebaser: Rebaser, tree: Path) -> None:
+    rebaser.report("run", tree)
+    for number, text in enumerate(
+        ["", "[]", "null", '{"request": 1}', "{" * 100_000, "\xff", '{"number": "x"}'], 2
+    ):
+        (tree / STATE / f"runs/{number}.json").write_text(text, encoding="latin-1")
+    (tree / STATE / "runs/x.json").write_text("{}")
+    (tree / STATE / "runs/007.json").write_text("{}")
+    add_dlls(tree, 2, first=20)
+    assert rebaser.report("run", tree)["run"] == 9
+    assert not overlaps(tree)
+
+
+def test_records_are_few(tree: Path) -> None:
+    state = State(str(tree / STATE), str(tree))
+    state.make()
+    for number in range(1, 50):
+        record = records.begin(state, Request(""))
+        assert record.number == number
+        assert records.newest_number(state) == number
+    names = sorted(p.name for p in (tree / STATE / "runs").iterdir())
+    assert len(names) <= records.KEPT_RECORDS + 1
+    assert "49.json" in names
+
+
+def test_names_that_only_look_like_records(tree: Path) -> None:
+    state = State(str(tree / STATE), str(tree))
+    state.make()
+    for name in ("٣.json", "0005.json", "-1.json", "1.5.json", ".json"):
+        (tree / STATE / "runs" / name).write_text("{}")
+    for _ in range(records.KEPT_RECORDS + 5):
+        records.begin(state, Request(""))
+    assert records.newest_number(state) > records.KEPT_RECORDS
+
+
+def test_a_staging_folder_that_was_left(rebaser: Rebaser, tree: Path) -> None:
+    rebaser.report("run", tree)
+    staging = tree / STATE / "staging"
+    (staging / "deep").mkdir(parents=True)
+    (staging / "0000001.dll").write_bytes(b"half")
+    report = rebaser.report("run", tree)
+    assert report["moved"] == []
+    assert not staging.exists()
+
+
+def test_time_is_the_file_systems_own(tree: Path) -> None:
+    state = State(str(tree / STATE), str(tree))
+    state.make()
+    file = tree / "bin/x000.dll"
+    os.utime(file)
+    now = state.time()
+    assert os.stat(file).st_ctime_ns < now.nanoseconds
+    assert now.device == os.stat(tree).st_dev
+    assert now.before(1).nanoseconds < now.nanoseconds - 10**9
+
+
+def test_a_file_that_is_written_whole(tree: Path) -> None:
+    state = State(str(tree / STATE), str(tree))
+    state.make()
+    target = tree / STATE / "seen"
+    state.write(str(target), b"one")
+    target.chmod(0o444)
+    state.write(str(target), b"two")
+    assert target.read_bytes() == b"two"
+    with pytest.raises(StateError, match="cannot be written"):
+        state.write(str(tree / "nowhere/x"), b"")
+    assert os.listdir(tree / STATE / "staging") == []
+
+
+def test_a_state_folder_that_cannot_be_made(rebaser: Rebaser, tree: Path) -> None:
+    (tree / "var/lib").write_text("a file")
+    result = rebaser("run", tree)
+    assert result.status == 1
+    assert f"{tree}/var/lib/rebaser" in result.err
+    assert "nothing was changed" in result.err
+    assert "--state-dir" in result.err
+    assert len(overlaps(tree)) == 15
+
+
+def test_the_record_says_what_was_done(rebaser: Rebaser, tree: Path) -> None:
+    began = int(time.time())
+    report = rebaser.report("run", tree)
+    record = next(records.newest_first(State(str(tree / STATE), str(tree))))
+    assert record.number == report["run"] == 1
+    assert record.moved == len(report["moved"])
+    assert record.bytes_written == report["bytes_written"]
+    assert record.failed == ()
+    assert record.overlaps == ()
+    assert record.engine == "builtin"
+    assert record.finished is not None
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began))
+    assert stamp <= record.began <= record.finished
