@@ -5,10 +5,10 @@ from __future__ import annotations
 from cygwin.address_space import GRANULARITY, slot_size
 from rebaser.options import Options
 from rebaser.plan.placement import must_move
+from rebaser.plan.request import Request
 from rebaser.plan.survey import LARGEST
 from rebaser.scan.skip import skip_reason
 from rebaser.scan.snapshot import DYNAMIC_BASE, Seen
-from rebaser.state.records import Request
 
 
 class Work:

@@ -22,14 +22,32 @@ class Seconds(NamedTuple):
     """How long the lock was held exclusively."""
 
 
+class Group(NamedTuple):
+    """DLLs that hang together by overlaps, in order of address; they occupy `[low, high)`.
+
+    `cure` is "run" where a run can move one of them, else None. `ours`: one of those that can move
+    is among what was asked for.
+    """
+
+    machine: int
+    low: int
+    high: int
+    paths: tuple[str, ...]
+    cure: str | None
+    ours: bool = True
+
+
 class Report(NamedTuple):
     """The result of a run.
 
-    Paths are relative to the root; `skipped` and `failed` are (path, reason), `overlaps` two paths.
+    Paths are relative to the root; `skipped` and `failed` are (path, reason). `engine` is who
+    relocated, None where nobody was asked. `unfinished` are those that changed under our hands.
+    `overlaps` are left and concern what was asked for; `others` is how many other DLLs overlap and
+    would be moved by a run for everything. `settings` is the file of options that was read.
     """
 
     root: str
-    engine: str
+    engine: str | None
     engine_version: str | None = None
     run: int | None = None
     covered_by: int | None = None
@@ -39,13 +57,19 @@ class Report(NamedTuple):
     moved: tuple[Move, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
     failed: tuple[tuple[str, str], ...] = ()
-    overlaps: tuple[tuple[str, str], ...] = ()
+    unfinished: tuple[str, ...] = ()
+    overlaps: tuple[Group, ...] = ()
+    others: int = 0
     bytes_written: int = 0
     seconds: Seconds = Seconds()
     planned: bool = False
     """The moves were planned only (--dry-run)."""
+    settings: str | None = None
+    strict: bool = False
+    """What no run cures counts for the exit status too."""
 
     @property
     def exit_status(self) -> int:
-        """0 where no overlap is left and nothing failed, else 1."""
-        return 1 if self.overlaps or self.failed else 0
+        """0 where nothing is left that this run could have done, else 1."""
+        left = any(group.ours or self.strict for group in self.overlaps)
+        return int(left or bool(self.failed or self.unfinished))

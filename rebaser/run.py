@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from rebaser.files import on_cygwin
 from rebaser.options import Options
 from rebaser.plan.databases import database_files
+from rebaser.plan.request import Request
 from rebaser.progress import Progress, Quiet
 from rebaser.report import Report, Seconds
 from rebaser.scan import snapshot as snapshots
@@ -19,7 +20,7 @@ from rebaser.scan.walk import Scan, scan, scan_folders, scan_until
 from rebaser.state import records
 from rebaser.state.folder import FileSystemTime, State, StateError
 from rebaser.state.lock import LockError, TreeLock
-from rebaser.state.records import Record, Request
+from rebaser.state.records import Record
 from rebaser.tree import Tree
 
 # A run with nothing to do imports nothing but the above: planning and applying are imported where
@@ -41,6 +42,7 @@ def run(
     only: frozenset[str] | None = None,
     wait: float | None = None,
     dry_run: bool = False,
+    strict: bool = False,
     jobs: int = 8,
     progress: Progress | None = None,
 ) -> Report:
@@ -57,7 +59,7 @@ def run(
     finally:
         job.progress.close()
     job.seconds["total"] = time.monotonic() - began
-    return report._replace(seconds=Seconds(**job.seconds))
+    return report._replace(seconds=Seconds(**job.seconds), strict=strict)
 
 
 class _Run:
@@ -145,7 +147,9 @@ class _Run:
         report = self._report(look)
         # An unchanged tree is planned where the options or Cygwin's database are other ones than
         # last time; not once more, if the next look has the same.
-        settles = self.request.is_for_all and not (report.exit_status or self.options.avoid)
+        settles = self.request.is_for_all and not (
+            report.exit_status or report.overlaps or self.options.avoid
+        )
         return report, None if found.unchanged and not settles else found
 
     def _work(self, lock: TreeLock) -> Report:
@@ -267,6 +271,8 @@ class _Run:
             skipped.update(applied.skipped)
             failed.update(applied.failed)
             moved = tuple(sorted(applied.moved, key=lambda move: move.path))
+        changed = applied.changed if applied else set()
+        overlaps, others = self._planning.left(look, moved, changed)
         return Report(
             root=self.tree.root,
             engine=self._engine_name(),
@@ -277,7 +283,9 @@ class _Run:
             moved=moved,
             skipped=tuple(sorted(skipped.items())),
             failed=tuple(pair for pair in sorted(failed.items()) if self.request.concerns(pair[0])),
-            overlaps=self._planning.overlaps(look, moved, applied.changed if applied else ()),
+            unfinished=tuple(p for p in sorted(changed) if os.path.lexists(self.tree.path(p))),
+            overlaps=overlaps,
+            others=others,
             bytes_written=sum(look.survey.sources[move.path].seen.size for move in moved),
         )
 
@@ -288,7 +296,8 @@ class _Run:
             engine=record.engine,
             covered_by=record.number,
             failed=tuple(pair for pair in record.failed if self.request.concerns(pair[0])),
-            overlaps=tuple(p for p in record.overlaps if any(map(self.request.names, p))),
+            unfinished=tuple(filter(self.request.names, record.unfinished)),
+            overlaps=tuple(g for g in record.overlaps if any(map(self.request.names, g.paths))),
         )
 
     # What is kept for the next run.
@@ -303,7 +312,7 @@ class _Run:
 
         `done`: nothing is left of what this run was asked for.
         """
-        if not report.exit_status and (
+        if not (report.exit_status or report.overlaps) and (
             (done and self.request.is_for_all) or self._planning.is_settled(seen)
         ):
             seen = seen._replace(settled=self._settled_key())
@@ -374,6 +383,7 @@ class _Run:
             moved=len(report.moved),
             bytes_written=report.bytes_written,
             failed=report.failed,
+            unfinished=report.unfinished,
             overlaps=report.overlaps,
         )
         try:

@@ -84,6 +84,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     how.add_argument(
         "--dry-run", action="store_true", help="print the plan; change nothing, take no lock"
     )
+    how.add_argument(
+        "--strict",
+        action="store_true",
+        help="end with status 1 also for overlaps that no run cures, of signed DLLs for example",
+    )
     wait = how.add_mutually_exclusive_group()
     wait.add_argument(
         "--wait", metavar="SECONDS", type=_seconds, help="how long the lock may take (default: any)"
@@ -123,6 +128,7 @@ def main(arguments: Namespace) -> int:
         only=only,
         wait=arguments.wait,
         dry_run=arguments.dry_run,
+        strict=arguments.strict,
         jobs=arguments.jobs,
         progress=make_progress(arguments.progress, arguments.quiet or arguments.json),
     )
@@ -140,7 +146,7 @@ def _of_concern(
     report: Report, scope: str, only: frozenset[str] | None
 ) -> tuple[tuple[str, str], ...]:
     """Return what was skipped of the files that were asked for, or overlaps one of them."""
-    overlapping = {path for pair in report.overlaps for path in pair}
+    overlapping = {path for group in report.overlaps for path in group.paths}
     return tuple(
         (path, reason)
         for path, reason in report.skipped
@@ -152,10 +158,19 @@ def print_json(report: Report) -> None:
     """Print the report as one JSON object."""
     import json
 
-    pairs = {
+    pairs: dict[str, object] = {
         "skipped": [{"path": path, "reason": reason} for path, reason in report.skipped],
         "failed": [{"path": path, "reason": reason} for path, reason in report.failed],
-        "overlaps": [list(pair) for pair in report.overlaps],
+        "unfinished": list(report.unfinished),
+        "overlaps": [
+            {
+                "low": address(group.low),
+                "high": address(group.high),
+                "paths": list(group.paths),
+                "cure": group.cure,
+            }
+            for group in report.overlaps
+        ],
     }
     seconds = {name: round(value, 6) for name, value in report.seconds._asdict().items()}
     print(
@@ -182,6 +197,7 @@ def print_json(report: Report) -> None:
                     for move in report.moved
                 ],
                 **pairs,
+                "others": report.others,
                 "bytes_written": report.bytes_written,
                 "seconds": seconds,
             }
@@ -242,7 +258,7 @@ def print_trouble(report: Report) -> None:
     print_lines([f"failed {path}: {reason}" for path, reason in report.failed], shown, sys.stderr)
     if report.overlaps:
         print_lines(
-            [f"overlap left: {one} and {other}" for one, other in report.overlaps],
+            [f"overlap left: {' and '.join(group.paths)}" for group in report.overlaps],
             SHOWN,
             sys.stderr,
         )

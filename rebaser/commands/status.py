@@ -165,7 +165,7 @@ def _print_json(
                         "moved": record.moved,
                         "bytes_written": record.bytes_written,
                         "failed": [{"path": p, "reason": r} for p, r in record.failed],
-                        "overlaps": [list(pair) for pair in record.overlaps],
+                        "overlaps": [list(group.paths) for group in record.overlaps],
                     }
                     for record in records
                 ],

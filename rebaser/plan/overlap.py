@@ -1,9 +1,11 @@
-"""Which images lie on the same slots; pure."""
+"""Which images lie on the same addresses; pure."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+
+from rebaser.report import Group
 
 # Of pairs that overlap no more are reported: they grow with the square of the images at one base.
 MOST_PAIRS = 10_000
@@ -35,22 +37,44 @@ def pairs_with(named: Collection[str], spans: Iterable[Span]) -> Iterator[tuple[
             yield low, high
 
 
-def clusters(spans: Iterable[Span]) -> list[Sequence[Span]]:
+def clusters(spans: Iterable[Span]) -> list[list[Span]]:
     """Return the groups of spans that hang together by overlaps, those of two or more alone.
 
     However many images lie at one address, each is named once here; their pairs grow with the
     square of their number.
     """
-    found: list[Sequence[Span]] = []
+    found: list[list[Span]] = []
     group: list[Span] = []
     reach = -1
     for span in sorted(spans, key=lambda s: (s.low, s.high, s.path)):
         if span.low >= reach:
-            if len(group) > 1:
-                found.append(group)
+            found.append(group)
             group = []
         group.append(span)
         reach = max(reach, span.high)
-    if len(group) > 1:
-        found.append(group)
+    return [group for group in (*found, group) if len(group) > 1]
+
+
+def groups(
+    by_machine: Mapping[int, Iterable[Span]], stuck: Collection[str], asked: Collection[str]
+) -> list[Group]:
+    """Return the overlaps of each machine.
+
+    No run moves the paths in `stuck`; those in `asked` are what was asked for.
+    """
+    found = []
+    for machine, spans in sorted(by_machine.items()):
+        for cluster in clusters(spans):
+            paths = tuple(span.path for span in cluster)
+            free = [path for path in paths if path not in stuck]
+            found.append(
+                Group(
+                    machine,
+                    cluster[0].low,
+                    max(span.high for span in cluster),
+                    paths,
+                    "run" if free else None,
+                    any(path in asked for path in free),
+                )
+            )
     return found

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from itertools import islice
 
 from rebaser.options import Options
-from rebaser.plan.overlap import MOST_PAIRS, overlapping_pairs, pairs_with
+from rebaser.plan.overlap import clusters, groups
 from rebaser.plan.placement import Move, NoRoomError, Plan, make_plan
+from rebaser.plan.request import Request
 from rebaser.plan.reserved import in_tree, reservations
 from rebaser.plan.survey import Survey, spans, survey
+from rebaser.report import Group
 from rebaser.scan.snapshot import Snapshot
 from rebaser.scan.walk import Scan
-from rebaser.state.records import Request
 from rebaser.tree import Tree
 
 
@@ -56,15 +56,30 @@ class Planning:
         images_now = replace(look.survey, images=images)
         return replace(look, survey=images_now, plan=self._plan(images_now))
 
-    def overlaps(
+    def left(
         self, look: Look, moved: Collection[Move], gone: Collection[str]
-    ) -> tuple[tuple[str, str], ...]:
-        """Return the pairs that are left and concern what may move.
+    ) -> tuple[tuple[Group, ...], int]:
+        """Return the overlaps that are left, and how many other DLLs a run for all would move.
 
-        Those in `gone` changed under our hands: they lie elsewhere by now, and whoever put them
-        there runs rebaser again.
+        The overlaps are those that concern what may move. What is in `gone` changed under our
+        hands: it may lie elsewhere by now, and is told by itself.
         """
-        return tuple(islice(self._pairs(look.survey, moved, gone), MOST_PAIRS))
+        images = look.survey
+        asked = {
+            path
+            for path, source in images.sources.items()
+            if any(map(self._request.names, source.names))
+        }
+        found = groups(
+            spans(images.images, images.dlls.difference(gone), moved),
+            {path for path, _ in images.skipped},
+            asked,
+        )
+        ours = tuple(group for group in found if not asked.isdisjoint(group.paths))
+        others = sum(
+            len(group.paths) for group in found if group.cure and asked.isdisjoint(group.paths)
+        )
+        return ours, others
 
     def is_settled(self, seen: Snapshot) -> bool:
         """Return whether nothing is left to do in the whole tree, whatever was asked for."""
@@ -74,11 +89,7 @@ class Planning:
                 return False
         except NoRoomError:
             return False
-        return not any(
-            True
-            for of_machine in spans(images.images, images.dlls).values()
-            for _ in overlapping_pairs(of_machine)
-        )
+        return not any(map(clusters, spans(images.images, images.dlls).values()))
 
     def _survey(self, now: Snapshot, before: Snapshot, may_move: Callable[[str], bool]) -> Survey:
         return survey(
@@ -92,15 +103,3 @@ class Planning:
 
     def _plan(self, images: Survey) -> Plan:
         return make_plan(images.images.values(), self._options.arenas, self._reserved.ranges)
-
-    def _pairs(
-        self, images: Survey, moved: Collection[Move], gone: Collection[str]
-    ) -> Iterator[tuple[str, str]]:
-        named = {
-            path
-            for path, source in images.sources.items()
-            if any(map(self._request.names, source.names))
-        }
-        for of_machine in spans(images.images, images.dlls.difference(gone), moved).values():
-            for low, high in pairs_with(named, of_machine):
-                yield low.path, high.path

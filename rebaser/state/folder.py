@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat as modes
 import time
@@ -142,6 +143,14 @@ class State:
             and folder.startswith(self.root.rstrip("/") + "/")
             and os.path.realpath(folder) == folder
         )
+
+    def read(self, path: str, most: int) -> bytes:
+        """Return what a state file holds. Raises OSError, also for more than `most` bytes."""
+        with os.fdopen(open_to_read(path), "rb") as file:
+            st = os.fstat(file.fileno())
+            if not modes.S_ISREG(st.st_mode) or st.st_size > most:
+                raise OSError(errno.EINVAL, "it is no file of rebaser's", path)
+            return file.read()
 
     def write(self, path: str, data: bytes) -> None:
         """Replace a state file. Raises StateError; then the old one is still there."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from rebaser.plan.request import Request
+from rebaser.report import Group
 from rebaser.state.folder import State, StateError
 
 KEPT_RECORDS = 30
@@ -16,59 +18,23 @@ KEPT_RECORDS = 30
 # No tree sees so many runs; a made-up name must not make the next number as long.
 LONGEST_NAME = len("999999999.json")
 
-
-class Request(NamedTuple):
-    """What a run was asked for: its options as one text, and which images may move.
-
-    `below` is the part of the tree asked for ("" is all of it, else a path that ends in a slash);
-    `only` are the paths named by --only-from, or None for every path.
-    """
-
-    options: str
-    below: str = ""
-    only: frozenset[str] | None = None
-
-    @property
-    def is_for_all(self) -> bool:
-        """Whether every image of the tree may move."""
-        return not self.below and self.only is None
-
-    def names(self, path: str) -> bool:
-        """Return whether the image at `path`, relative to the root, may move."""
-        return path.startswith(self.below) and (self.only is None or path in self.only)
-
-    def concerns(self, path: str) -> bool:
-        """Return whether what happened to a file or folder matters to what was asked for."""
-        if path == "." or self.names(path):
-            return True
-        inside = f"{path}/"
-        if self.only is not None:
-            return any(name.startswith(inside) for name in self.only)
-        return self.below.startswith(inside)
-
-    def covers(self, other: Request) -> bool:
-        """Return whether a run for this request does all the work of the other."""
-        if self.options != other.options:
-            return False
-        if other.only is not None and self.only is None:
-            return all(path.startswith(self.below) for path in other.only)
-        return other.below.startswith(self.below) and (
-            self.only is None or (other.only is not None and other.only <= self.only)
-        )
+# A record of a hundred thousand named files has 6 MB.
+LARGEST_RECORD = 256 << 20
 
 
 class Record(NamedTuple):
-    """One run. `failed` and `overlaps` are what was left, by paths relative to the root."""
+    """One run. `failed`, `unfinished` and `overlaps` are what was left, as in its report."""
 
     number: int
     began: str
     request: Request
     finished: str | None = None
-    engine: str = ""
+    engine: str | None = None
     moved: int = 0
     bytes_written: int = 0
     failed: tuple[tuple[str, str], ...] = ()
-    overlaps: tuple[tuple[str, str], ...] = ()
+    unfinished: tuple[str, ...] = ()
+    overlaps: tuple[Group, ...] = ()
 
 
 def newest_number(state: State) -> int:
@@ -152,11 +118,24 @@ def _path(state: State, number: int) -> str:
 
 
 def _write(state: State, record: Record) -> None:
-    only = record.request.only
-    request = {**record.request._asdict(), "only": None if only is None else sorted(only)}
-    fields = {**record._asdict(), "request": request}
     import json
 
+    request = record.request
+    only = None if request.only is None else sorted(map(_to_utf8, request.only))
+    fields = {
+        **record._asdict(),
+        "request": {
+            "options": _to_utf8(request.options),
+            "below": _to_utf8(request.below),
+            "only": only,
+        },
+        "failed": [(_to_utf8(path), reason) for path, reason in record.failed],
+        "unfinished": list(map(_to_utf8, record.unfinished)),
+        "overlaps": [
+            {**group._asdict(), "paths": list(map(_to_utf8, group.paths))}
+            for group in record.overlaps
+        ],
+    }
     state.write(_path(state, record.number), json.dumps(fields, indent=1).encode("ascii"))
 
 
@@ -165,31 +144,53 @@ def _read(state: State, number: int) -> Record | None:
     import json  # 4 ms that a run with nothing to do need not spend
 
     try:
-        with open(_path(state, number), "rb") as file:
-            fields = json.loads(file.read())
-        request = fields.pop("request")
-        only = request.pop("only")
+        data = state.read(_path(state, number), LARGEST_RECORD)
+        fields = json.loads(data)
+        request = fields["request"]
+        only = request["only"]
         return Record(
-            request=Request(
-                options=str(request.pop("options")),
-                below=str(request.pop("below")),
-                only=None if only is None else frozenset(map(str, only)),
-            ),
-            failed=_pairs(fields.pop("failed")),
-            overlaps=_pairs(fields.pop("overlaps")),
             number=number,
-            began=str(fields.pop("began")),
+            began=str(fields["began"]),
+            request=Request(
+                options=_from_utf8(request["options"]),
+                below=_from_utf8(request["below"]),
+                only=None if only is None else frozenset(map(_from_utf8, only)),
+            ),
             finished=None if fields["finished"] is None else str(fields["finished"]),
-            engine=str(fields.pop("engine")),
-            moved=int(fields.pop("moved")),
-            bytes_written=int(fields.pop("bytes_written")),
+            engine=None if fields["engine"] is None else str(fields["engine"]),
+            moved=int(fields["moved"]),
+            bytes_written=int(fields["bytes_written"]),
+            failed=tuple((_from_utf8(path), str(reason)) for path, reason in fields["failed"]),
+            unfinished=tuple(map(_from_utf8, fields["unfinished"])),
+            overlaps=tuple(map(_group, fields["overlaps"])),
         )
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError):
+    # Of a number such as 1e999, which JSON allows, int() raises OverflowError.
+    except (OSError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError):
+        return None
+    except (RecursionError, MemoryError):
         return None
 
 
-def _pairs(found: Iterable[tuple[object, object]]) -> tuple[tuple[str, str], ...]:
-    return tuple((str(one), str(other)) for one, other in found)
+def _group(fields: dict[str, Any]) -> Group:
+    return Group(
+        machine=int(fields["machine"]),
+        low=int(fields["low"]),
+        high=int(fields["high"]),
+        paths=tuple(map(_from_utf8, fields["paths"])),
+        cure=None if fields["cure"] is None else str(fields["cure"]),
+        ours=bool(fields["ours"]),
+    )
+
+
+# Names are the file system's bytes, whatever letters this user's locale makes of them.
+
+
+def _to_utf8(name: str) -> str:
+    return os.fsencode(name).decode("utf-8", "surrogateescape")
+
+
+def _from_utf8(text: str) -> str:
+    return os.fsdecode(text.encode("utf-8", "surrogateescape"))
 
 
 def _now() -> str:

@@ -323,11 +323,24 @@ def test_signed_images(rebaser: Rebaser, tree: Path) -> None:
 def test_two_signed_images_that_overlap_are_left(rebaser: Rebaser, tree: Path) -> None:
     add_signed(tree / "lib/one.dll", 0x5_0000_0000)
     add_signed(tree / "lib/two.dll", 0x5_0000_0000)
-    report = rebaser.report("run", tree, status=1)
-    assert report["overlaps"] == [["lib/one.dll", "lib/two.dll"]]
-    result = rebaser("run", tree)
-    assert result.status == 1
-    assert "overlap left: lib/one.dll and lib/two.dll" in result.err
+    left = {
+        "low": "0x500000000",
+        "high": "0x500010000",
+        "paths": ["lib/one.dll", "lib/two.dll"],
+        "cure": None,
+    }
+    assert rebaser.report("run", tree)["overlaps"] == [left]
+    assert rebaser.report("run", tree, "--strict", status=1)["overlaps"] == [left]
+
+
+def test_named_images_alone_count_and_the_others_are_told(
+    rebaser: Rebaser, tree: Path, tmp_path: Path
+) -> None:
+    names = tmp_path / "names"
+    names.write_text("bin/x000.dll\nbin/x001.dll\n")
+    report = rebaser.report("run", tree, "--only-from", names)
+    assert (len(report["moved"]), report["overlaps"], report["others"]) == (2, [], 4)
+    assert rebaser.report("run", tree)["others"] == 0
 
 
 def test_touch(rebaser: Rebaser, tree: Path) -> None:
@@ -594,8 +607,8 @@ def test_an_end_that_contradicts_itself_is_none(rebaser: Rebaser, tmp_path: Path
     for name in ("a.dll", "b.dll"):
         add_dll(tmp_path / name, FLOOR, characteristics=0x2023)
     result = rebaser("run", tmp_path)
-    assert result.status == 1
-    assert "2 images, nothing was moved; 2 skipped; 1 overlap left" in result.out
+    assert result.status == 0
+    assert "2 images, nothing to do; 2 skipped; 1 overlap left" in result.out
 
 
 def test_progress_on_a_terminal_and_not(rebaser: Rebaser, tree: Path) -> None:

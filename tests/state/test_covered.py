@@ -22,9 +22,9 @@ from trees import (
     overlaps,
 )
 
+from rebaser.plan.request import Request
 from rebaser.state import records
 from rebaser.state.folder import State
-from rebaser.state.records import Request
 
 pytestmark = pytest.mark.timeout(100)
 
@@ -214,10 +214,9 @@ def test_the_status_is_that_of_our_own_images(rebaser: Rebaser, tree: Path, tmp_
     for name, status in cases.items():
         fresh = tmp_path / name.replace("/", "-")
         shutil.copytree(tree, fresh)
-        with asked_before(
-            rebaser, fresh, str(fresh), *naming(tmp_path, name, "lib/x010.dll")
-        ) as go_on:
-            assert rebaser("run", fresh).status == 1
+        names = naming(tmp_path, name, "lib/x010.dll")
+        with asked_before(rebaser, fresh, str(fresh), "--strict", *names) as go_on:
+            assert rebaser("run", fresh, "--strict").status == 1
             result = go_on()
         assert result.json["covered_by"] == 1
         assert result.status == status, result.words

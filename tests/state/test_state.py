@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from trees import Rebaser, add_dlls, bases, left_over, overlaps
 
+from rebaser.plan.request import Request
 from rebaser.scan import snapshot as snapshots
 from rebaser.state import records
 from rebaser.state.folder import State, StateError
-from rebaser.state.records import Request
 
 STATE = "var/lib/rebaser"
 
