@@ -66,11 +66,15 @@ class Parser(argparse.ArgumentParser):
     """Whether options may stand between the operands: `info a.dll --json b.dll`."""
     value_hint = ""
     """What is said where an option is given a value that it does not take."""
+    where = ""
+    """The file and line that the words come from, where that is not the command line."""
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and one sentence, and exit with `usage_status`."""
         if self.value_hint and "ignored explicit argument" in message:
             message += f"; {self.value_hint}"
+        if self.where:
+            self.exit(self.usage_status, f"rebaser: {self.where}: {message}\n")
         self.print_usage(sys.stderr)
         self.exit(self.usage_status, f"{self.prog}: {message}\n")
 
@@ -115,13 +119,15 @@ def dispatch(words: Sequence[str]) -> int:
     """Run the command that `words` name and return its exit status; expected failures raise."""
     if words and words[0] in COMMANDS:
         name = words[0]
-        arguments = _parsed(command_parser(name), words[1:])
+        parser = command_parser(name)
+        arguments = parsed(parser, words[1:])
+        arguments.parser, arguments.given = parser, words[1:]
         return int(command_module(name).main(arguments))
     top_parser().parse_args(words[:1])
     raise AssertionError("argparse ends the program for anything but a command")
 
 
-def _parsed(parser: Parser, words: Sequence[str]) -> argparse.Namespace:
+def parsed(parser: Parser, words: Sequence[str]) -> argparse.Namespace:
     # After -- all are operands, which parse_intermixed_args of some Pythons does not know.
     if parser.intermixed and "--" not in words:
         return parser.parse_intermixed_args(list(words))

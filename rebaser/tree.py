@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import stat as modes
+from collections.abc import Collection, Mapping, Sequence
 
 from rebaser.errors import UsageError
+from rebaser.files import on_cygwin
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+# Where a tree may have its state, folder by folder, and what a run makes in it.
+STATES = (("var", "lib", "rebaser"), (".rebaser",))
+RUNS = "runs"
 
 
 class Tree:
@@ -46,8 +49,9 @@ def find_tree(
 ) -> Tree:
     """Return the tree that `root`, or else the variable SAGE_LOCAL, names.
 
-    A folder inside another tree (one above it holds rebaser's state or lock, or it lies below
-    SAGE_LOCAL) is part of that outermost tree. Raises UsageError where no folder is named.
+    A folder inside another tree (a run of rebaser has made a folder above it one, or it lies below
+    SAGE_LOCAL) is part of that outermost tree. Raises UsageError where no folder is named, and for
+    `/` where this is no Cygwin or MSYS2.
     """
     named = root or environ.get("SAGE_LOCAL")
     if not named:
@@ -57,6 +61,10 @@ def find_tree(
         what = "is not a folder" if os.path.lexists(named) else "does not exist"
         raise UsageError(f"{named}{where}: the root {what}; name the folder that holds the DLLs")
     asked = os.path.realpath(named)
+    if asked == "/" and not on_cygwin():
+        raise UsageError(
+            f"{named}{where}: this whole system is no tree of DLLs; name the folder that holds them"
+        )
     outer = _outermost(asked, environ.get("SAGE_LOCAL"))
     lock_file = lock_file or environ.get("REBASER_LOCK_FILE") or None
     state_dir = state_dir or environ.get("REBASER_STATE_DIR") or None
@@ -86,24 +94,31 @@ def _outermost(asked: str, sage_local: str | None) -> str:
     outer = asked
     trusted = {0, os.geteuid(), os.stat(asked).st_uid}
     sage_local = os.path.realpath(sage_local) if sage_local else None
-    above = os.path.dirname(asked)
-    below = asked
-    while above != below:
-        if above == sage_local or any(
-            _is_there(f"{above.rstrip('/')}/{mark}", trusted)
-            for mark in ("var/lib/rebaser", "var/lock/rebase.lock", ".rebaser/rebase.lock")
-        ):
+    above = asked
+    while above != "/":
+        above = os.path.dirname(above)
+        if above == "/" and not on_cygwin():
+            break
+        if above == sage_local or any(_made_by_a_run(above, s, trusted) for s in STATES):
             outer = above
-        below, above = above, os.path.dirname(above)
     return outer
 
 
-def _is_there(path: str, trusted: Collection[int]) -> bool:
-    """Return whether there is a file that a trusted user made.
+def _made_by_a_run(folder: str, state: Sequence[str], trusted: Collection[int]) -> bool:
+    """Return whether a folder has a state that only trusted users can have made.
 
     In /tmp anybody can make a folder look like a tree, and have every tree below it rebased there.
+    A lock file says nothing: build scripts make those.
     """
+    path = folder.rstrip("/")
     try:
-        return os.lstat(path).st_uid in trusted
+        for name in (*state, RUNS):
+            path = f"{path}/{name}"
+            st = os.lstat(path)
+            if not modes.S_ISDIR(st.st_mode) or st.st_uid not in trusted:
+                return False
+            if name in (state[-1], RUNS) and st.st_mode & (modes.S_IWGRP | modes.S_IWOTH):
+                return False
     except OSError:
         return False
+    return True

@@ -26,6 +26,7 @@ from rebaser.commands.shared import (
     add_scan_arguments,
     options_from,
     print_lines,
+    with_settings,
 )
 from rebaser.options import ENGINES, named_paths, read_only_from
 from rebaser.progress import make_progress
@@ -89,11 +90,10 @@ def add_arguments(parser: ArgumentParser) -> None:
         action="store_true",
         help="end with status 1 also for overlaps that no run cures, of signed DLLs for example",
     )
-    wait = how.add_mutually_exclusive_group()
-    wait.add_argument(
+    how.add_argument(
         "--wait", metavar="SECONDS", type=_seconds, help="how long the lock may take (default: any)"
     )
-    wait.add_argument(
+    how.add_argument(
         "--no-wait",
         dest="wait",
         action="store_const",
@@ -116,6 +116,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def main(arguments: Namespace) -> int:
     """Run, print the result, and return the exit status."""
     tree = find_tree(arguments.root, lock_file=arguments.lock_file, state_dir=arguments.state_dir)
+    arguments = with_settings(arguments, tree)
     only = None
     if arguments.only_from is not None:
         listed = read_only_from(arguments.only_from)
@@ -132,6 +133,7 @@ def main(arguments: Namespace) -> int:
         jobs=arguments.jobs,
         progress=make_progress(arguments.progress, arguments.quiet or arguments.json),
     )
+    report = report._replace(settings=arguments.settings)
     report = report._replace(skipped=_of_concern(report, tree.scope, only))
     if arguments.json:
         print_json(report)
@@ -198,6 +200,7 @@ def print_json(report: Report) -> None:
                 ],
                 **pairs,
                 "others": report.others,
+                "settings": report.settings,
                 "bytes_written": report.bytes_written,
                 "seconds": seconds,
             }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
-from rebaser.options import Options, parse_arena
+from rebaser.errors import UsageError
+from rebaser.options import SETTINGS, Options, parse_arena, read_settings
 from rebaser.text import address, printable
 
 TYPE_CHECKING = False
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from typing import TextIO
 
     from rebaser.address_map import AddressMap
+    from rebaser.tree import Tree
 
 # So many lines of a kind are shown; --verbose shows all.
 SHOWN = 20
@@ -70,6 +72,33 @@ def add_reserved_arguments(parser: ArgumentParser) -> None:
     reserved.add_argument(
         "--cygwin-root", metavar="DIR", help="the folder that is / for the paths in the database"
     )
+
+
+def with_settings(arguments: Namespace, tree: Tree) -> Namespace:
+    """Return the arguments with those of the tree's settings file before them.
+
+    A command passes over the options that are another's. `settings` is the file's path, or None.
+    Raises UsageError, or ends the program with 2, where a line is wrong.
+    """
+    from rebaser.cli import command_parser, parsed
+
+    path = f"{tree.state_dir}/{SETTINGS}"
+    lines = read_settings(path)
+    given, words = arguments.given, list[str]()
+    if lines:
+        judge = command_parser("run")  # every option is one of its
+        known = arguments.parser._option_string_actions
+        for number, line in lines:
+            judge.where = f"{path}, line {number}"
+            try:
+                options_from(parsed(judge, line))
+            except UsageError as error:
+                raise UsageError(f"{judge.where}: {error}") from None
+            if line[0].partition("=")[0] in known:
+                words += line
+        arguments = parsed(arguments.parser, [*words, *given])
+    arguments.settings = path if lines else None
+    return arguments
 
 
 def options_from(arguments: Namespace) -> Options:

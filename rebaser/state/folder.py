@@ -15,10 +15,10 @@ from rebaser.files import write_file
 from rebaser.reading import open_to_read
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.snapshot import Snapshot
+from rebaser.tree import RUNS
 
 SNAPSHOT = "seen"
 STAGING = "staging"
-RUNS = "runs"
 LOCK = "state.lock"
 
 # Nobody waits longer than this for the file system's clock to tick (FAT: two seconds).
@@ -36,7 +36,9 @@ def make_folder(path: str, owner_of: str) -> None:
     `owner_of`: anybody else could have planted it to have us write elsewhere. Raises StateError.
     """
     try:
-        os.makedirs(path, exist_ok=True)
+        # Who may write the root may write its state, and nobody else: find_tree believes it then.
+        writers = os.stat(owner_of).st_mode & 0o022
+        os.makedirs(path, 0o755 | writers, exist_ok=True)
         st = os.lstat(path)
         if modes.S_ISLNK(st.st_mode) and st.st_uid not in (
             0,

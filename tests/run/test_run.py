@@ -620,7 +620,6 @@ def test_progress_on_a_terminal_and_not(rebaser: Rebaser, tree: Path) -> None:
 def test_options_that_exclude_each_other(rebaser: Rebaser, tree: Path) -> None:
     for words in (
         ["--quiet", "--verbose"],
-        ["--wait", "1", "--no-wait"],
         ["--wait", "-1"],
         ["--wait", "x"],
         ["--engine", "magic"],

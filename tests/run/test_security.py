@@ -148,14 +148,16 @@ def test_a_folder_above_that_others_can_write(tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     root = make_tree(shared / "mine", 1)
     shared.chmod(0o1777)
-    (shared / ".rebaser").mkdir()
-    (shared / ".rebaser/rebase.lock").touch()
+    (shared / ".rebaser/runs").mkdir(parents=True)
     assert find_tree(str(root), environ={}).root == str(shared)  # it is root's own
-    for path in (shared / ".rebaser", shared / ".rebaser/rebase.lock"):
+    for path in (shared / ".rebaser", shared / ".rebaser/runs"):
         os.chown(path, NOBODY, NOBODY)
     assert find_tree(str(root), environ={}).root == str(root)
     os.chown(root, NOBODY, NOBODY)
     assert find_tree(str(root), environ={}).root == str(shared)  # one user's both
+    (shared / ".rebaser").rename(tmp_path / "elsewhere")
+    (shared / ".rebaser").symlink_to(tmp_path / "elsewhere")
+    assert find_tree(str(root), environ={}).root == str(root)
 
 
 def test_modes_of_what_is_made(rebaser: Rebaser, tree: Path) -> None:

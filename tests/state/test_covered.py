@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from protocol import asked_before, finished, first_line, lock_file, stopped_at_work
+from protocol import asked_before, finished, first_line, made_a_tree, stopped_at_work
 from trees import (
     LINKERS,
     Rebaser,
@@ -141,7 +141,7 @@ def test_one_relative_path_is_two_in_two_folders(
 def test_nested_scopes(
     rebaser: Rebaser, tree: Path, first: str, second: str, covered: bool
 ) -> None:
-    lock_file(tree)  # it marks the outer tree
+    made_a_tree(tree)
     add_dlls(tree, 2, first=20, folder="lib/deeper")
     with asked_before(rebaser, tree, str(tree / second)) as go_on:
         assert rebaser.report("run", tree / first)["run"] == 1
@@ -152,7 +152,7 @@ def test_nested_scopes(
 
 
 def test_a_scope_and_names_in_it(rebaser: Rebaser, tree: Path, tmp_path: Path) -> None:
-    lock_file(tree)
+    made_a_tree(tree)
     names = naming(tmp_path, "x010.dll", "x011.dll")  # relative to the folder that is asked for
     with asked_before(rebaser, tree, str(tree / "lib"), *names) as go_on:
         report = rebaser.report("run", tree / "lib")

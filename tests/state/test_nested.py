@@ -8,7 +8,15 @@ import signal
 from pathlib import Path
 
 import pytest
-from protocol import eventually, finished, first_line, held, lock_file, stopped_at_work
+from protocol import (
+    eventually,
+    finished,
+    first_line,
+    held,
+    lock_file,
+    made_a_tree,
+    stopped_at_work,
+)
 from trees import Rebaser, add_dll, add_dlls, bases, contents, damaged, make_tree, overlaps
 
 pytestmark = pytest.mark.timeout(100)
@@ -36,16 +44,14 @@ def states(root: Path) -> list[str]:
 OUTERS_OWN = ["var/lib/rebaser/seen", "var/lock/rebase.lock"]
 
 
-@pytest.mark.parametrize("told_by", ["SAGE_LOCAL", "lock", "state"])
+@pytest.mark.parametrize("told_by", ["SAGE_LOCAL", "state"])
 @pytest.mark.parametrize("first", ["inner", "outer"])
 def test_two_ends_at_once(rebaser: Rebaser, outer: Path, told_by: str, first: str) -> None:
     environment = {}
     if told_by == "SAGE_LOCAL":
         environment["SAGE_LOCAL"] = str(outer)
-    elif told_by == "lock":
-        lock_file(outer)
     else:
-        (outer / "var/lib/rebaser").mkdir(parents=True)
+        made_a_tree(outer)
     before = contents(outer)
     env = {**os.environ, **environment}
     ends = [outer / VENV, outer] if first == "inner" else [outer, outer / VENV]
@@ -59,7 +65,7 @@ def test_two_ends_at_once(rebaser: Rebaser, outer: Path, told_by: str, first: st
 
 
 def test_only_the_inner_images_move(rebaser: Rebaser, outer: Path) -> None:
-    lock_file(outer)
+    made_a_tree(outer)
     before = contents(outer)
     report = rebaser.report("run", outer / VENV)
     assert report["root"] == str(outer)
@@ -121,6 +127,7 @@ def test_the_outermost_of_three(rebaser: Rebaser, tmp_path: Path) -> None:
 
 def test_the_inner_trees_lock_is_the_outers(rebaser: Rebaser, outer: Path) -> None:
     # What an installer into the inner tree holds by `rebaser lock` is what a run waits for.
+    made_a_tree(outer)
     lock = lock_file(outer)
     command = ["lock", "--root", str(outer / VENV), "-n"]
     with held(lock, fcntl.LOCK_SH):
@@ -137,3 +144,23 @@ def test_an_inner_newcomer_gives_way(rebaser: Rebaser, outer: Path) -> None:
     report = rebaser.report("run", outer / VENV)
     assert [move["path"] for move in report["moved"]] == [f"{VENV}/lib/new.dll"]
     eventually(lambda: not overlaps(outer))
+
+
+def test_a_lock_file_makes_no_tree(rebaser: Rebaser, outer: Path) -> None:
+    lock_file(outer)
+    assert rebaser.report("run", outer / VENV)["root"] == str(outer / VENV)
+
+
+@pytest.mark.parametrize("mode", [0o775, 0o757])
+def test_a_state_that_others_may_write_makes_no_tree(
+    rebaser: Rebaser, outer: Path, mode: int
+) -> None:
+    made_a_tree(outer)
+    (outer / "var/lib/rebaser").chmod(mode)
+    assert rebaser.report("run", outer / VENV)["root"] == str(outer / VENV)
+
+
+def test_the_whole_of_another_system_is_no_tree(rebaser: Rebaser) -> None:
+    result = rebaser("run", "/", "--dry-run")
+    assert result.status == 2
+    assert "name the folder that holds them" in result.err

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from trees import Rebaser, add_dlls, bases, left_over, overlaps
+from trees import Rebaser, add_dll, add_dlls, bases, contents, left_over, overlaps
 
 from rebaser.plan.request import Request
 from rebaser.scan import snapshot as snapshots
@@ -218,3 +218,34 @@ def test_the_record_says_what_was_done(rebaser: Rebaser, tree: Path) -> None:
     assert record.finished is not None
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began))
     assert stamp <= record.began <= record.finished
+
+
+# The tree's own options.
+
+
+def test_options_in_the_state_folder(rebaser: Rebaser, tree: Path, tmp_path: Path) -> None:
+    add_dll(tmp_path / "others/a.dll", base=0x2_0001_0000)
+    options = tree / "var/lib/rebaser/options"
+    options.parent.mkdir(parents=True)
+    options.write_text(f"# of this tree\n\n--avoid {tmp_path / 'others'}\n  --exclude=lib/*\n")
+    report = rebaser.report("run", tree, "--dry-run")
+    assert report["settings"] == str(options)
+    assert min(int(move["new_base"], 16) for move in report["moved"]) > 0x2_0001_0000
+    options.write_text("--arena=0x240000000-0x250000000\n--wait 1000")
+    words = ["--arena", "0x260000000-0x270000000", "--no-wait"]
+    bases = [int(m["new_base"], 16) for m in rebaser.report("run", tree, *words)["moved"]]
+    assert min(bases) == 0x2_6000_0000
+
+
+@pytest.mark.parametrize(
+    "line", ["--dry-run", "--nonsense", "--arena 7", "lib", "--avoid", "--state-dir /tmp"]
+)
+def test_a_wrong_line_is_named(rebaser: Rebaser, tree: Path, line: str) -> None:
+    options = tree / "var/lib/rebaser/options"
+    options.parent.mkdir(parents=True)
+    options.write_text(f"# comment\n{line}\n")
+    before = contents(tree)
+    result = rebaser("run", tree)
+    assert result.status == 2
+    assert f"{options}, line 2: " in result.err
+    assert contents(tree) == before

@@ -45,6 +45,11 @@ def lock_file(root: Path) -> Path:
     return path
 
 
+def made_a_tree(root: Path) -> None:
+    """Make what says that a run of rebaser has made this folder a tree."""
+    (root / "var/lib/rebaser/runs").mkdir(parents=True)
+
+
 class Shell:
     """Runs scripts with the programs on PATH; a script that hangs fails the test.
 
