@@ -173,16 +173,36 @@ def named_paths(listed: bytes, tree_root: str, scope: str, *, nul: bool) -> froz
     """
     if not nul and b"\0" in listed:
         raise UsageError("the list given to --only-from holds NUL characters: give -0 too")
-    found = set()
+    if nul and listed and not listed.endswith(b"\0"):
+        raise UsageError(
+            "with -0 each path given to --only-from ends in a NUL character, and the last one here "
+            "does not: leave -0 out for a list of lines"
+        )
+    names = os.fsdecode(listed if nul else listed.replace(b"\r\n", b"\n").rstrip(b"\r"))
     asked = os.path.join(tree_root, scope)
-    for line in listed.split(b"\0" if nul else b"\n"):
-        name = os.fsdecode(line if nul else line.removesuffix(b"\r"))
+    top = tree_root.rstrip("/") + "/"
+    # Where a folder really is, relative to the tree's root, which is a real path; the file itself
+    # may be a link. Asked once for each folder: a manifest may have a million lines.
+    inside: dict[str, str | None] = {}
+    found = set()
+    for name in names.split("\0" if nul else "\n"):
         if not name:
             continue
-        path = os.path.normpath(os.path.join(asked, name))
-        # The folder's real path, as the tree's root is one; the file itself may be a link.
-        path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
-        top = tree_root.rstrip("/") + "/"
-        if path.startswith(top):
-            found.add(path[len(top) :])
+        folder, slash, base = name.rpartition("/")
+        if base in ("", ".", ".."):
+            folder, slash, base = os.path.normpath(os.path.join(asked, name)).rpartition("/")
+        folder += slash
+        if folder not in inside:
+            real = os.path.realpath(os.path.join(asked, folder)).rstrip("/") + "/"
+            inside[folder] = real[len(top) :] if real.startswith(top) else None
+        prefix = inside[folder]
+        if prefix is not None and base:
+            found.add(prefix + base)
     return frozenset(found)
+
+
+def first_not_there(listed: bytes, names: frozenset[str], tree_root: str) -> str | None:
+    """Return the first name of a list none of whose names are there, None if one is."""
+    if not listed.strip() or any(os.path.lexists(os.path.join(tree_root, n)) for n in names):
+        return None
+    return os.fsdecode(listed.replace(b"\0", b"\n").split(b"\n", 1)[0].rstrip(b"\r"))

@@ -19,6 +19,7 @@ import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 
 from cygwin.address_space import machine_name
+from rebaser.cli import complain
 from rebaser.commands.shared import (
     SHOWN,
     add_place_arguments,
@@ -28,7 +29,7 @@ from rebaser.commands.shared import (
     print_lines,
     with_settings,
 )
-from rebaser.options import ENGINES, named_paths, read_only_from
+from rebaser.options import ENGINES, first_not_there, named_paths, read_only_from
 from rebaser.progress import make_progress
 from rebaser.report import Report
 from rebaser.run import run
@@ -121,6 +122,11 @@ def main(arguments: Namespace) -> int:
     if arguments.only_from is not None:
         listed = read_only_from(arguments.only_from)
         only = named_paths(listed, tree.root, tree.scope, nul=arguments.nul)
+        if stranger := first_not_there(listed, only, tree.root):
+            complain(
+                f"none of the names given to --only-from is there, such as {stranger}: they are "
+                f"relative to {tree.path(tree.scope)}"
+            )
     options = options_from(arguments)
     is_first = not os.path.lexists(State(tree.state_dir, tree.root).snapshot_file)
     report = run(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trees import Rebaser, make_tree
 
 from rebaser.errors import UsageError
 from rebaser.options import named_paths
@@ -23,7 +27,7 @@ LISTS = st.lists(
 @given(LISTS, st.sampled_from(["", "inner/"]), st.booleans())
 def test_any_bytes(listed: bytes, scope: str, nul: bool) -> None:
     """Every path that comes out is one of the tree, relative to its root; or -0 is asked for."""
-    if b"\0" in listed and not nul:
+    if nul != listed.endswith(b"\0") if nul and listed else b"\0" in listed:
         with pytest.raises(UsageError, match="-0"):
             named_paths(listed, "/nowhere/tree", scope, nul=nul)
         return
@@ -46,3 +50,39 @@ def test_plain_names(names: set[str]) -> None:
         assert named_paths(listed, "/nowhere/tree", "inner/", nul=nul) == {
             f"inner/{name}" for name in names
         }
+
+
+def test_a_million_names_take_a_moment(rebaser: Rebaser, tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "tree", 3)
+    manifest = tmp_path / "manifest"
+    manifest.write_text("".join(f"usr/lib/p{n % 500}/x{n}.dll\n" for n in range(10**6)))
+    with open(manifest, "a") as file:
+        file.write("bin/x001.dll\n")
+    began = time.process_time()
+    names = named_paths(manifest.read_bytes(), str(tree), "", nul=False)
+    took = time.process_time() - began
+    began = time.process_time()
+    plain = {line for line in manifest.read_text().split("\n") if line}
+    print(
+        f"a million names: {took:.2f} s, {took / (time.process_time() - began):.1f} x reading them"
+    )
+    assert names == plain
+    report = rebaser.report("run", tree, "--only-from", manifest)
+    assert [move["path"] for move in report["moved"]] == ["bin/x001.dll"]
+
+
+@pytest.mark.parametrize("listed", [b"usr/lib/a.dll\n/elsewhere/b.dll\n", b"lib\\a.dll\r\n"])
+def test_a_list_of_other_names_is_told(rebaser: Rebaser, tmp_path: Path, listed: bytes) -> None:
+    tree = make_tree(tmp_path / "tree", 3)
+    result = rebaser("run", tree, "--only-from", "-", stdin=listed)
+    assert result.status == 0
+    first = listed.splitlines()[0].decode()
+    assert f"none of the names given to --only-from is there, such as {first}" in result.err
+    assert f"relative to {tree}" in result.err
+    assert "none of the names" not in rebaser("run", tree, "--only-from", "-").err
+
+
+def test_lines_where_nul_is_promised(rebaser: Rebaser, tree: Path) -> None:
+    result = rebaser("run", tree, "--only-from", "-", "-0", stdin=b"bin/x001.dll\nbin/x002.dll\n")
+    assert result.status == 2
+    assert "-0" in result.err
