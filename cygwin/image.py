@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cygwin.address_space import ARM64, GRANULARITY, I386, X86_64, machine_name, slot_size
-from cygwin.errors import NotAnImage, RelocationError
+from cygwin.errors import NotAnImage, TableError
+from cygwin.fault import Fault
 from cygwin.relocation_table import Block, Reader, read_blocks
 
 # PE/COFF specification, "Characteristics", "DLL Characteristics", "Optional Header Data
@@ -24,9 +25,6 @@ DIRECTORIES = 16
 # ECMA-335 II.25.3.3: Flags at offset 16 of the CLI header.
 CLR_FLAGS_OFFSET = 16
 CLR_IL_ONLY = 0x00000001
-
-# The fault of an image that only .NET loads, which minds no base.
-NET_ONLY = ".NET only"
 
 PE32 = 0x10B
 PE32_PLUS = 0x20B
@@ -50,6 +48,8 @@ LARGEST_IMAGE = 0x8000_0000
 # in the first MAX_HEADER_OFFSET bytes (linkers' DOS stubs take 64 to some hundred bytes).
 FIRST_READ = 0x1000
 MAX_HEADER_OFFSET = 0x10000
+
+_Wrong = tuple[Fault, str]  # and its detail
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ class Image:
     relocations: tuple[int, int]  # RVA and size of data directory 5
     blocks: tuple[Block, ...]  # of a sound relocation table, in the order of the file
     signed: bool  # has an Authenticode signature, which moving would break
-    fault: str | None  # why it must not be moved; None: it can be
+    fault: Fault | None = None  # why it must not be moved; None: it can be
+    detail: str = ""  # what is special about the fault, in printable ASCII
 
     @property
     def is_dll(self) -> bool:
@@ -102,7 +103,7 @@ class Image:
     @property
     def truncated(self) -> bool:
         """Whether the file ends before the image does: it is still being written, or lost."""
-        return self.fault is not None and self.fault.startswith("truncated")
+        return self.fault is Fault.TRUNCATED
 
     @property
     def slot_size(self) -> int:
@@ -152,22 +153,21 @@ def read_image(descriptor: int, length: int) -> Image:
         relocations=directories[BASE_RELOCATION_TABLE],
         blocks=(),
         signed=directories[CERTIFICATE_TABLE][1] != 0,
-        fault=None,
     )
-    fault = (
+    wrong = (
         _header_fault(image, optional, len(headers))
         or _section_fault(image, optional)
         or _truncation(image, length, _symbols(file_header), directories[CERTIFICATE_TABLE])
         or _policy_fault(image, directories[CLR_HEADER], reader)
     )
-    if fault:
-        return replace(image, fault=fault)
+    if wrong:
+        return replace(image, fault=wrong[0], detail=wrong[1])
     try:
         # An image without a table (a DLL of resources only) has nothing to relocate: only its base
         # moves.
         blocks = read_blocks(descriptor, image.sections, image.relocations, image.base_width)
-    except RelocationError as error:
-        return replace(image, fault=str(error))
+    except TableError as error:
+        return replace(image, fault=error.fault, detail=error.detail)
     return replace(image, blocks=blocks)
 
 
@@ -175,19 +175,19 @@ def _headers(reader: Reader, length: int) -> bytes:
     """Return the file from its start to where the section table begins."""
     dos_header = reader.read(0, DOS_HEADER_SIZE)
     if not length:
-        raise NotAnImage("empty")
+        raise NotAnImage(Fault.EMPTY)
     if dos_header[:2] != b"MZ":
-        raise NotAnImage("not a PE image: it does not begin with MZ")
+        raise NotAnImage(Fault.NO_IMAGE, "it does not begin with MZ")
     if len(dos_header) < DOS_HEADER_SIZE:
-        raise NotAnImage("truncated: the file ends within its DOS header")
+        raise NotAnImage(Fault.TRUNCATED, "the file ends within its DOS header")
     at = int.from_bytes(dos_header[60:64], "little")
     file_header = reader.read(at, FILE_HEADER_SIZE) if at < MAX_HEADER_OFFSET else b""
     if not file_header or file_header[:4] != b"PE\0\0"[: len(file_header)]:
-        raise NotAnImage(f"not a PE image: no PE header at byte {at}")
+        raise NotAnImage(Fault.NO_IMAGE, f"no PE header at byte {at}")
     end = at + len(file_header) + int.from_bytes(file_header[20:22], "little")
     headers = reader.read(0, end)
     if len(file_header) < FILE_HEADER_SIZE or len(headers) < end:
-        raise NotAnImage("truncated: the file ends within its headers")
+        raise NotAnImage(Fault.TRUNCATED, "the file ends within its headers")
     return headers
 
 
@@ -202,13 +202,13 @@ def _parse(headers: bytes) -> Any:
     try:
         pe: Any = pefile.PE(data=headers, fast_load=True)
     except pefile.PEFormatError as error:
-        raise NotAnImage(f"not a PE image: {error.value}")
+        raise NotAnImage(Fault.NO_IMAGE, ascii(str(error.value))[1:-1])
     magic, size = pe.OPTIONAL_HEADER.Magic, pe.FILE_HEADER.SizeOfOptionalHeader
     shortest = SHORTEST_OPTIONAL_HEADER.get(magic)
     if shortest is None:
-        raise NotAnImage(f"not a PE image: optional header of unknown type 0x{magic:x}")
+        raise NotAnImage(Fault.NO_IMAGE, f"optional header of unknown type 0x{magic:x}")
     if size < shortest:
-        raise NotAnImage(f"not a PE image: its optional header has {size} bytes")
+        raise NotAnImage(Fault.NO_IMAGE, f"its optional header has {size} bytes")
     return pe
 
 
@@ -221,7 +221,7 @@ def _sections(reader: Reader, offset: int, count: int) -> tuple[Section, ...]:
     )
     table = reader.read(offset, count * row.size)
     if len(table) < count * row.size:
-        raise NotAnImage("truncated: the file ends within its section table")
+        raise NotAnImage(Fault.TRUNCATED, "the file ends within its section table")
     return tuple(
         Section(name.rstrip(b"\0"), address, virtual_size, raw_offset, raw_size)
         for name, virtual_size, address, raw_size, raw_offset, *_ in row.iter_unpack(table)
@@ -234,25 +234,31 @@ def _symbols(file_header: Any) -> tuple[int, int]:
     return (offset, file_header.NumberOfSymbols * SYMBOL_SIZE) if offset else (0, 0)
 
 
-def _header_fault(image: Image, optional: Any, section_table: int) -> str | None:
+def _header_fault(image: Image, optional: Any, section_table: int) -> _Wrong | None:
     """Return what the headers say that cannot be, or None; `section_table` is its offset."""
     headers_end = section_table + len(image.sections) * SECTION_HEADER_SIZE
     machine = machine_name(image.machine)
     width = MACHINE_WIDTH.get(image.machine)
     if width is None:
-        return f"unknown machine {machine}"
+        return Fault.UNKNOWN_MACHINE, machine
     if width != image.base_width:
-        return f"damaged: headers of {image.base_width * 8} bits for machine {machine}"
+        return Fault.DAMAGED, f"headers of {image.base_width * 8} bits for machine {machine}"
     if optional.NumberOfRvaAndSizes > len(optional.DATA_DIRECTORY):
-        return f"damaged: {optional.NumberOfRvaAndSizes} data directories do not fit in its headers"
+        return (
+            Fault.DAMAGED,
+            f"{optional.NumberOfRvaAndSizes} data directories do not fit in its headers",
+        )
     if optional.SizeOfHeaders < headers_end:
-        return f"damaged: headers of {headers_end} bytes, SizeOfHeaders is {optional.SizeOfHeaders}"
+        return (
+            Fault.DAMAGED,
+            f"headers of {headers_end} bytes, SizeOfHeaders is {optional.SizeOfHeaders}",
+        )
     if optional.SectionAlignment < PAGE:
-        return f"sections are aligned to {optional.SectionAlignment} bytes, less than a page"
+        return Fault.SMALL_ALIGNMENT, f"{optional.SectionAlignment} bytes"
     return None
 
 
-def _section_fault(image: Image, optional: Any) -> str | None:
+def _section_fault(image: Image, optional: Any) -> _Wrong | None:
     """Return how the sections contradict the headers or each other, or None.
 
     What Windows demands, and what all of some 1,900 images of GNU ld, LLD, MSVC and rustc kept to.
@@ -260,24 +266,27 @@ def _section_fault(image: Image, optional: Any) -> str | None:
     end = headers_end = optional.SizeOfHeaders
     for section in sorted(image.sections, key=lambda section: section.virtual_address):
         if section.virtual_address < end:
-            return f"damaged: section {_name(section)} overlaps what lies before it in memory"
+            return Fault.DAMAGED, f"section {_name(section)} overlaps what lies before it in memory"
         end = section.virtual_address + max(section.virtual_size, section.raw_size)
     alignment = max(GRANULARITY, optional.SectionAlignment)
     if not end <= image.size <= min(-(-end // alignment) * alignment, LARGEST_IMAGE):
-        return f"damaged: SizeOfImage is {image.size}, its sections end at {end}"
+        return Fault.DAMAGED, f"SizeOfImage is {image.size}, its sections end at {end}"
     end = headers_end
     for section in sorted(_with_data(image), key=lambda section: section.raw_offset):
         if section.raw_offset < end:
-            return f"damaged: section {_name(section)} overlaps what lies before it in the file"
+            return (
+                Fault.DAMAGED,
+                f"section {_name(section)} overlaps what lies before it in the file",
+            )
         if section.raw_offset % SECTOR:
-            return f"damaged: section {_name(section)} begins at byte {section.raw_offset}"
+            return Fault.DAMAGED, f"section {_name(section)} begins at byte {section.raw_offset}"
         end = section.raw_offset + section.raw_size
     return None
 
 
 def _truncation(
     image: Image, length: int, symbols: tuple[int, int], signature: tuple[int, int]
-) -> str | None:
+) -> _Wrong | None:
     """Return which part of the image is missing in a file of `length` bytes, or None.
 
     A file that is being copied has its headers long before its end. `symbols` and `signature` are
@@ -287,26 +296,26 @@ def _truncation(
     parts += [("the symbol table", *symbols), ("the signature", *signature)]
     for name, offset, size in parts:
         if size and offset + size > length:
-            return f"truncated: {name} ends at byte {offset + size}, the file has {length}"
+            return Fault.TRUNCATED, f"{name} ends at byte {offset + size}, the file has {length}"
     return None
 
 
-def _policy_fault(image: Image, clr_header: tuple[int, int], reader: Reader) -> str | None:
+def _policy_fault(image: Image, clr_header: tuple[int, int], reader: Reader) -> _Wrong | None:
     """Return why a sound image must stay where it is, or None."""
     if not image.is_dll:
-        return "not a DLL"
+        return Fault.NOT_A_DLL, ""
     if image.machine == ARM64:
-        return "ARM64: Windows loads it anywhere, whatever its base"
+        return Fault.ARM64, ""
     if image.characteristics & RELOCS_STRIPPED:
-        return "its relocations were stripped"
+        return Fault.STRIPPED, ""
     if image.machine == X86_64 and image.base < FOUR_GIB:
-        return "based below 4 GiB, where its linker needs it"
+        return Fault.LOW, ""
     if clr_header[1]:
         at = _file_offset(image, clr_header[0] + CLR_FLAGS_OFFSET, 4)
         if at is None:
-            return "damaged: its .NET header lies outside the sections"
+            return Fault.DAMAGED, "its .NET header lies outside the sections"
         if int.from_bytes(reader.read(at, 4), "little") & CLR_IL_ONLY:
-            return NET_ONLY
+            return Fault.NET_ONLY, ""
     return None
 
 
@@ -324,4 +333,4 @@ def _file_offset(image: Image, rva: int, size: int) -> int | None:
 
 
 def _name(section: Section) -> str:
-    return section.name.decode("ascii", "backslashreplace")
+    return repr(section.name)[2:-1]

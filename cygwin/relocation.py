@@ -69,7 +69,7 @@ def check_relocated(
 
 def _demand_movable(descriptor: int, image: Image, new_base: int) -> None:
     if image.fault:
-        raise RelocationError(image.fault)
+        raise RelocationError(image.fault.reason(image.detail))
     if not 0 <= new_base <= (1 << 8 * image.base_width) - image.slot_size:
         raise RelocationError(f"an image of {image.size} bytes does not fit at 0x{new_base:x}")
     found = read_base(descriptor, image.base_offset, image.base_width)

@@ -12,7 +12,8 @@ from bisect import bisect_right
 from operator import sub
 from typing import TYPE_CHECKING, NamedTuple
 
-from cygwin.errors import RelocationError
+from cygwin.errors import RelocationError, TableError
+from cygwin.fault import Fault
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,7 +36,7 @@ WINDOW = 0x10000
 # of the rest are made again when they are needed.
 KEPT_MARKS = 4 << 20
 
-DAMAGED = "relocation table damaged"
+DAMAGED = Fault.RELOCATIONS_DAMAGED
 
 _OF_TYPE_ABSOLUTE = bytes(range(1 << 12 - 8))  # the higher bytes of such entries
 
@@ -90,7 +91,7 @@ def _number(page: bytearray) -> int:
 def _page_of_marks(entries: bytes, width: int) -> bytearray:
     """Return a page of zeros with a 1 at the first byte of each word that `entries` relocate.
 
-    `width` is the bytes of a word (4 or 8). Padding marks nothing. Raises RelocationError for an
+    `width` is the bytes of a word (4 or 8). Padding marks nothing. Raises TableError for an
     entry of another type than such words have.
     """
     start = WORD_TYPE[width] << 12
@@ -103,17 +104,17 @@ def _page_of_marks(entries: bytes, width: int) -> bytearray:
     except IndexError:
         known = False
     if not known:
-        raise RelocationError(f"relocation of unknown type {_unknown_type(entries, width)}")
+        raise TableError(Fault.RELOCATION_TYPE_UNKNOWN, str(_unknown_type(entries, width)))
     del marks[:start]
     return marks
 
 
 def _demand_distinct(marks: bytearray, entries: bytes, width: int) -> None:
-    """Raise RelocationError when two of the words that `entries` have marked overlap."""
+    """Raise TableError when two of the words that `entries` have marked overlap."""
     words = len(entries[1::2].translate(None, _OF_TYPE_ABSOLUTE))
     # Words that are all aligned can only overlap by being the same.
     if marks[::width].count(1) != words and (marks.count(1) != words or _too_near(marks, width)):
-        raise RelocationError(f"{DAMAGED}: it relocates the same bytes twice")
+        raise TableError(DAMAGED, "it relocates the same bytes twice")
 
 
 def _unknown_type(entries: bytes, width: int) -> int:
@@ -131,15 +132,15 @@ def read_blocks(
     """Read the whole table and return its blocks in the order of their words in the file.
 
     `directory` is the RVA and the size in bytes of the table (data directory 5), `width` the bytes
-    of a word (4 or 8); the sections' data must not overlap. Raises RelocationError unless the
+    of a word (4 or 8); the sections' data must not overlap. Raises TableError unless the
     blocks fill the directory exactly, but for padding with zeros, each block's words lie inside
     one section's data and outside the table, and no two words overlap.
     """
     blocks = sorted(_walk(descriptor, sections, directory, width)) if directory[1] else []
     for before, after in zip(blocks, blocks[1:]):
         if before.high > after.low:
-            raise RelocationError(
-                f"{DAMAGED}: it relocates the same bytes twice, at byte {after.low} of the file"
+            raise TableError(
+                DAMAGED, f"it relocates the same bytes twice, at byte {after.low} of the file"
             )
     return tuple(blocks)
 
@@ -160,7 +161,7 @@ def _walk(
 
     home = section_of(rva, rva + size)
     if home is None:
-        raise RelocationError(f"{DAMAGED}: it lies outside the sections, at 0x{rva:x}")
+        raise TableError(DAMAGED, f"it lies outside the sections, at 0x{rva:x}")
     table = rva - home.virtual_address + home.raw_offset
     # More than two blocks a page come from no linker, but from somebody who wants us to be slow.
     pages = sum(-(-section.raw_size // PAGE) for section in data)
@@ -168,8 +169,8 @@ def _walk(
     room = KEPT_MARKS
     count = at = 0
 
-    def damaged(what: str) -> RelocationError:
-        return RelocationError(f"{DAMAGED}: block {count} (at 0x{rva + at:x}) {what}")
+    def damaged(what: str) -> TableError:
+        return TableError(DAMAGED, f"block {count} (at 0x{rva + at:x}) {what}")
 
     while size - at >= BLOCK_HEADER.size:
         header = reader.read(table + at, BLOCK_HEADER.size)
@@ -192,8 +193,8 @@ def _walk(
         try:
             marks = _page_of_marks(entries, width)
             _demand_distinct(marks, entries, width)
-        except RelocationError as error:
-            raise RelocationError(f"{error} (block {count}, page 0x{page:x})")
+        except TableError as error:
+            raise TableError(error.fault, f"{error.detail} (block {count}, page 0x{page:x})")
         first = marks.find(1)
         if first >= 0:
             low, high = page + first, page + marks.rfind(1) + width
@@ -210,4 +211,4 @@ def _walk(
         at += block_size
     rest = size - at
     if rest > MAX_PADDING or any(reader.read(table + at, rest)):
-        raise RelocationError(f"{DAMAGED}: {rest} bytes behind block {count} are no block")
+        raise TableError(DAMAGED, f"{rest} bytes behind block {count} are no block")

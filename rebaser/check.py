@@ -9,6 +9,7 @@ from itertools import islice
 
 from cygwin.address_space import ARENA, GRANULARITY, SAFE, X86_64, Range, is_runtime
 from cygwin.aslr import mandatory_aslr
+from cygwin.fault import FAULTS
 from rebaser.errors import UsageError
 from rebaser.plan.overlap import MOST_PAIRS, Span, clusters, overlapping_pairs, pairs_with
 from rebaser.plan.placement import Move, NoRoomError, Placed, Reserved, make_plan
@@ -16,7 +17,7 @@ from rebaser.plan.reserved import in_tree, reservations
 from rebaser.plan.survey import Survey, spans, survey
 from rebaser.reading import open_to_read
 from rebaser.scan import snapshot as snapshots
-from rebaser.scan.skip import same_file
+from rebaser.scan.skip import Skipped, globs_of_tree, same_file
 from rebaser.scan.snapshot import Snapshot
 from rebaser.scan.walk import Rules, Scan, look_at_one, scan
 from rebaser.state.folder import State
@@ -48,7 +49,7 @@ class Findings:
     """What was found. Paths are absolute.
 
     `groups` hang together by overlaps; `pairs` are the overlaps one by one, the first MOST_PAIRS.
-    `incurable` is what no rebase can cure, `unread` and `skipped` are (path, reason), `moves` is
+    `incurable` is what no rebase can cure, `unread` are (path, reason), `moves` is
     what `runs` would move, by path. `outside` are the members of groups that lie in the same tree
     as what was named, and outside of that.
     """
@@ -59,7 +60,7 @@ class Findings:
     problems: tuple[Problem, ...]
     incurable: tuple[Problem, ...]
     unread: tuple[tuple[str, str], ...]
-    skipped: tuple[tuple[str, str], ...]
+    skipped: tuple[Skipped, ...]
     at_linkers_base: int
     moves: Mapping[str, Move]
     runs: tuple[Run, ...]
@@ -80,6 +81,7 @@ def check(
     paths: Sequence[str],
     *,
     rules: Rules | None = None,
+    excludes: Sequence[str] = (),
     database: str | None = None,
     cygwin_root: str | None = None,
     avoid: Sequence[str] = (),
@@ -95,7 +97,7 @@ def check(
     images: dict[str, Placed] = {}  # of all that was looked at
     dlls: set[str] = set()
     named: set[str] = set()
-    reasons: dict[str, str] = {}
+    causes: dict[str, Skipped] = {}
     problems: list[Problem] = []
     incurable = _of_windows()
     moves: dict[str, Move] = {}
@@ -114,6 +116,7 @@ def check(
             part.now,
             part.before,
             may_move=part.may_move,
+            excludes=globs_of_tree(excludes, part.tree.scope),
             database_slots=known.database_slots,
             top=part.tree.path(""),
         )
@@ -125,7 +128,7 @@ def check(
             and path == files.setdefault(same_file(path, source.seen), path)
         }
         here = {path for path, source in sources.items() if any(map(part.holds, source.names))}
-        reasons.update(surveyed.skipped)
+        causes.update((one.path, one) for one in surveyed.skipped)
         incurable += [one for one in _of_programs(surveyed) if part.holds(one.path)]
         for machine, of_machine in spans(surveyed.images, here).items():
             problems += _on_others(of_machine, known.ranges.get(machine, ()))
@@ -157,11 +160,11 @@ def check(
         for group in clusters(of_machine)
         if any(span.path in named for span in group)
     ]
-    stuck = spans(images, dlls & set(reasons)).values()
-    curable = [problem for problem in problems if problem.path not in reasons]
-    staying = [problem for problem in problems if problem.path in reasons]
+    stuck = spans(images, dlls & causes.keys()).values()
+    curable = [problem for problem in problems if problem.path not in causes]
+    staying = [problem for problem in problems if problem.path in causes]
     staying += [problem for of_machine in stuck for problem in _stuck(of_machine, named)]
-    incurable += _with_reasons(staying, reasons)
+    incurable += _with_causes(staying, causes)
     broken = {problem.path for problem in problems}
     return Findings(
         images=len(named),
@@ -171,8 +174,8 @@ def check(
         incurable=tuple(incurable),
         unread=tuple(pair for part in seen for pair in part.unread),
         skipped=tuple(
-            (path, reason)
-            for path, reason in sorted(reasons.items())
+            cause
+            for path, cause in sorted(causes.items())
             if not path.lower().endswith(PROGRAM) and any(part.holds(path) for part in seen)
         ),
         at_linkers_base=sum(
@@ -234,7 +237,7 @@ def _folder(path: str, rules: Rules, found: dict[tuple[str, Rules], Scan]) -> _P
         return found[root, rules]
 
     tree = find_tree(path)
-    scanned = look(tree.root, with_programs.below(tree.scope))
+    scanned = look(tree.root, with_programs)
     before = _absolute(tree, State(tree.state_dir, tree.root).load_snapshot(lambda text: None))
     is_runs = tree.scope.rstrip("/") in scanned.snapshot.folders
     if not is_runs:  # the outer tree leaves it out, so a run would too
@@ -260,7 +263,7 @@ def _file(path: str) -> _Part:
     snapshot, failed = look_at_one(folder, name)
     unread = [(tree.path(inside), reason) for inside, reason in failed]
     unread += [
-        (path, snapshot.texts[seen.fault])
+        (path, Skipped(path, FAULTS[seen.fault], snapshot.details[seen.detail]).reason)
         for _, seen in snapshot.files()
         if not seen.base_width and seen.mtime_ns != snapshots.NEVER
     ]
@@ -305,33 +308,21 @@ def _stuck(of_machine: Sequence[Span], named: Collection[str]) -> list[Problem]:
     return [Problem(path, f"overlaps {other[path]}") for path in sorted(other)]
 
 
-def _with_reasons(problems: Sequence[Problem], reasons: Mapping[str, str]) -> list[Problem]:
+def _with_causes(problems: Sequence[Problem], causes: Mapping[str, Skipped]) -> list[Problem]:
     """Return one problem of each image, with the reason why it stays as it is."""
     found: dict[str, list[str]] = {}
     for problem in problems:
         found.setdefault(problem.path, []).append(problem.what)
     return [
-        Problem(path, "; ".join([*whats, _stays(reasons[path])]))
+        Problem(path, "; ".join([*whats, _stays(causes[path])]))
         for path, whats in sorted(found.items())
     ]
 
 
-# What to do about an image that stays where it is, by a word of its reason.
-_NEXT_STEPS = {
-    "stripped": "link it again without --disable-reloc-section or /FIXED",
-    "4 GiB": "link it again with an image base above 0x200000000 if what it is linked to allows "
-    "that, else leave it",
-    "signature": "do so if nobody checks the signature",
-    "runtime": "leave it, and move what overlaps it",
-    "damaged": "install it again",
-    "truncated": "install it again",
-}
-
-
-def _stays(reason: str) -> str:
+def _stays(skipped: Skipped) -> str:
     """Return why a run leaves an image where it is, and what else can be done."""
-    step = next((step for word, step in _NEXT_STEPS.items() if word in reason), "")
-    return f"no run moves it: {reason}" + (f"; {step}" if step else "")
+    advice = skipped.cause.advice
+    return f"no run moves it: {skipped.reason}" + (f"; {advice}" if advice else "")
 
 
 def _apart(paths: Sequence[str]) -> list[str]:
@@ -398,9 +389,7 @@ def _of_programs(surveyed: Survey) -> list[Problem]:
             "rebaser flags --high-entropy-va=0",
         )
         for path, source in sorted(surveyed.sources.items())
-        if source.seen.flags & snapshots.HIGH_ENTROPY
-        and path.lower().endswith(PROGRAM)
-        and _is_cygwins(path)
+        if source.seen.high_entropy_va and path.lower().endswith(PROGRAM) and _is_cygwins(path)
     ]
 
 

@@ -7,8 +7,8 @@ from rebaser.options import Options
 from rebaser.plan.placement import must_move
 from rebaser.plan.request import Request
 from rebaser.plan.survey import LARGEST
-from rebaser.scan.skip import skip_reason
-from rebaser.scan.snapshot import DYNAMIC_BASE, Seen
+from rebaser.scan.skip import globs_of_tree, skip_cause
+from rebaser.scan.snapshot import Seen
 
 
 class Work:
@@ -22,20 +22,22 @@ class Work:
         self._options = options
         self._arenas = options.arenas
         self._request = request
+        self._excludes = globs_of_tree(options.excludes, request.below)
         # Who was the first in each slot of a machine: device, inode, and whether it may move.
         self._taken: dict[tuple[int, int], tuple[int, int, bool]] = {}
 
-    def is_shown_by(self, path: str, seen: Seen, fault: str) -> bool:
+    def is_shown_by(self, path: str, seen: Seen) -> bool:
         """Return whether there is work, now that this image is known too."""
         arena = self._arenas.get(seen.machine)
         if arena is None:
             return False
         size = slot_size(seen.image_size)
-        skipped = skip_reason(path, seen, fault, self._options.force_signed)
-        may_move = not skipped and self._request.names(path)
+        skipped = skip_cause(
+            [path], seen, force_signed=self._options.force_signed, excludes=self._excludes
+        )
+        may_move = skipped is None and self._request.names(path)
         if may_move and (
-            must_move(seen.base, size, arena)
-            or (seen.flags & DYNAMIC_BASE and not self._options.keep_aslr)
+            must_move(seen.base, size, arena) or (seen.dynamic_base and not self._options.keep_aslr)
         ):
             return True
         return not (skipped and size > LARGEST) and self._overlaps(seen, size, may_move)

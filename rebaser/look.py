@@ -39,7 +39,7 @@ def look(
     Raises UsageError where an --avoid path does not exist.
     """
     before = State(tree.state_dir, tree.root).load_snapshot(warn)
-    found = scan(tree.root, options.rules.below(tree.scope), before, progress=progress)
+    found = scan(tree.root, options.rules, before, progress=progress)
     images = survey(found.snapshot, before, may_move=lambda path: True)
     others = _others(tree, options, warn)
     regions: dict[int, list[Region]] = {}
@@ -53,7 +53,7 @@ def look(
             )
             for machine in sorted(regions, reverse=True) or [X86_64]
         ),
-        skipped=images.skipped,
+        skipped=tuple((one.path, one.reason) for one in images.skipped),
         failed=tuple(found.failed),
     )
 

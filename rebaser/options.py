@@ -49,7 +49,7 @@ class Options(NamedTuple):
     @property
     def rules(self) -> Rules:
         """What the scan looks at."""
-        return Rules(self.suffixes, self.excludes)
+        return Rules(self.suffixes)
 
     @property
     def arenas(self) -> Mapping[int, Range]:

@@ -14,9 +14,9 @@ from rebaser.plan.request import Request
 from rebaser.progress import Progress, Quiet
 from rebaser.report import Report, Seconds
 from rebaser.scan import snapshot as snapshots
-from rebaser.scan.skip import count_images
+from rebaser.scan.skip import count_images, globs_of_tree
 from rebaser.scan.snapshot import Seen, Snapshot
-from rebaser.scan.walk import Scan, scan, scan_folders, scan_until
+from rebaser.scan.walk import Scan, scan, scan_folders, scan_for_work
 from rebaser.state import records
 from rebaser.state.folder import FileSystemTime, State, StateError
 from rebaser.state.lock import LockError, TreeLock
@@ -27,6 +27,7 @@ from rebaser.tree import Tree
 # they are needed.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from cygwin.fault import Fault
     from cygwin.image import Image
     from rebaser.apply.batches import Applied
     from rebaser.apply.engines import Engine
@@ -79,7 +80,7 @@ class _Run:
         globs = tree.scope if options.excludes else ""
         whose = f"root={tree.root!r} user={os.geteuid()} globs={globs!r}"
         self.request = Request(f"{whose} {options.key()}", tree.scope, only)
-        self.rules = options.rules.below(tree.scope)
+        self.rules = options.rules
         self.jobs = jobs
         self.progress = progress
         self.state = State(tree.state_dir, tree.root)
@@ -131,14 +132,18 @@ class _Run:
         if found is None:
             return None, None
         if found.unchanged and before.settled and before.settled == self._settled_key():
-            files, images, skipped = count_images(found.snapshot, self.options.force_signed)
+            files, images, skipped = count_images(
+                found.snapshot,
+                force_signed=self.options.force_signed,
+                excludes=globs_of_tree(self.options.excludes, self.tree.scope),
+            )
             report = Report(
                 root=self.tree.root,
                 engine=self._engine_name(),
                 scanned=files,
                 images=images,
                 kept=images,
-                skipped=tuple(skipped),
+                skipped=tuple((one.path, one.reason) for one in skipped),
             )
             return report, None
         look = self._plan(found, before)
@@ -199,7 +204,7 @@ class _Run:
     def _scan_until_work(self, before: Snapshot) -> Scan | None:
         self.progress.phase("looking at the tree")
         with self._timed("scan"):
-            return scan_until(
+            return scan_for_work(
                 self._shows_work,
                 self.tree.root,
                 self.rules,
@@ -207,12 +212,12 @@ class _Run:
                 progress=self.progress.advance,
             )
 
-    def _shows_work(self, path: str, seen: Seen, fault: str) -> bool:
+    def _shows_work(self, path: str, seen: Seen, fault: Fault | None) -> bool | None:
         if self._early is None:
             from rebaser.early import Work
 
             self._early = Work(self.options, self.request)
-        return self._early.is_shown_by(path, seen, fault)
+        return False if self._early.is_shown_by(path, seen) else None
 
     def _apply(self, look: Look, lock: TreeLock, began: FileSystemTime) -> Applied:
         """Carry out the plan, less what is in use: that is an obstacle for the others."""
@@ -264,7 +269,7 @@ class _Run:
     # What was found and done, as a report.
 
     def _report(self, look: Look, applied: Applied | None = None) -> Report:
-        skipped = dict(look.survey.skipped)
+        skipped = {one.path: one.reason for one in look.survey.skipped}
         failed = dict(look.scan.failed)
         moved: tuple[Move, ...] = ()
         if applied:

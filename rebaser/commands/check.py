@@ -46,7 +46,8 @@ def main(arguments: Namespace) -> int:
         raise UsageError("nothing is named: give PATH, or set the environment variable SAGE_LOCAL")
     findings = check(
         paths,
-        rules=Rules(tuple(arguments.suffix), tuple(arguments.exclude)),
+        rules=Rules(tuple(arguments.suffix)),
+        excludes=tuple(arguments.exclude),
         database=arguments.database,
         cygwin_root=arguments.cygwin_root,
         avoid=arguments.avoid,
@@ -90,7 +91,7 @@ def print_json(findings: Findings) -> None:
                 "problems": problems(findings.problems),
                 "incurable": problems(findings.incurable),
                 "failed": reasons(findings.unread),
-                "skipped": reasons(findings.skipped),
+                "skipped": reasons([(one.path, one.reason) for one in findings.skipped]),
                 "at_linkers_base": findings.at_linkers_base,
                 "would_move": [
                     {
@@ -109,7 +110,7 @@ def print_json(findings: Findings) -> None:
 def print_findings(findings: Findings, options: Sequence[str], *, verbose: bool) -> None:
     """Print what breaks fork, what would cure it, and what would not."""
     shown = sys.maxsize if verbose else SHOWN
-    reasons = dict(findings.skipped)
+    reasons = {one.path: one.reason for one in findings.skipped}
     for group in findings.groups:
         low, high = min(span.low for span in group), max(span.high for span in group)
         print(f"{len(group):,} images overlap within {address(low)}-{address(high)}:")
@@ -122,7 +123,7 @@ def print_findings(findings: Findings, options: Sequence[str], *, verbose: bool)
         print("These could not be looked at:")
         print_lines([f"  {path}: {reason}" for path, reason in findings.unread], shown)
     if verbose:
-        print_lines([f"no run moves {path}: {why}" for path, why in findings.skipped], shown)
+        print_lines([f"no run moves {path}: {why}" for path, why in reasons.items()], shown)
     if count := findings.at_linkers_base:
         print(f"{plural(count, 'DLL')} {_is(count)} still where the linker put {_them(count)}")
     print(printable(_verdict(findings)))

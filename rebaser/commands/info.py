@@ -18,11 +18,12 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from cygwin.address_space import machine_name, slot_size
+from cygwin.fault import FAULTS
 from rebaser.commands.shared import add_scan_arguments
 from rebaser.errors import RebaserError, UsageError
 from rebaser.plan.overlap import Span, clusters
 from rebaser.scan import snapshot as snapshots
-from rebaser.scan.skip import same_file
+from rebaser.scan.skip import Skipped, is_excluded, same_file
 from rebaser.scan.walk import Rules, look_at_one, scan
 from rebaser.text import address, printable
 
@@ -58,8 +59,12 @@ def main(arguments: Namespace) -> int:
     if arguments.db:
         lines = _of_database(arguments.db)
     else:
-        rules = Rules(tuple(arguments.suffix), tuple(arguments.exclude))
-        lines = [line for path in arguments.paths for line in _of_path(path, rules, failed)]
+        rules = Rules(tuple(arguments.suffix))
+        lines = [
+            line
+            for path in arguments.paths
+            for line in _of_path(path, rules, arguments.exclude, failed)
+        ]
     lines.sort(key=lambda line: (line.base, line.path))
     overlapping = _overlapping(lines)
     if arguments.json:
@@ -84,13 +89,15 @@ def _of_database(path: str) -> list[Line]:
     ]
 
 
-def _of_path(path: str, rules: Rules, failed: list[tuple[str, str]]) -> Iterable[Line]:
+def _of_path(
+    path: str, rules: Rules, excludes: Sequence[str], failed: list[tuple[str, str]]
+) -> Iterable[Line]:
     if os.path.isdir(path):
         found = scan(path, rules)
         snapshot = found.snapshot
         failed += [(os.path.join(path, inside), reason) for inside, reason in found.failed]
         for inside, seen in snapshot.files():
-            if seen.base_width:
+            if seen.base_width and not is_excluded(inside, excludes):
                 yield _line(os.path.join(path, inside), seen)
     elif not os.path.isfile(path):
         gone = not os.path.lexists(path)
@@ -102,7 +109,9 @@ def _of_path(path: str, rules: Rules, failed: list[tuple[str, str]]) -> Iterable
             if seen.base_width:
                 yield _line(path, seen)
             elif seen.mtime_ns != snapshots.NEVER:
-                failed.append((path, snapshot.texts[seen.fault]))
+                failed.append(
+                    (path, Skipped(path, FAULTS[seen.fault], snapshot.details[seen.detail]).reason)
+                )
 
 
 def _line(path: str, seen: snapshots.Seen) -> Line:
@@ -111,12 +120,12 @@ def _line(path: str, seen: snapshots.Seen) -> Line:
 
 
 def _flags(seen: snapshots.Seen) -> str:
-    names = {
-        snapshots.DYNAMIC_BASE: "dynamicbase",
-        snapshots.HIGH_ENTROPY: "high-entropy-va",
-        snapshots.SIGNED: "signed",
+    flags = {
+        "dynamicbase": seen.dynamic_base,
+        "high-entropy-va": seen.high_entropy_va,
+        "signed": seen.flags & snapshots.SIGNED,
     }
-    return ",".join(name for flag, name in names.items() if seen.flags & flag)
+    return ",".join(name for name, is_set in flags.items() if is_set)
 
 
 def _overlapping(lines: Sequence[Line]) -> set[str]:

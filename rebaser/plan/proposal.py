@@ -12,6 +12,7 @@ from rebaser.plan.request import Request
 from rebaser.plan.reserved import in_tree, reservations
 from rebaser.plan.survey import Survey, spans, survey
 from rebaser.report import Group
+from rebaser.scan.skip import globs_of_tree
 from rebaser.scan.snapshot import Snapshot
 from rebaser.scan.walk import Scan
 from rebaser.tree import Tree
@@ -34,6 +35,7 @@ class Planning:
     ) -> None:
         self._options = options
         self._request = request
+        self._excludes = globs_of_tree(options.excludes, tree.scope)
         self._reserved = reservations(
             in_tree(tree),
             database=options.database,
@@ -72,7 +74,7 @@ class Planning:
         }
         found = groups(
             spans(images.images, images.dlls.difference(gone), moved),
-            {path for path, _ in images.skipped},
+            {skipped.path for skipped in images.skipped},
             asked,
         )
         ours = tuple(group for group in found if not asked.isdisjoint(group.paths))
@@ -98,6 +100,7 @@ class Planning:
             may_move=may_move,
             keep_aslr=self._options.keep_aslr,
             force_signed=self._options.force_signed,
+            excludes=self._excludes,
             database_slots=self._reserved.database_slots,
         )
 

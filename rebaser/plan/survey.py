@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from cygwin.address_space import Range, slot_size
 from rebaser.plan.overlap import Span
 from rebaser.plan.placement import Move, Placed
 from rebaser.scan import snapshot as snapshots
-from rebaser.scan.skip import same_file, skip_reason
+from rebaser.scan.skip import Skipped, same_file, skip_cause
 from rebaser.scan.snapshot import Folder, Seen, Snapshot
 
 TYPE_CHECKING = False
@@ -33,13 +33,13 @@ class Source:
 class Survey:
     """The images of a tree by path (of several hard links the first), and what stays out of it.
 
-    `skipped` are (path, reason). `dlls` are the paths of the images whose overlaps break fork:
+    `dlls` are the paths of the images whose overlaps break fork:
     those of DLLs that are loaded at their base. `files` is how many files were looked at.
     """
 
     images: Mapping[str, Placed]
     sources: Mapping[str, Source]
-    skipped: tuple[tuple[str, str], ...]
+    skipped: tuple[Skipped, ...]
     dlls: frozenset[str]
     files: int
 
@@ -51,29 +51,30 @@ def survey(
     may_move: Callable[[str], bool] = lambda path: True,
     keep_aslr: bool = False,
     force_signed: bool = False,
+    excludes: Sequence[str] = (),
     database_slots: Mapping[str, Range] | None = None,
     top: str = "",
 ) -> Survey:
     """Sort out the files of a scan.
 
     `before` is what the last run saw (None: all that is there); `may_move` is asked about each
-    path; `database_slots` are those that Cygwin's database keeps for files of this tree; `top` is
-    put before all paths.
+    path; `excludes` are globs of paths relative to the root; `database_slots` are those that
+    Cygwin's database keeps for files of this tree; `top` is put before all paths.
     """
     base_before = {path: seen.base for path, seen in (before or now).files() if seen.base_width}
     images: dict[str, Placed] = {}
     sources: dict[str, Source] = {}
-    skipped: list[tuple[str, str]] = []
+    skipped: list[Skipped] = []
     dlls: set[str] = set()
     files = _files(now)
     for names, seen in files:
+        cause = skip_cause(names, seen, force_signed=force_signed, excludes=excludes)
         if top:
             names = tuple(top + name for name in names)
         path = names[0]
-        reason = skip_reason(path, seen, now.texts[seen.fault], force_signed)
-        if reason:
-            skipped.append((path, reason))
-        if not seen.base_width or (reason and slot_size(seen.image_size) > LARGEST):
+        if cause:
+            skipped.append(Skipped(path, cause, now.details[seen.detail]))
+        if not seen.base_width or (cause and slot_size(seen.image_size) > LARGEST):
             continue
         if seen.flags & snapshots.FORKS:
             dlls.add(path)
@@ -84,8 +85,8 @@ def survey(
             base=seen.base,
             slot_size=slot_size(seen.image_size),
             file_size=seen.size,
-            fixed=bool(reason) or not any(map(may_move, names)),
-            clear_dynamic_base=bool(seen.flags & snapshots.DYNAMIC_BASE) and not keep_aslr,
+            fixed=bool(cause) or not any(map(may_move, names)),
+            clear_dynamic_base=seen.dynamic_base and not keep_aslr,
             known=any(base_before.get(name) == seen.base for name in names),
             database_slot=next((database_slots[n] for n in names if n in database_slots), None)
             if database_slots
@@ -113,15 +114,16 @@ def with_moves(now: Snapshot, sources: Mapping[str, Source], applied: Applied) -
     for move in applied.moved:
         source, st = sources[move.path], applied.now.get(move.path)
         if st is not None:
-            flags = source.seen.flags & ~(snapshots.DYNAMIC_BASE if move.clear_dynamic_base else 0)
-            seen = source.seen._replace(
+            seen = source.seen
+            if move.clear_dynamic_base:
+                seen = seen.without_dynamic_base()
+            seen = seen._replace(
                 mtime_ns=st.st_mtime_ns,
                 ctime_ns=st.st_ctime_ns,
                 inode=st.st_ino,
                 device=st.st_dev,
                 links=st.st_nlink,
                 base=move.new_base,
-                flags=flags,
             )
             rows.update(dict.fromkeys(source.names, seen))
     folders = dict(now.folders)

@@ -2,30 +2,109 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from enum import Enum
+from typing import NamedTuple
+
 from cygwin.address_space import is_runtime
-from rebaser.scan import snapshot as snapshots
-from rebaser.scan.snapshot import Seen, Snapshot
+from cygwin.fault import FAULTS, Fault
+from rebaser.scan.snapshot import SIGNED, Seen, Snapshot
 
 
-def count_images(now: Snapshot, force_signed: bool) -> tuple[int, int, list[tuple[str, str]]]:
-    """Return the numbers of files and of images in a tree, and its (path, reason) skipped.
+class Stay(Enum):
+    """Why rebaser leaves a sound image where it is.
+
+    `sentence` says it, `advice` what to do ("": nothing), `option` is the option of `rebaser run`
+    that decides it ("": none does).
+    """
+
+    RUNTIME = (
+        "the Cygwin runtime, which every program loads where it is",
+        "leave it, and move what overlaps it",
+    )
+    SIGNED = (
+        "has an Authenticode signature, which moving would break (--force-signed moves it)",
+        "do so if nobody checks the signature",
+        "--force-signed",
+    )
+    EXCLUDED = "left out by --exclude", "run without that --exclude", "--exclude"
+    IN_USE = "in use", "run rebaser again when that has ended"
+    CHANGED = "it changed since it was read", "run rebaser again"
+
+    def __init__(self, sentence: str, advice: str, option: str = "") -> None:
+        self.sentence = sentence
+        self.advice = advice
+        self.option = option
+
+    def reason(self, detail: str) -> str:
+        """Return the sentence with what is special about this file, if anything is."""
+        return f"{self.sentence}: {detail}" if detail else self.sentence
+
+
+class Skipped(NamedTuple):
+    """A file that is not moved, and why."""
+
+    path: str
+    cause: Fault | Stay
+    detail: str = ""
+
+    @property
+    def reason(self) -> str:
+        """The cause and its detail as one sentence."""
+        return self.cause.reason(self.detail)
+
+
+def skip_cause(
+    names: Collection[str], seen: Seen, *, force_signed: bool = False, excludes: Sequence[str] = ()
+) -> Fault | Stay | None:
+    """Return why the file of these names, relative to the root, is never moved, or None."""
+    if seen.fault:
+        return FAULTS[seen.fault]
+    if any(map(is_runtime, names)):
+        return Stay.RUNTIME
+    if seen.flags & SIGNED and not force_signed:
+        return Stay.SIGNED
+    if excludes and any(is_excluded(name, excludes) for name in names):
+        return Stay.EXCLUDED
+    return None
+
+
+def is_excluded(name: str, globs: Sequence[str]) -> bool:
+    """Return whether one of the globs matches a path relative to the root, or a folder above it."""
+    from fnmatch import fnmatchcase
+
+    while name:
+        if any(fnmatchcase(name, glob) for glob in globs):
+            return True
+        name = name.rpartition("/")[0]
+    return False
+
+
+def globs_of_tree(globs: Sequence[str], scope: str) -> tuple[str, ...]:
+    """Return globs that are relative to `scope`, a part of a tree, as relative to its root."""
+    if not globs or not scope:
+        return tuple(globs)
+    from glob import escape
+
+    return tuple(escape(scope) + glob for glob in globs)
+
+
+def count_images(
+    now: Snapshot, *, force_signed: bool = False, excludes: Sequence[str] = ()
+) -> tuple[int, int, list[Skipped]]:
+    """Return the numbers of files and of images in a tree, and what is skipped of it.
 
     What `survey` would find, without the work of placing each image.
     """
-    files = images = 0
+    files: dict[object, tuple[list[str], Seen]] = {}
+    for name, seen in now.files():
+        files.setdefault(same_file(name, seen), ([], seen))[0].append(name)
     skipped = []
-    met = set()
-    for path, seen in now.files():
-        file = same_file(path, seen)
-        if file in met:
-            continue
-        met.add(file)
-        files += 1
-        images += bool(seen.base_width)
-        reason = skip_reason(path, seen, now.texts[seen.fault], force_signed)
-        if reason:
-            skipped.append((path, reason))
-    return files, images, skipped
+    for names, seen in files.values():
+        cause = skip_cause(names, seen, force_signed=force_signed, excludes=excludes)
+        if cause:
+            skipped.append(Skipped(min(names), cause, now.details[seen.detail]))
+    return len(files), sum(bool(seen.base_width) for _, seen in files.values()), skipped
 
 
 def same_file(path: str, seen: Seen) -> object:
@@ -34,14 +113,3 @@ def same_file(path: str, seen: Seen) -> object:
     Its hard links, and its names in two folders that are one: Cygwin mounts /usr/bin as /bin.
     """
     return (seen.device, seen.inode) if seen.inode else path
-
-
-def skip_reason(path: str, seen: Seen, fault: str, force_signed: bool) -> str:
-    """Return why a file is never moved, or an empty text; `fault` is what its reader found."""
-    if fault:
-        return fault
-    if is_runtime(path):
-        return "the Cygwin runtime, which every program loads where it is"
-    if seen.flags & snapshots.SIGNED and not force_signed:
-        return "has an Authenticode signature, which moving would break (--force-signed moves it)"
-    return ""

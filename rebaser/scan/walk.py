@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat as modes
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple, Optional
 
+from cygwin.fault import Fault
 from rebaser.reading import open_to_read
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.snapshot import Folder, Seen, Snapshot
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cygwin.image import Image
 
 SUFFIXES = (".dll", ".so", ".fas", ".oct", ".mex", ".eln", ".pyd")
 
 # Below these nothing of the tree's own programs is loaded: SageMath's build folder, a cross
-# compiler's target, rebaser's state.
-PRUNED_PATHS = ("var/tmp", "sys-root/mingw", "var/lib/rebaser")
-PRUNED_NAME = ".rebaser"
+# compiler's target.
+PRUNED_PATHS = ("var/tmp", "sys-root/mingw")
+# A tree's state, and one of these in it says that a run has made it a tree.
+PRUNED_NAME, STATE_IN_VAR = ".rebaser", "var/lib/rebaser"
+STATE_MARKS = ("rebase.lock", "runs")
 # MSYS2's native prefixes at the top of its root: nothing forks there, and all have DYNAMIC_BASE.
 PRUNED_AT_TOP = frozenset(("mingw32", "mingw64", "ucrt64", "clang32", "clang64", "clangarm64"))
 # What a whole system has at its top that is no folder of files: processes, devices, and on Cygwin
@@ -30,27 +34,23 @@ SYSTEMS_OWN = frozenset(("proc", "sys", "dev", "cygdrive"))
 
 # What is remembered of a file or folder that could not be looked at: nothing, so it is looked at
 # again next time, although the folder around it does not change.
-UNSEEN = Seen(0, snapshots.NEVER, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+UNSEEN = Seen(0, snapshots.NEVER, *[0] * 13)
 _UNLISTED = Folder((snapshots.NEVER, 0, 0, 0), [], [])
 
 
+# Asked about an image that had to be read (its path, what was seen, its fault) whether it is the
+# first that shows work: None no; True yes, go on and do not ask again; False yes, end the scan.
+AtFirstWork = Callable[[str, Seen, Optional[Fault]], Optional[bool]]
+
+
 class Rules(NamedTuple):
-    """What the scan looks at: suffixes beside the usual ones, and globs of paths to leave out."""
+    """What the scan looks at: files with suffixes beside the usual ones."""
 
     suffixes: tuple[str, ...] = ()
-    excludes: tuple[str, ...] = ()
-
-    def below(self, scope: str) -> Rules:
-        """Return the rules of a part of a tree as rules of the tree: globs are relative to it."""
-        if not scope or not self.excludes:
-            return self
-        from glob import escape
-
-        return self._replace(excludes=tuple(escape(scope) + glob for glob in self.excludes))
 
     def key(self) -> str:
         """Return a text that differs where the rules do."""
-        return repr((SUFFIXES, self.suffixes, self.excludes))
+        return repr((SUFFIXES, self.suffixes))
 
 
 class Scan(NamedTuple):
@@ -58,18 +58,27 @@ class Scan(NamedTuple):
 
     `snapshot` is the tree as it is now. `failed` are (path, reason) of what could not be looked at.
     `unchanged` says that everything is as it was remembered. `images` are the images that this
-    scan read, by path, up to a limit.
+    scan read, by path, up to a limit; `open_files` descriptors of them, to be closed. `inner` are
+    the folders below the root that are trees of rebaser's themselves.
     """
 
     snapshot: Snapshot
     failed: list[tuple[str, str]]
     unchanged: bool
     images: dict[str, Image]
+    open_files: dict[str, int]
+    inner: tuple[str, ...]
+
+    def close(self) -> None:
+        """Close all descriptors that were kept open."""
+        while self.open_files:
+            os.close(self.open_files.popitem()[1])
 
 
 # The images that a scan read are kept, so that a moved one need not be read twice, until their
 # relocation tables take about this many bytes: a tree may hold any number of them.
 KEPT_BYTES = 16 << 20
+MOST_OPEN = 2000
 
 
 def scan(
@@ -78,32 +87,48 @@ def scan(
     snapshot: Snapshot | None = None,
     *,
     progress: Callable[[int], None] | None = None,
+    keep_open: bool = False,
 ) -> Scan:
     """Look at the tree below `root`; what is as `snapshot` has it is not read again.
 
-    A file is as remembered when size, times, inode and device are, and its ImageBase field too:
-    Cygwin's rebase changes neither size nor, usually, times. A folder, when its times, inode and
-    device are. `progress` is told the number of files looked at.
+    A file is as remembered when size, times, inode and device are, and its ImageBase and
+    DllCharacteristics too: Cygwin's rebase changes neither size nor, usually, times. A folder, when
+    its times, inode and device are. `progress` is told the number of files looked at. `keep_open`
+    keeps open those images that were read and that can be moved: close the scan.
     """
-    return _Scanner(root, rules or Rules(), snapshot or snapshots.blank(), None, progress).scan()
+    rules, snapshot = rules or Rules(), snapshot or snapshots.blank()
+    found = scan_for_work(None, root, rules, snapshot, progress=progress, keep_open=keep_open)
+    assert found is not None  # nobody was there to end it
+    return found
 
 
-def scan_until(
-    stop_at: Callable[[str, Seen, str], bool],
+def scan_for_work(
+    at_first_work: AtFirstWork | None,
     root: str,
     rules: Rules,
     snapshot: Snapshot,
     *,
     progress: Callable[[int], None] | None = None,
+    keep_open: bool = False,
 ) -> Scan | None:
-    """Look at the tree as `scan` does, but end as soon as `stop_at` returns true: then with None.
+    """Look at the tree as `scan` does, at folders that have changed first.
 
-    It is asked about each image that had to be read: its path, what was seen, its fault.
+    Returns None where `at_first_work` ends it.
     """
+    return _Scanner(
+        root, rules, snapshot, at_first_work, progress, _may_open() if keep_open else 0
+    ).scan()
+
+
+def _may_open() -> int:
+    """Return how many descriptors may be kept open: half of what the process may have."""
     try:
-        return _Scanner(root, rules, snapshot, stop_at, progress).scan()
-    except _StoppedError:
-        return None
+        import resource
+
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    except (ImportError, OSError, ValueError):
+        return 0
+    return MOST_OPEN if soft == resource.RLIM_INFINITY else min(soft // 2, MOST_OPEN)
 
 
 def scan_folders(root: str, rules: Rules, snapshot: Snapshot, folders: Iterable[str]) -> Snapshot:
@@ -111,7 +136,7 @@ def scan_folders(root: str, rules: Rules, snapshot: Snapshot, folders: Iterable[
 
     `folders` are paths relative to the root that `snapshot` has, seen under the same rules.
     """
-    scanner = _Scanner(root, rules, snapshot, None, None)
+    scanner = _Scanner(root, rules, snapshot)
     found = dict(snapshot.folders)
     for path in folders:
         listed = scanner.list(path)
@@ -121,14 +146,14 @@ def scan_folders(root: str, rules: Rules, snapshot: Snapshot, folders: Iterable[
         # Else the next scan would not meet a new one: the times of `path` are known by now.
         for new, folder in scanner.new_below(path, listed[1]):
             found[new] = scanner.files(new, folder)
-    return Snapshot(snapshot.rules, "", found, list(scanner.texts))
+    return scanner.snapshot_of(found)
 
 
 def _inside(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
 
 
-class _StoppedError(Exception):
+class _EndedError(Exception):
     pass
 
 
@@ -138,47 +163,85 @@ class _Scanner:
         root: str,
         rules: Rules,
         snapshot: Snapshot,
-        stop_at: Callable[[str, Seen, str], bool] | None,
-        progress: Callable[[int], None] | None,
+        at_first_work: AtFirstWork | None = None,
+        progress: Callable[[int], None] | None = None,
+        may_open: int = 0,
     ) -> None:
         self.top = root.rstrip("/") + "/"
         self.rules = rules
         self.suffixes = SUFFIXES + tuple(suffix.lower() for suffix in rules.suffixes)
-        self.comparable = snapshot.rules == rules.key()
+        self.comparable = snapshot.rules == rules.key() and "" in snapshot.folders
+        self.host = snapshots.this_host()
+        if snapshot.host != self.host:
+            # What another machine saw was proven by its clock, and its inodes may be others.
+            snapshot = snapshots.without_times(snapshot)
         self.snapshot = snapshot
-        self.stop_at = stop_at
+        self.at_first_work = at_first_work
         self.progress = progress
+        self.may_open = may_open
         self.changed = False
         self.failed: list[tuple[str, str]] = []
         self.images: dict[str, Image] = {}
+        self.open_files: dict[str, int] = {}
         self.room = KEPT_BYTES
-        self.texts = {text: number for number, text in enumerate(snapshot.texts)}
+        self.details = {text: number for number, text in enumerate(snapshot.details)}
+        self.states = set(snapshot.inner)
 
-    def scan(self) -> Scan:
-        """Look at every folder, then at every file of interest in it."""
-        folders = dict(self.folders())
-        found = {
-            path: self.files(path, folder) if folder.names else folder
-            for path, folder in folders.items()
-        }
-        if not self.changed:
-            return Scan(self.snapshot, self.failed, True, self.images)
-        snapshot = Snapshot(self.rules.key(), "", found, list(self.texts))
-        return Scan(snapshot, self.failed, False, self.images)
+    def scan(self) -> Scan | None:
+        """Look at every folder, and at its files of interest as soon as it is known."""
+        found = {}
+        try:
+            for path, folder in self.folders():
+                found[path] = self.files(path, folder) if folder.names else folder
+            snapshot = self.snapshot_of(found) if self.changed else self.snapshot
+        except BaseException as error:
+            self.result(self.snapshot).close()
+            if isinstance(error, _EndedError):
+                return None
+            raise
+        return self.result(snapshot)
+
+    def result(self, snapshot: Snapshot) -> Scan:
+        return Scan(
+            snapshot,
+            self.failed,
+            not self.changed,
+            self.images,
+            self.open_files,
+            tuple(self.inner(snapshot)),
+        )
+
+    def snapshot_of(self, found: dict[str, Folder]) -> Snapshot:
+        return Snapshot(
+            self.rules.key(),
+            "",
+            dict(sorted(found.items())),  # parents first, whatever was looked at first
+            list(self.details),
+            self.host,
+            tuple(sorted(state for state in self.states if os.path.isdir(self.top + state))),
+        )
+
+    def inner(self, snapshot: Snapshot) -> Iterator[str]:
+        """Yield the folders below the root which a run of rebaser has made a tree."""
+        for state in snapshot.inner:
+            if any(os.path.lexists(f"{self.top}{state}/{mark}") for mark in STATE_MARKS):
+                yield state[
+                    : -len(PRUNED_NAME if state.endswith(PRUNED_NAME) else STATE_IN_VAR) - 1
+                ]
 
     # Folders.
 
     def folders(self) -> Iterator[tuple[str, Folder]]:
-        """Yield every folder with its files of interest as remembered, parents first."""
-        remembered = self.snapshot.folders
-        if not self.comparable or "" not in remembered:
+        """Yield every folder with its files of interest as remembered, first those that changed."""
+        if not self.comparable:
             self.changed = True
             yield from self.walk("")
             return
         lstat = os.lstat
         top = self.top
         listed: dict[str, set[str]] = {}  # the subfolders of each folder that was listed again
-        for path, folder in remembered.items():
+        unchanged = []
+        for path, folder in self.snapshot.folders.items():
             if listed:
                 parent, _, name = path.rpartition("/")
                 if path and parent in listed and name not in listed[parent]:
@@ -192,9 +255,8 @@ class _Scanner:
                     yield path, _UNLISTED
                 continue
             if (st.st_mtime_ns, st.st_ctime_ns, st.st_ino, st.st_dev) == folder.stat:
-                yield path, folder
+                unchanged.append((path, folder))
                 continue
-            self.changed = True
             listed[path] = set()
             result = self.list(path)
             if result is None:
@@ -203,6 +265,7 @@ class _Scanner:
             listed[path] = set(subfolders)
             yield path, folder
             yield from self.new_below(path, subfolders)
+        yield from unchanged
 
     def unlisted(self, path: str, error: OSError) -> bool:
         """Note a folder that cannot be looked at; one that is gone by now is nobody's failure."""
@@ -255,10 +318,8 @@ class _Scanner:
                     if entry.is_dir(follow_symlinks=False):
                         if not self.pruned(path, entry.name):
                             subfolders.append(entry.name)
-                    elif (
-                        entry.name.lower().endswith(self.suffixes)
-                        and entry.is_file(follow_symlinks=False)
-                        and not (self.rules.excludes and self.excluded(path, entry.name))
+                    elif entry.name.lower().endswith(self.suffixes) and entry.is_file(
+                        follow_symlinks=False
                     ):
                         names.append(entry.name)
         except OSError as error:
@@ -269,81 +330,72 @@ class _Scanner:
         return Folder(times, names, [seen.get(name, UNSEEN) for name in names]), subfolders
 
     def pruned(self, path: str, name: str) -> bool:
-        if name == PRUNED_NAME or (not path and name in PRUNED_AT_TOP):
-            return True
-        if not path and name in SYSTEMS_OWN and self.is_systems_own(name):
+        if not path and (name in PRUNED_AT_TOP or self.is_systems_own(name)):
             return True
         full = _inside(path, name)
-        if full in PRUNED_PATHS or full.endswith("/sys-root/mingw"):
+        if name == PRUNED_NAME or full.endswith("/" + STATE_IN_VAR):
+            if path:
+                self.states.add(full)
             return True
-        return bool(self.rules.excludes) and self.excluded(path, name)
+        return full in (*PRUNED_PATHS, STATE_IN_VAR) or full.endswith("/sys-root/mingw")
 
     def is_systems_own(self, name: str) -> bool:
         """Return whether a folder at the top is no part of the tree, but the system's."""
-        if self.top == "/":
-            return True
+        if name not in SYSTEMS_OWN or self.top == "/":
+            return name in SYSTEMS_OWN
         try:
             return os.lstat(self.top + name).st_dev != os.lstat(self.top).st_dev
         except OSError:
             return False
 
-    def excluded(self, path: str, name: str) -> bool:
-        from fnmatch import fnmatchcase
-
-        full = _inside(path, name)
-        return any(fnmatchcase(full, glob) for glob in self.rules.excludes)
-
     # Files.
 
     def files(self, path: str, folder: Folder) -> Folder:
         """Look at the files of one folder; return the folder as it is now."""
-        read, fstat, close = os.pread, os.fstat, os.close
         top = f"{self.top}{path}/" if path else self.top
         names = []
         rows: list[tuple[int, ...]] = []
         for name, row in zip(folder.names, folder.files):
+            new_row: tuple[int, ...] | None
             try:
-                descriptor = open_to_read(top + name)
+                new_row = self.file(path, name, top + name, row)
             except OSError as error:
-                if self.unread(path, name, error):
-                    names.append(name)
-                    rows.append(UNSEEN)
-                continue
-            try:
-                st = fstat(descriptor)
-                if (
-                    st.st_mtime_ns == row[1]
-                    and st.st_size == row[0]
-                    and st.st_ctime_ns == row[2]
-                    and st.st_ino == row[3]
-                    and st.st_dev == row[4]
-                    and (
-                        not row[7]
-                        or int.from_bytes(read(descriptor, row[7], row[11]), "little") == row[9]
-                    )
-                ):
-                    new_row = row if st.st_nlink == row[5] else self.relinked(row, st.st_nlink)
-                elif modes.S_ISREG(st.st_mode):
-                    new_row = self.look(_inside(path, name), descriptor, st)
-                else:
-                    self.changed = True
-                    continue
-            except OSError as error:
-                if not self.unread(path, name, error):
-                    continue
-                new_row = UNSEEN
-            finally:
-                close(descriptor)
-            names.append(name)
-            rows.append(new_row)
+                new_row = UNSEEN if self.unread(path, name, error) else None
+            if new_row is not None:
+                names.append(name)
+                rows.append(new_row)
         if self.progress:
             self.progress(len(names))
         return folder if rows == folder.files else Folder(folder.stat, names, rows)
 
+    def file(
+        self, path: str, name: str, where: str, row: tuple[int, ...]
+    ) -> tuple[int, ...] | None:
+        """Look at one file; return what it is now, None if it is no longer a file."""
+        descriptor = open_to_read(where)
+        try:
+            st = os.fstat(descriptor)
+            if (
+                st.st_mtime_ns == row[1]
+                and st.st_size == row[0]
+                and st.st_ctime_ns == row[2]
+                and st.st_ino == row[3]
+                and st.st_dev == row[4]
+                and (not row[7] or _is_placed(descriptor, row))
+            ):
+                if st.st_nlink == row[5]:
+                    return row
+                self.changed = True
+                return Seen._make(row)._replace(links=st.st_nlink)
+            self.changed = True
+            if not modes.S_ISREG(st.st_mode):
+                return None
+            return self.look(_inside(path, name), descriptor, st)
+        finally:
+            os.close(descriptor)
+
     def unread(self, path: str, name: str, error: OSError) -> bool:
         """Note a file that cannot be looked at; one that is gone by now is nobody's failure."""
-        import errno
-
         self.changed = True
         # ELOOP: it became a symbolic link, which is not followed.
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
@@ -356,23 +408,17 @@ class _Scanner:
         )
         return True
 
-    def relinked(self, row: tuple[int, ...], links: int) -> tuple[int, ...]:
-        self.changed = True
-        return Seen._make(row)._replace(links=links)
-
-    def look(self, path: str, descriptor: int, st: os.stat_result) -> tuple[int, ...]:
+    def look(self, path: str, descriptor: int, st: os.stat_result) -> Seen:
         """Read what a file is."""
         from cygwin.errors import NotAnImage
         from cygwin.image import read_image
 
-        self.changed = True
         image = None
-        fault: str | None
         try:
             image = read_image(descriptor, st.st_size)
-            fault = image.fault
+            fault, detail = image.fault, image.detail
         except NotAnImage as error:
-            fault = str(error)
+            fault, detail = error.fault, error.detail
         seen = Seen(
             size=st.st_size,
             mtime_ns=st.st_mtime_ns,
@@ -383,38 +429,60 @@ class _Scanner:
             machine=image.machine if image else 0,
             base_width=image.base_width if image else 0,
             flags=flags_of(image) if image else 0,
+            dll_characteristics=image.dll_characteristics if image else 0,
             base=image.base if image else 0,
             image_size=image.size if image else 0,
             base_offset=image.base_offset if image else 0,
-            fault=self.texts.setdefault(fault or "", len(self.texts)),
+            fault=fault.number if fault else 0,
+            detail=self.details.setdefault(detail, len(self.details)),
         )
         if image:
-            taken = 1000 + sum(200 + (b.marks or 0).bit_length() // 8 for b in image.blocks)
-            if taken <= self.room:
-                self.images[path] = image
-                self.room -= taken
-        if self.stop_at and self.stop_at(path, seen, fault or ""):
-            raise _StoppedError
+            self.keep(path, image, descriptor)
+            if self.at_first_work:
+                answer = self.at_first_work(path, seen, fault)
+                if answer is False:
+                    raise _EndedError
+                if answer:
+                    self.at_first_work = None
         return seen
+
+    def keep(self, path: str, image: Image, descriptor: int) -> None:
+        """Keep what was read, as far as there is room."""
+        taken = 1000 + sum(200 + (b.marks or 0).bit_length() // 8 for b in image.blocks)
+        if taken <= self.room:
+            self.images[path] = image
+            self.room -= taken
+        if len(self.open_files) < self.may_open and not image.fault:
+            with suppress(OSError):
+                self.open_files[path] = os.dup(descriptor)
+
+
+# DllCharacteristics ends so many bytes behind ImageBase, in either format ("Optional Header"), so
+# that one read gives both.
+_FLAGS_BEHIND = 40
+
+
+def _is_placed(descriptor: int, row: tuple[int, ...]) -> bool:
+    """Return whether the image has the ImageBase and the DllCharacteristics that were seen."""
+    width = row[7]
+    fields = os.pread(descriptor, width + _FLAGS_BEHIND, row[12])
+    return (
+        int.from_bytes(fields[:width], "little") == row[10]
+        and int.from_bytes(fields[-2:], "little") == row[9]
+    )
 
 
 def look_at_one(folder: str, name: str) -> tuple[Snapshot, list[tuple[str, str]]]:
     """Look at one file whatever its suffix; return a snapshot of it alone, and what failed."""
-    scanner = _Scanner(folder, Rules(), snapshots.blank(), None, None)
+    scanner = _Scanner(folder, Rules(), snapshots.blank())
     found = scanner.files("", Folder((0, 0, 0, 0), [name], [UNSEEN]))
-    return Snapshot("", "", {"": found}, list(scanner.texts)), scanner.failed
+    return scanner.snapshot_of({"": found}), scanner.failed
 
 
 def flags_of(image: Image) -> int:
     """Return the flags of `Seen` for an image."""
     from cygwin.address_space import ARENA
-    from cygwin.image import NET_ONLY
 
-    loads = not image.truncated and image.fault != NET_ONLY
+    loads = image.fault not in (Fault.TRUNCATED, Fault.NET_ONLY)
     forks = loads and image.is_dll and image.machine in ARENA
-    return (
-        (snapshots.DYNAMIC_BASE if image.dynamic_base else 0)
-        | (snapshots.SIGNED if image.signed else 0)
-        | (snapshots.HIGH_ENTROPY if image.high_entropy_va else 0)
-        | (snapshots.FORKS if forks else 0)
-    )
+    return (snapshots.SIGNED if image.signed else 0) | (snapshots.FORKS if forks else 0)

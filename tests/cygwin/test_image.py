@@ -26,6 +26,7 @@ from cygwin.address_space import (
     slot_size,
 )
 from cygwin.errors import NotAnImage
+from cygwin.fault import Fault
 from cygwin.image import read_base, read_image
 from cygwin.relocation_table import Reader, marks_of
 
@@ -61,17 +62,20 @@ def test_fields(machine: int, e_lfanew: int, tmp_path: Path) -> None:
         (b"#!/bin/sh\necho I am no DLL\n", "not a PE image: it does not begin with MZ"),
         (b"\x7fELF" + bytes(200), "not a PE image: it does not begin with MZ"),
         (b"M", "not a PE image: it does not begin with MZ"),
-        (b"MZ", "truncated: the file ends within its DOS header"),
+        (b"MZ", "truncated or still being written: the file ends within its DOS header"),
         (b"MZ" + bytes(58) + struct.pack("<I", 0x80), "not a PE image: no PE header at byte 128"),
         (b"MZ" + bytes(1000), "not a PE image: no PE header at byte 0"),
         (
             b"MZ" + bytes(58) + struct.pack("<I", 0xFFFF_FFFF) + bytes(9999),
             "not a PE image: no PE header at byte 4294967295",
         ),
-        (build()[:0x82], "truncated: the file ends within its headers"),
-        (build()[:0x90], "truncated: the file ends within its headers"),
-        (build()[:0x140], "truncated: the file ends within its headers"),
-        (build()[:0x1A0], "truncated: the file ends within its section table"),
+        (build()[:0x82], "truncated or still being written: the file ends within its headers"),
+        (build()[:0x90], "truncated or still being written: the file ends within its headers"),
+        (build()[:0x140], "truncated or still being written: the file ends within its headers"),
+        (
+            build()[:0x1A0],
+            "truncated or still being written: the file ends within its section table",
+        ),
         (build(patches={0x80: b"NE\0\0"}), "not a PE image: no PE header at byte 128"),
         (
             build(patches={0x94: b"\x10\0"}),
@@ -112,7 +116,7 @@ def u32(value: int) -> bytes:
 @pytest.mark.parametrize(
     ("shape", "reason"),
     [
-        (Shape(machine=0x1C4), "unknown machine 0x1c4"),
+        (Shape(machine=0x1C4), "for an unknown machine: 0x1c4"),
         (Shape(machine=I386, plus=True, base=0x5_0000_0000), "64 bits for machine i386"),
         (Shape(plus=False, base=0x6D00_0000), "32 bits for machine x86_64"),
         (Shape(characteristics=0x0022), "not a DLL"),
@@ -128,10 +132,13 @@ def u32(value: int) -> bytes:
         (Shape(optional={56: 0x3000}), "SizeOfImage is 12288, its sections end at 12800"),
         (Shape(optional={56: 0x20000}), "SizeOfImage is 131072"),
         (Shape(optional={60: 0x80}), "SizeOfHeaders is 128"),
-        (Shape(optional={32: 0x200}), "sections are aligned to 512 bytes, less than a page"),
+        (Shape(optional={32: 0x200}), "its sections are aligned to less than a page: 512 bytes"),
         (Shape(optional={108: 17}), "17 data directories do not fit"),
         (Shape(optional={108: 0xFFFF_FFFF}), "4294967295 data directories do not fit"),
-        (Shape(patches={0x86: b"\0\0"}), "relocation table damaged: it lies outside the sections"),
+        (
+            Shape(patches={0x86: b"\0\0"}),
+            "relocation table is damaged: it lies outside the sections",
+        ),
         (
             Shape(patches={DATA + 12: u32(0x80)}),
             "section .data overlaps what lies before it in memory",
@@ -151,15 +158,15 @@ def u32(value: int) -> bytes:
         ),
         (Shape(patches={RELOC + 20: u32(0x2401)}), "section .reloc begins at byte 9217"),
         (Shape(patches={DATA + 16: u32(0xFFFF_FFFF)}), "overlaps what lies before it in memory"),
-        (Shape(patches={0x8C: u32(0x2400) + u32(100)}), "truncated: the symbol table ends at byte"),
-        (Shape(directories={4: (0x2600, 8)}), "truncated: the signature ends at byte 9736"),
+        (Shape(patches={0x8C: u32(0x2400) + u32(100)}), "written: the symbol table ends at byte"),
+        (Shape(directories={4: (0x2600, 8)}), "written: the signature ends at byte 9736"),
         # The relocation table.
-        (Shape(directories={5: (0x9000, 12)}), "relocation table damaged: it lies outside"),
+        (Shape(directories={5: (0x9000, 12)}), "relocation table is damaged: it lies outside"),
         (
             Shape(directories={5: (0x3000, 0xFFFF_FFFF)}),
-            "relocation table damaged: it lies outside",
+            "relocation table is damaged: it lies outside",
         ),
-        (Shape(directories={5: (0xFFFF_FFFF, 8)}), "relocation table damaged: it lies outside"),
+        (Shape(directories={5: (0xFFFF_FFFF, 8)}), "relocation table is damaged: it lies outside"),
         (Shape(table=struct.pack("<II", 0x1000, 7)), "block 1 (at 0x3000) has the size 7"),
         (Shape(table=struct.pack("<IIH", 0x1000, 9, 0)), "block 1 (at 0x3000) has the size 9"),
         (Shape(table=struct.pack("<II", 0x1000, 0x4000)), "has the size 16384"),
@@ -167,10 +174,13 @@ def u32(value: int) -> bytes:
         (Shape(table=struct.pack("<II", 0, 8) * 999), "block 9 (at 0x3040) is one too many for 4"),
         (Shape(table=block(0x1000, [0], 10) + b"junk"), "4 bytes behind block 1 are no block"),
         (Shape(table=bytes(8) + block(0x1000, [0], 10)), "bytes behind block 0 are no block"),
-        (Shape(table=block(0x1000, [0], 3)), "relocation of unknown type 3 (block 1, page 0x1000)"),
-        (Shape(table=block(0x1000, [0], 11)), "relocation of unknown type 11"),
-        (Shape(table=block(0x1000, [0], 1)), "relocation of unknown type 1"),
-        (Shape(machine=I386, base=0x6D000000, table=block(0x1000, [0], 10)), "unknown type 10"),
+        (
+            Shape(table=block(0x1000, [0], 3)),
+            "relocation of unknown type: 3 (block 1, page 0x1000)",
+        ),
+        (Shape(table=block(0x1000, [0], 11)), "relocation of unknown type: 11"),
+        (Shape(table=block(0x1000, [0], 1)), "relocation of unknown type: 1 (b"),
+        (Shape(machine=I386, base=0x6D000000, table=block(0x1000, [0], 10)), "unknown type: 10"),
         (Shape(table=block(0, [0x88], 10)), "points outside the sections' data, page 0x0"),
         (Shape(table=block(0x9000, [0], 10)), "points outside the sections' data, page 0x9000"),
         (Shape(table=block(0xFFFF_F000, [0], 10)), "points outside the sections' data"),
@@ -188,7 +198,8 @@ def u32(value: int) -> bytes:
 )
 def test_fault(shape: Shape, reason: str, tmp_path: Path) -> None:
     image = read(build(shape), tmp_path / "x.dll")
-    assert reason in (image.fault or "no fault")
+    assert image.fault is not None
+    assert reason in image.fault.reason(image.detail)
     assert image.machine == shape.machine  # it is an obstacle all the same
     assert image.base == shape.base
 
@@ -218,12 +229,40 @@ def test_sound(shape: Shape, tmp_path: Path) -> None:
 def test_a_truncated_file_names_the_section(tmp_path: Path) -> None:
     data = build()
     image = read(data[:-1], tmp_path / "x.dll")
-    assert image.fault == (
-        f"truncated: section .reloc ends at byte {len(data)}, the file has {len(data) - 1}"
+    assert (image.fault, image.detail) == (
+        Fault.TRUNCATED,
+        f"section .reloc ends at byte {len(data)}, the file has {len(data) - 1}",
     )
-    assert read(data[:0x500], tmp_path / "x.dll").fault == (
-        "truncated: section .data ends at byte 8704, the file has 1280"
-    )
+    image = read(data[:0x500], tmp_path / "x.dll")
+    assert image.fault is Fault.TRUNCATED
+    assert image.detail == "section .data ends at byte 8704, the file has 1280"
+
+
+def test_a_detail_is_printable_ascii_whatever_a_section_is_called(tmp_path: Path) -> None:
+    for name in (b"a\0\0b", b"\xff\n\x1b[m", b"'\""):
+        data = build(patches={RELOC: name.ljust(8, b"\0")})
+        image = read(data[:-1], tmp_path / "x.dll")
+        assert image.fault is Fault.TRUNCATED
+        assert image.detail.isascii()
+        assert image.detail.isprintable()
+
+
+def test_the_numbers_of_faults_stay() -> None:
+    assert {fault.name: fault.number for fault in Fault} == {
+        "EMPTY": 1,
+        "NO_IMAGE": 2,
+        "TRUNCATED": 3,
+        "DAMAGED": 4,
+        "UNKNOWN_MACHINE": 5,
+        "SMALL_ALIGNMENT": 6,
+        "NOT_A_DLL": 7,
+        "ARM64": 8,
+        "STRIPPED": 9,
+        "LOW": 10,
+        "NET_ONLY": 11,
+        "RELOCATIONS_DAMAGED": 12,
+        "RELOCATION_TYPE_UNKNOWN": 13,
+    }
 
 
 def test_a_signature_is_no_fault(tmp_path: Path) -> None:
@@ -314,7 +353,7 @@ def test_the_words_of_real_dlls_are_those_that_pefile_finds(pristine_root: Cygwi
 def test_programs_are_no_dlls(pristine_root: CygwinRoot) -> None:
     path = pristine_root.path / "bin" / "rebase.exe"
     with opened(path, os.O_RDONLY) as descriptor:
-        assert read_image(descriptor, path.stat().st_size).fault == "not a DLL"
+        assert read_image(descriptor, path.stat().st_size).fault is Fault.NOT_A_DLL
 
 
 def test_an_exe_with_faults_keeps_its_flags(tmp_path: Path) -> None:

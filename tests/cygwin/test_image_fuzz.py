@@ -70,7 +70,8 @@ import os, resource, sys
 from cygwin.image import read_image
 resource.setrlimit(resource.RLIMIT_AS, ({memory}, {memory}))
 descriptor = os.open(sys.argv[1], os.O_RDONLY)
-print(read_image(descriptor, os.fstat(descriptor).st_size).fault)
+image = read_image(descriptor, os.fstat(descriptor).st_size)
+print(image.fault.reason(image.detail) if image.fault else None)
 """
 
 

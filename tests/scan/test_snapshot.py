@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 
@@ -9,46 +10,59 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cygwin.fault import FAULTS
 from rebaser.scan import snapshot
-from rebaser.scan.snapshot import NEVER, Folder, Seen, Snapshot, SnapshotLostError
+from rebaser.scan.snapshot import NEVER, Folder, Overlap, Seen, Snapshot, SnapshotLostError
 
 U64 = st.integers(0, (1 << 64) - 1)
+U32 = st.integers(0, (1 << 32) - 1)
+U16 = st.integers(0, 0xFFFF)
 TIME = st.integers(-(1 << 63), (1 << 63) - 1)
 # What a name may hold: anything but NUL and slash, bytes that are not UTF-8 among it.
 NAME = st.binary(min_size=1, max_size=20).map(
-    lambda raw: raw.replace(b"\0", b"0").replace(b"/", b"-").decode("utf-8", "surrogateescape")
+    lambda raw: os.fsdecode(raw.replace(b"\0", b"0").replace(b"/", b"-").replace(b"..", b"._"))
 )
-TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
+# NUL too: the format does not depend on what its texts hold.
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 
 @st.composite
 def snapshots(draw: st.DrawFn) -> Snapshot:
     """Return any memory that a scan could make."""
-    texts = ["", *draw(st.lists(TEXT, max_size=3))]
+    details = ["", *draw(st.lists(TEXT, max_size=3))]
 
     def row() -> tuple[int, ...]:
+        numbers = (U64, TIME, TIME, U64, U64, U32, U16)
+        faults = st.sampled_from([0, *FAULTS])
         return (
-            draw(U64),
-            draw(TIME),
-            draw(TIME),
-            draw(U64),
-            draw(U64),
-            draw(st.integers(0, (1 << 32) - 1)),
-            draw(st.integers(0, 0xFFFF)),
+            *map(draw, numbers),
             draw(st.sampled_from([0, 4, 8])),
             draw(st.integers(0, 7)),
-            draw(U64),
-            draw(U64),
-            draw(U64),
-            draw(st.integers(0, len(texts) - 1)),
+            *map(draw, (U16, U64, U32, U32, faults)),
+            draw(st.integers(0, len(details) - 1)),
         )
+
+    def names() -> tuple[str, ...]:
+        return tuple(draw(st.lists(NAME, max_size=3)))
 
     folders = {}
     for path in ["", *draw(st.lists(NAME, max_size=4, unique=True))]:
-        names = draw(st.lists(NAME, max_size=3))
+        listed = draw(st.lists(NAME, max_size=3))
         stat = (draw(TIME), draw(TIME), draw(U64), draw(U64))
-        folders[path] = Folder(stat, names, [row() for _ in names])
-    return Snapshot(draw(TEXT), draw(TEXT), folders, texts)
+        folders[path] = Folder(stat, listed, [row() for _ in listed])
+    return Snapshot(
+        draw(TEXT),
+        draw(TEXT),
+        folders,
+        details,
+        draw(TEXT),
+        names(),
+        tuple(
+            Overlap(draw(U16), draw(U64), draw(U64), names())
+            for _ in range(draw(st.integers(0, 2)))
+        ),
+        names(),
+    )
 
 
 @settings(max_examples=100, deadline=None)
@@ -58,12 +72,15 @@ def test_round_trip(one: Snapshot) -> None:
 
 
 def example() -> Snapshot:
-    row = Seen(1000, 5, 6, 7, 8, 1, 0x8664, 8, 1, 0x2_0001_0000, 0x5000, 0xB0, 1)
+    row = Seen(1000, 5, 6, 7, 8, 1, 0x8664, 8, 0, 0x160, 0x2_0001_0000, 0x5000, 0xB0, 3, 1)
     folders = {
         "": Folder((1, 2, 3, 4), [], []),
         "bin": Folder((9, 10, 11, 12), ["a.dll", "\udcff.so"], [row, row._replace(size=2)]),
     }
-    return Snapshot("rules", "settled", folders, ["", "truncated"])
+    overlaps = (Overlap(0x8664, 0x1_8000_0000, 0x1_8002_0000, ("bin/a.dll", "bin/b.dll")),)
+    details = ["", "section a\0\0b ends at byte 7"]
+    inner = ("bin/.rebaser",)
+    return Snapshot("rules", "settled", folders, details, "host", inner, overlaps, ("bin/a.dll",))
 
 
 def test_cut_at_every_byte() -> None:
@@ -109,24 +126,81 @@ def test_made_up_bodies_with_a_right_checksum(data: st.DataObject) -> None:
     for folder in found.folders.values():
         assert len(folder.names) == len(folder.files)
         assert len(folder.stat) == 4
-        assert all(0 <= row[-1] < len(found.texts) for row in folder.files)
+        assert all(Seen._make(row).fault in {0, *FAULTS} for row in folder.files)
+        assert all(0 <= Seen._make(row).detail < len(found.details) for row in folder.files)
 
 
 @pytest.mark.parametrize(
     "counts",
-    [(0, 2), (3, 2), (2, 3), (1 << 60, 2), (2, 1 << 60), ((1 << 64) - 1, (1 << 64) - 1)],
+    [
+        (0, 2),
+        (3, 2),
+        (2, 3),
+        (1 << 60, 2),
+        (2, 1 << 60),
+        ((1 << 64) - 1, (1 << 64) - 1),
+        *((2, 2, *[1 << 62 if at == n else 1 for at in range(5)]) for n in range(5)),
+    ],
 )
-def test_made_up_counts(counts: tuple[int, int]) -> None:
+def test_made_up_counts(counts: tuple[int, ...]) -> None:
     body = bytearray(snapshot.dump(example())[24:])
-    struct.pack_into("<QQ", body, 0, *counts)
+    struct.pack_into(f"<{len(counts)}Q", body, 0, *counts)
     with pytest.raises(SnapshotLostError):
         snapshot.load(with_body(bytes(body)))
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        {"base_width": 255},  # a number that no field has
+        {"base_width": 16},
+        {"fault": 999},
+        {"fault": 255},
+        {"detail": 2},
+    ],
+)
+def test_a_row_of_nonsense(nonsense: dict[str, int]) -> None:
+    one = example()
+    file = Seen._make(one.folders["bin"].files[0])._replace(**nonsense)
+    one.folders["bin"].files[0] = file
+    with pytest.raises((SnapshotLostError, struct.error)):
+        snapshot.load(snapshot.dump(one))
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("..", "a.dll"),
+        ("../elsewhere", "a.dll"),
+        ("bin/../..", "a.dll"),
+        ("bin", "../a.dll"),
+        ("bin", "/etc/a.dll"),
+        ("bin", "a\0.dll"),
+        ("b\0in", "a.dll"),
+    ],
+)
+def test_names_that_lead_out_of_the_tree(path: str, name: str) -> None:
+    file = example().folders["bin"].files[0]
+    one = Snapshot("", "", {path: Folder((1, 2, 3, 4), [name], [file])}, ["", ""])
+    with pytest.raises(SnapshotLostError):
+        snapshot.load(snapshot.dump(one))
+
+
+@pytest.mark.parametrize("time", [-(1 << 63) - 1, 1 << 63, -(10**20), 10**20])
+def test_a_time_that_64_bits_do_not_hold_is_looked_at_again(time: int) -> None:
+    one = example()
+    file = Seen._make(one.folders["bin"].files[0])
+    one.folders["bin"].files[:] = [file._replace(mtime_ns=time), file._replace(ctime_ns=time)]
+    one.folders[""] = Folder((time, 2, 3, 4), [], [])
+    found = snapshot.load(snapshot.dump(one)).folders
+    assert [row[1] for row in found["bin"].files] == [NEVER, NEVER]
+    assert found[""].stat == (NEVER, NEVER, 3, 4)
 
 
 def test_a_newer_version_says_so() -> None:
     data = bytearray(snapshot.dump(example()))
     struct.pack_into("<I", data, 8, snapshot.VERSION + 1)
-    with pytest.raises(SnapshotLostError, match="version 2, and this rebaser knows 1"):
+    with pytest.raises(SnapshotLostError, match="version 3, and this rebaser knows 2"):
         snapshot.load(bytes(data))
 
 
@@ -140,11 +214,11 @@ def test_what_is_racy_is_not_trusted() -> None:
         "y": Folder((1, 100, 1, 8), [], []),
         "z": Folder((200, 200, 1, 9), [], []),  # another file system, with a clock of its own
     }
-    kept = snapshot.trusted(Snapshot("", "", folders, ["", ""]), 100, 8).folders
+    kept = snapshot.trusted(Snapshot("", "", folders, [""]), 100, 8).folders
     assert kept[""].stat == (99, 99, 1, 8)
     assert [found[1] for found in kept[""].files] == [5, NEVER, NEVER]
     assert kept["x"].stat[0] == NEVER
     assert kept["y"].stat[0] == NEVER
     assert kept["z"].stat[0] == NEVER
-    much_later = snapshot.trusted(Snapshot("", "", folders, ["", ""]), 4 * 3600 * 10**9, 8).folders
+    much_later = snapshot.trusted(Snapshot("", "", folders, [""]), 4 * 3600 * 10**9, 8).folders
     assert much_later["z"].stat == (200, 200, 1, 9)
