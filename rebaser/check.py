@@ -11,6 +11,7 @@ from cygwin.address_space import ARENA, GRANULARITY, SAFE, X86_64, Range, is_run
 from cygwin.aslr import mandatory_aslr
 from cygwin.fault import FAULTS
 from rebaser.errors import UsageError
+from rebaser.options import Options
 from rebaser.plan.overlap import MOST_PAIRS, Span, clusters, overlapping_pairs, pairs_with
 from rebaser.plan.placement import Move, NoRoomError, Placed, Reserved, make_plan
 from rebaser.plan.reserved import in_tree, reservations
@@ -93,6 +94,7 @@ def check(
     no lock. Raises UsageError for a path that does not exist.
     """
     rules = rules or Rules()
+    options = Options(None, database, cygwin_root, tuple(avoid), rules.suffixes)
     seen = _seen(_apart(paths), rules)
     images: dict[str, Placed] = {}  # of all that was looked at
     dlls: set[str] = set()
@@ -104,14 +106,7 @@ def check(
     runs: list[Run] = []
     files: dict[object, str] = {}
     for number, part in enumerate(seen):
-        known = reservations(
-            part.own,
-            database=database,
-            cygwin_root=cygwin_root,
-            avoid=avoid,
-            rules=rules,
-            warn=warn,
-        )
+        known = reservations(part.own, options, warn)
         surveyed = survey(
             part.now,
             part.before,

@@ -62,14 +62,7 @@ def _others(tree: Tree, options: Options, warn: Callable[[str], None]) -> dict[i
     """Return what is reserved, by machine."""
 
     def known(avoid: tuple[str, ...]) -> Reservations:
-        return reservations(
-            in_tree(tree),
-            database=options.database,
-            cygwin_root=options.cygwin_root,
-            avoid=avoid,
-            rules=options.rules,
-            warn=warn,
-        )
+        return reservations(in_tree(tree), options._replace(avoid=avoid), warn)
 
     without = known(())
     found = {

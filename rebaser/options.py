@@ -173,10 +173,10 @@ def named_paths(listed: bytes, tree_root: str, scope: str, *, nul: bool) -> froz
     """
     if not nul and b"\0" in listed:
         raise UsageError("the list given to --only-from holds NUL characters: give -0 too")
-    if nul and listed and not listed.endswith(b"\0"):
+    if nul and listed and b"\0" not in listed:
         raise UsageError(
-            "with -0 each path given to --only-from ends in a NUL character, and the last one here "
-            "does not: leave -0 out for a list of lines"
+            "with -0 each path given to --only-from ends in a NUL character, and there is none: "
+            "leave -0 out for a list of lines"
         )
     names = os.fsdecode(listed if nul else listed.replace(b"\r\n", b"\n").rstrip(b"\r"))
     asked = os.path.join(tree_root, scope)

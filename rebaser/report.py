@@ -7,6 +7,7 @@ from typing import NamedTuple
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rebaser.plan.placement import Move
+    from rebaser.scan.skip import Skipped
 
 
 class Seconds(NamedTuple):
@@ -40,7 +41,7 @@ class Group(NamedTuple):
 class Report(NamedTuple):
     """The result of a run.
 
-    Paths are relative to the root; `skipped` and `failed` are (path, reason). `engine` is who
+    Paths are relative to the root; `failed` are (path, reason). `engine` is who
     relocated, None where nobody was asked. `unfinished` are those that changed under our hands.
     `overlaps` are left and concern what was asked for; `others` is how many other DLLs overlap and
     would be moved by a run for everything. `settings` is the file of options that was read.
@@ -55,7 +56,7 @@ class Report(NamedTuple):
     images: int = 0
     kept: int = 0
     moved: tuple[Move, ...] = ()
-    skipped: tuple[tuple[str, str], ...] = ()
+    skipped: tuple[Skipped, ...] = ()
     failed: tuple[tuple[str, str], ...] = ()
     unfinished: tuple[str, ...] = ()
     overlaps: tuple[Group, ...] = ()

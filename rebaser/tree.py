@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat as modes
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from rebaser.errors import UsageError
 from rebaser.files import on_cygwin
@@ -18,17 +18,26 @@ class Tree:
     """One tree of images: everything below `root` shares one lock and one plan.
 
     `root`, `lock_file` and `state_dir` are absolute paths. `scope` is the part of the tree that
-    was asked for, relative to `root` and ending in a slash, or "" for all of it.
+    was asked for, relative to `root` and ending in a slash, or "" for all of it. `find_again` looks
+    once more where what was asked for belongs.
     """
 
     # No dataclass: `rebaser lock` needs this class and must not pay for that import.
-    __slots__ = ("lock_file", "root", "scope", "state_dir")
+    __slots__ = ("find_again", "lock_file", "root", "scope", "state_dir")
 
-    def __init__(self, root: str, lock_file: str, state_dir: str, scope: str = "") -> None:
+    def __init__(
+        self,
+        root: str,
+        lock_file: str,
+        state_dir: str,
+        scope: str = "",
+        find_again: Callable[[], Tree] | None = None,
+    ) -> None:
         self.root = root
         self.lock_file = lock_file
         self.state_dir = state_dir
         self.scope = scope
+        self.find_again = find_again or (lambda: self)
 
     def path(self, relative: str) -> str:
         """Return the absolute path of a path relative to the root."""
@@ -70,9 +79,12 @@ def find_tree(
     state_dir = state_dir or environ.get("REBASER_STATE_DIR") or None
     return Tree(
         root=outer,
-        lock_file=os.path.abspath(lock_file) if lock_file else _lock_file(outer),
+        lock_file=os.path.abspath(lock_file) if lock_file else lock_file_of(outer),
         state_dir=os.path.abspath(state_dir) if state_dir else _state_dir(outer),
         scope="" if asked == outer else asked[len(outer.rstrip("/")) + 1 :] + "/",
+        find_again=lambda: find_tree(
+            asked, lock_file=lock_file, state_dir=state_dir, environ=environ
+        ),
     )
 
 
@@ -80,7 +92,8 @@ def _has_var(root: str) -> bool:
     return os.path.isdir(f"{root}/var")
 
 
-def _lock_file(root: str) -> str:
+def lock_file_of(root: str) -> str:
+    """Return where a tree has its lock, if nobody says otherwise."""
     root = root.rstrip("/")
     return f"{root}/var/lock/rebase.lock" if _has_var(root) else f"{root}/.rebaser/rebase.lock"
 

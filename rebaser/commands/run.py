@@ -40,8 +40,7 @@ from rebaser.tree import find_tree
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rebaser.plan.placement import Move
-
-MOST_THREADS = 1000
+    from rebaser.scan.skip import Skipped
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -79,9 +78,6 @@ def add_arguments(parser: ArgumentParser) -> None:
         default="auto",
         help="who relocates: Cygwin's programs rebase and peflags, or rebaser itself; auto takes "
         "Cygwin's where this is Cygwin or MSYS2 and they are found (default: auto)",
-    )
-    how.add_argument(
-        "--jobs", metavar="N", type=_threads, default=8, help="threads to use (default: 8)"
     )
     how.add_argument(
         "--dry-run", action="store_true", help="print the plan; change nothing, take no lock"
@@ -136,7 +132,6 @@ def main(arguments: Namespace) -> int:
         wait=arguments.wait,
         dry_run=arguments.dry_run,
         strict=arguments.strict,
-        jobs=arguments.jobs,
         progress=make_progress(arguments.progress, arguments.quiet or arguments.json),
     )
     report = report._replace(settings=arguments.settings)
@@ -150,15 +145,14 @@ def main(arguments: Namespace) -> int:
     return report.exit_status
 
 
-def _of_concern(
-    report: Report, scope: str, only: frozenset[str] | None
-) -> tuple[tuple[str, str], ...]:
+def _of_concern(report: Report, scope: str, only: frozenset[str] | None) -> tuple[Skipped, ...]:
     """Return what was skipped of the files that were asked for, or overlaps one of them."""
     overlapping = {path for group in report.overlaps for path in group.paths}
     return tuple(
-        (path, reason)
-        for path, reason in report.skipped
-        if path in overlapping or (path.startswith(scope) and (only is None or path in only))
+        one
+        for one in report.skipped
+        if one.path in overlapping
+        or (one.path.startswith(scope) and (only is None or one.path in only))
     )
 
 
@@ -167,7 +161,7 @@ def print_json(report: Report) -> None:
     import json
 
     pairs: dict[str, object] = {
-        "skipped": [{"path": path, "reason": reason} for path, reason in report.skipped],
+        "skipped": [{"path": one.path, "reason": one.reason} for one in report.skipped],
         "failed": [{"path": path, "reason": reason} for path, reason in report.failed],
         "unfinished": list(report.unfinished),
         "overlaps": [
@@ -227,7 +221,7 @@ def print_report(report: Report, scope: str = "", *, verbose: bool, is_first: bo
     had_work = report.moved or report.run is not None or report.exit_status
     lists_skipped = bool(verbose or is_first or had_work)
     if lists_skipped:
-        print_lines([f"skipped {path}: {reason}" for path, reason in report.skipped], shown)
+        print_lines([f"skipped {one.path}: {one.reason}" for one in report.skipped], shown)
     print(printable(summary(report, scope, verbose=verbose, lists_skipped=lists_skipped)))
     print_trouble(report)
 
@@ -316,12 +310,6 @@ def _done(report: Report) -> str:
     if report.planned:
         return done
     return f"{done} ({byte_count(report.bytes_written)} written, {report.seconds.total:.2f} s)"
-
-
-def _threads(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MOST_THREADS):
-        raise ArgumentTypeError(f"{text!r} is no number of threads: 1 to {MOST_THREADS}")
-    return int(text)
 
 
 def _seconds(text: str) -> float:

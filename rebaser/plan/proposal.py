@@ -1,4 +1,4 @@
-"""What a scan means for one run: which images there are, what moves, what overlaps are left."""
+"""What is to be done with a tree that was scanned, and what would be left."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from rebaser.options import Options
-from rebaser.plan.overlap import clusters, groups
+from rebaser.plan.overlap import groups
 from rebaser.plan.placement import Move, NoRoomError, Plan, make_plan
 from rebaser.plan.request import Request
 from rebaser.plan.reserved import in_tree, reservations
@@ -19,7 +19,7 @@ from rebaser.tree import Tree
 
 
 @dataclass(frozen=True)
-class Look:
+class Proposal:
     """A tree as it was found, and what is to be done with it."""
 
     scan: Scan
@@ -27,46 +27,38 @@ class Look:
     plan: Plan
 
 
-class Planning:
+class Planner:
     """Plans for one tree and one request; what is reserved is read once."""
 
     def __init__(
         self, tree: Tree, options: Options, request: Request, tell: Callable[[str], None]
     ) -> None:
         self._options = options
-        self._request = request
         self._excludes = globs_of_tree(options.excludes, tree.scope)
-        self._reserved = reservations(
-            in_tree(tree),
-            database=options.database,
-            cygwin_root=options.cygwin_root,
-            avoid=options.avoid,
-            rules=options.rules,
-            warn=tell,
-        )
+        self._request = request
+        self._reserved = reservations(in_tree(tree), options, tell)
 
-    def look(self, found: Scan, before: Snapshot) -> Look:
+    def propose(self, found: Scan, before: Snapshot) -> Proposal:
         """Survey and plan a tree that was scanned; `before` is what the last run saw."""
         images = self._survey(found.snapshot, before, self._request.names)
-        return Look(found, images, self._plan(images))
+        return Proposal(found, images, self._plan(images))
 
-    def without(self, look: Look, fixed: Collection[str]) -> Look:
+    def without(self, proposal: Proposal, fixed: Collection[str]) -> Proposal:
         """Plan anew, with these images as obstacles."""
-        images = dict(look.survey.images)
+        images = dict(proposal.survey.images)
         for path in fixed:
             images[path] = replace(images[path], fixed=True)
-        images_now = replace(look.survey, images=images)
-        return replace(look, survey=images_now, plan=self._plan(images_now))
+        images_now = replace(proposal.survey, images=images)
+        return replace(proposal, survey=images_now, plan=self._plan(images_now))
 
     def left(
-        self, look: Look, moved: Collection[Move], gone: Collection[str]
+        self, images: Survey, moved: Collection[Move] = (), gone: Collection[str] = ()
     ) -> tuple[tuple[Group, ...], int]:
         """Return the overlaps that are left, and how many other DLLs a run for all would move.
 
         The overlaps are those that concern what may move. What is in `gone` changed under our
         hands: it may lie elsewhere by now, and is told by itself.
         """
-        images = look.survey
         asked = {
             path
             for path, source in images.sources.items()
@@ -74,7 +66,7 @@ class Planning:
         }
         found = groups(
             spans(images.images, images.dlls.difference(gone), moved),
-            {skipped.path for skipped in images.skipped},
+            {one.path for one in images.skipped},
             asked,
         )
         ours = tuple(group for group in found if not asked.isdisjoint(group.paths))
@@ -83,15 +75,18 @@ class Planning:
         )
         return ours, others
 
-    def is_settled(self, seen: Snapshot) -> bool:
-        """Return whether nothing is left to do in the whole tree, whatever was asked for."""
-        images = self._survey(seen, seen, lambda path: True)
+    def stays(self, seen: Snapshot, busy: Collection[str] = ()) -> tuple[Group, ...] | None:
+        """Return the overlaps that no run cures, or None where a run for all has something to do.
+
+        What is `busy` can do nothing either, for as long as it is.
+        """
+        images = self._survey(seen, seen, lambda path: path not in busy)
         try:
             if self._plan(images).moves:
-                return False
+                return None
         except NoRoomError:
-            return False
-        return not any(map(clusters, spans(images.images, images.dlls).values()))
+            return None
+        return self.left(images)[0]
 
     def _survey(self, now: Snapshot, before: Snapshot, may_move: Callable[[str], bool]) -> Survey:
         return survey(

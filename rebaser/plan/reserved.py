@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from cygwin.address_space import GRANULARITY, Range, slot_size
 from cygwin.paths import host_path
 from rebaser.errors import UsageError
+from rebaser.options import Options
 from rebaser.plan.databases import database_files, root_of
 from rebaser.plan.placement import OF_RUNTIME, Reserved
 from rebaser.reading import open_to_read
@@ -44,33 +45,31 @@ def in_tree(tree: Tree) -> Callable[[str], str | None]:
 
 
 def reservations(
-    ours: Callable[[str], str | None],
-    *,
-    database: str | None,
-    cygwin_root: str | None,
-    avoid: Sequence[str],
-    rules: Rules,
-    warn: Callable[[str], None],
+    ours: Callable[[str], str | None], options: Options, warn: Callable[[str], None]
 ) -> Reservations:
-    """Collect what is reserved.
+    """Collect what is reserved: by the runtime, Cygwin's database, and --avoid.
 
-    `ours` returns the name that a host's path has among our images, or None. A database that
-    cannot be read is left out, with a warning. Raises UsageError where an --avoid path does not
-    exist.
+    `ours` returns the name that a host's path has among our images, or None. The system's own
+    database is left out, with a warning, where it cannot be read. Raises UsageError for one that
+    was asked for and cannot be read, and for an --avoid path that does not exist.
     """
     from cygwin.database import DatabaseError, read_database
 
     ranges = {machine: list(of_machine) for machine, of_machine in OF_RUNTIME.items()}
     database_slots: dict[str, Range] = {}
-    for path in database_files(database, cygwin_root):
+    for path in database_files(options.database, options.cygwin_root):
         try:
             found = read_database(path)
         except DatabaseError as error:
-            warn(f"{error}; the slots that it keeps are not known, so none of them is left free")
+            if options.database:
+                raise UsageError(f"--database {error}; nothing was changed") from None
+            warn(
+                f"{error}; the addresses that it keeps are not known, so none of them is left free"
+            )
             continue
-        _take(found, root_of(path, cygwin_root), ours, ranges, database_slots)
-    for path in avoid:
-        _avoid(path, ours, rules, ranges, warn)
+        _take(found, root_of(path, options.cygwin_root), ours, ranges, database_slots)
+    for path in options.avoid:
+        _avoid(path, ours, options.rules, ranges, warn)
     return Reservations(ranges, database_slots)
 
 
@@ -105,6 +104,8 @@ def _avoid(
     if os.path.isdir(path):
         found = scan(path, rules)
         for inside, reason in found.failed:
+            if inside == ".":
+                raise UsageError(f"--avoid {path}: {reason}")
             warn(f"{path}/{inside} {reason} (--avoid)")
         images = [
             (f"{path}/{inside}", seen.machine, seen.base, seen.image_size)
@@ -124,7 +125,10 @@ def _one_image(path: str, warn: Callable[[str], None]) -> list[tuple[str, int, i
     from cygwin.errors import NotAnImage
     from cygwin.image import read_image
 
-    descriptor = open_to_read(path)
+    try:
+        descriptor = open_to_read(path)
+    except OSError as error:
+        raise UsageError(f"--avoid {path}: cannot be read ({error.strerror})") from None
     try:
         image = read_image(descriptor, os.fstat(descriptor).st_size)
     except NotAnImage as error:

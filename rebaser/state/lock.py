@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 
 from locks.flock import Flock, LockFileError, Mode
 from rebaser.errors import BusyError, RebaserError
@@ -20,7 +20,7 @@ class LockError(RebaserError):
 
 
 class TreeLock:
-    """The lock of one tree.
+    """The lock of one tree, as a run holds it; a context manager, whose end drops all of it.
 
     A descriptor that this process has inherited and that holds the lock exclusively is as good as
     our own, and is left as it was. One caller may start several runs that way, so whoever works
@@ -37,25 +37,50 @@ class TreeLock:
 
         self.path = path
         self.seconds_waited = 0.0
+        self.is_exclusive = False
         self._state = state
         self._wait = wait
         self._tell = tell
         self._inherited = inherited_lock(path)
         self._lock = _opened(path)
+        self._others: list[Flock] = []  # in the state folder, and of trees inside this one
 
-    @contextmanager
-    def shared(self) -> Iterator[None]:
+    def __enter__(self) -> TreeLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for lock in (*self._others, self._lock):
+            lock.close()
+
+    def share(self) -> None:
         """Hold the lock shared: no commit is under way meanwhile. Raises BusyError.
 
         Except under the caller's own lock, where another of its runs may be at work; then the
         staging folder is there.
         """
-        with self._held(Mode.SHARED):
-            yield
+        if self._callers != "exclusive":
+            self._take(self._lock, Mode.SHARED)
 
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Work alone. Raises BusyError, also where our caller holds the lock shared."""
+    def upgrade(self) -> bool:
+        """Hold the lock exclusively if nobody else holds it now; return whether that is so.
+
+        If it is not, the lock may not even be held shared any more (flock(2)).
+        """
+        if self.is_exclusive or self._callers == "shared":
+            return self.is_exclusive
+        if self._callers != "exclusive" and not self._lock.try_acquire(Mode.EXCLUSIVE):
+            return False
+        inner = self._opened_inner()
+        try:
+            self.is_exclusive = inner.try_acquire(Mode.EXCLUSIVE)
+        except LockFileError:
+            self.is_exclusive = True
+        return self.is_exclusive
+
+    def exclude(self) -> None:
+        """Hold the lock exclusively. Raises BusyError, also where our caller holds it shared."""
+        if self.is_exclusive:
+            return
         if self._callers == "shared":
             assert self._inherited is not None
             raise BusyError(
@@ -63,24 +88,26 @@ class TreeLock:
                 f"caller opened, holds this lock shared: drop it first (flock -u "
                 f"{self._inherited.descriptor}); nothing was changed ({self.path})"
             )
-        with self._held(Mode.EXCLUSIVE), self._opened_inner() as inner:
-            with suppress(LockError):
-                self._take(inner, Mode.EXCLUSIVE)
-            yield
+        if self._callers != "exclusive":
+            self._take(self._lock, Mode.EXCLUSIVE)
+        with suppress(LockError):
+            self._take(self._opened_inner(), Mode.EXCLUSIVE)
+        self.is_exclusive = True
 
-    @contextmanager
-    def exclusive_if_free(self) -> Iterator[bool]:
-        """Work alone if nobody else holds a lock now; yield whether that is so."""
-        with self._opened_inner() as inner:
-            if self._callers == "exclusive":
-                yield _is_had(inner)
-                return
-            free = self._callers != "shared" and self._lock.try_acquire(Mode.EXCLUSIVE)
-            try:
-                yield free and _is_had(inner)
-            finally:
-                if free:
-                    self._lock.release()
+    def exclude_from(self, path: str) -> bool:
+        """Hold the lock of a tree inside this one too; return whether it had to be waited for.
+
+        Where there is no such file nobody is at work in that tree.
+        """
+        try:
+            lock = Flock.open(path, create=False)
+        except LockFileError:
+            return False
+        self._others.append(lock)
+        if lock.try_acquire(Mode.EXCLUSIVE):
+            return False
+        self._take(lock, Mode.EXCLUSIVE)
+        return True
 
     def rebasers(self) -> set[int]:
         """Return the other runs that wait for this lock, or are let in by our caller's."""
@@ -92,20 +119,11 @@ class TreeLock:
     def _callers(self) -> str | None:
         return self._inherited.state if self._inherited else None
 
-    @contextmanager
-    def _held(self, mode: Mode) -> Iterator[None]:
-        if self._callers == "exclusive":
-            yield
-            return
-        self._take(self._lock, mode)
-        try:
-            yield
-        finally:
-            self._lock.release()
-
     def _opened_inner(self) -> Flock:
         self._state.make_home()
-        return _opened(self._state.lock_file)
+        lock = _opened(self._state.lock_file)
+        self._others.append(lock)
+        return lock
 
     def _take(self, lock: Flock, mode: Mode) -> None:
         began = time.monotonic()
@@ -178,13 +196,6 @@ def _ancestors() -> set[int]:
         found.add(pid)
         pid = parent_of(pid)
     return found
-
-
-def _is_had(inner: Flock) -> bool:
-    try:
-        return inner.try_acquire(Mode.EXCLUSIVE)
-    except LockFileError:
-        return True
 
 
 def _opened(path: str) -> Flock:

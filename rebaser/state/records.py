@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from rebaser.plan.request import Request
-from rebaser.report import Group
+from rebaser.report import Group, Report
 from rebaser.state.folder import State, StateError
 
 KEPT_RECORDS = 30
@@ -23,11 +23,16 @@ LARGEST_RECORD = 256 << 20
 
 
 class Record(NamedTuple):
-    """One run. `failed`, `unfinished` and `overlaps` are what was left, as in its report."""
+    """One run. `failed`, `unfinished` and `overlaps` are what was left, as in its report.
+
+    Its scan began when the clock of the machine `host` (time.monotonic) showed `looked`.
+    """
 
     number: int
     began: str
     request: Request
+    host: str
+    looked: float
     finished: str | None = None
     engine: str | None = None
     moved: int = 0
@@ -48,8 +53,8 @@ def newest_number(state: State) -> int:
         return sys.maxsize
 
 
-def begin(state: State, request: Request) -> Record:
-    """Record that a run begins: to be called with the exclusive lock, before the scan."""
+def begin(state: State, request: Request, looked: float) -> Record:
+    """Record that a run begins, whose scan began at `looked`. Needs the exclusive lock."""
     try:
         numbers = sorted(_numbers(state))
     except OSError as error:
@@ -57,7 +62,8 @@ def begin(state: State, request: Request) -> Record:
             f"{state.runs} cannot be read ({error.strerror}); nothing was changed. "
             "Make it readable, or remove it: the records of past runs are lost, no more"
         ) from error
-    record = Record(number=max(numbers, default=0) + 1, began=_now(), request=request)
+    number = max(numbers, default=0) + 1
+    record = Record(number, _now(), request, host=os.uname().nodename, looked=looked)
     _write(state, record)
     for number in numbers[: -KEPT_RECORDS + 1]:
         with suppress(OSError):  # an old record more does no harm
@@ -65,40 +71,55 @@ def begin(state: State, request: Request) -> Record:
     return record
 
 
-def finish(state: State, record: Record) -> Record:
+def finish(state: State, record: Record, report: Report) -> None:
     """Record that a run ended, with what it did.
 
     Not where the records were cleared away since it began: who was asked after that does not know
     this run's number, and would take it for a later one.
     """
-    record = record._replace(finished=_now())
     if os.path.lexists(_path(state, record.number)):
-        _write(state, record)
-    return record
+        _write(
+            state,
+            record._replace(
+                finished=_now(),
+                engine=report.engine,
+                moved=len(report.moved),
+                bytes_written=report.bytes_written,
+                failed=report.failed,
+                unfinished=report.unfinished,
+                overlaps=report.overlaps,
+            ),
+        )
 
 
-def covering(state: State, request: Request, asked_after: int) -> Record | None:
-    """Return a finished run that began after run `asked_after` and did what `request` asks.
+class Asked(NamedTuple):
+    """When a run was asked for: the number of the newest run then, and this machine's clock."""
 
-    The number of the newest run is read before this run is asked for anything; a run with a higher
-    number began later, so its scan has seen everything that was there when we were asked.
+    newest: int
+    clock: float
+
+
+def covering(state: State, request: Request, asked: Asked) -> Record | None:
+    """Return a finished run whose scan began after `asked` and that did what `request` asks.
+
+    A run with a higher number than the newest at that time wrote its record since then, so its
+    clock is ours, unless it ran elsewhere.
     """
-    for record in newest_first(state):
-        if record.number <= asked_after:
-            return None
-        if record.finished and record.request.covers(request):
+    for record in newest_first(state, asked.newest):
+        ours = record.host == os.uname().nodename and record.looked > asked.clock
+        if record.finished and ours and record.request.covers(request):
             return record
     return None
 
 
-def newest_first(state: State) -> Iterator[Record]:
-    """Yield the records that can be read, the newest first."""
+def newest_first(state: State, after: int = 0) -> Iterator[Record]:
+    """Yield the records that can be read of runs after number `after`, the newest first."""
     try:
         numbers = sorted(_numbers(state), reverse=True)
     except OSError:
         return
     for number in numbers:
-        record = _read(state, number)
+        record = _read(state, number) if number > after else None
         if record:
             yield record
 
@@ -156,6 +177,8 @@ def _read(state: State, number: int) -> Record | None:
                 below=_from_utf8(request["below"]),
                 only=None if only is None else frozenset(map(_from_utf8, only)),
             ),
+            host=str(fields["host"]),
+            looked=float(fields["looked"]),
             finished=None if fields["finished"] is None else str(fields["finished"]),
             engine=None if fields["engine"] is None else str(fields["engine"]),
             moved=int(fields["moved"]),

@@ -304,3 +304,14 @@ def test_an_owner_who_is_not_in_a_files_group(rebaser: Rebaser, open_tree: Path)
     assert done.status == 0, done.words
     assert not overlaps(open_tree)
     assert {file.stat().st_uid for file in open_tree.rglob("*.dll")} == {NOBODY}
+
+
+@pytest.mark.parametrize("option", ["--database", "--avoid"])
+def test_what_was_asked_for_and_cannot_be_read(
+    rebaser: Rebaser, tree: Path, tmp_path: Path, option: str
+) -> None:
+    before = contents(tree)
+    result = rebaser("run", tree, option, tmp_path / "nope")
+    assert result.status == 2
+    assert str(tmp_path / "nope") in result.err
+    assert contents(tree) == before

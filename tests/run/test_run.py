@@ -365,7 +365,16 @@ def test_suffix_and_exclude(rebaser: Rebaser, tree: Path) -> None:
     paths = {m["path"] for m in report["moved"]}
     assert "bin/x060.NODE" in paths
     assert not paths & {"bin/x000.dll", "bin/x001.dll"}
-    assert report["scanned"] == 6
+    assert report["scanned"] == 8
+    # They are there all the same: the others keep off them, and their own overlap is told.
+    assert [group["paths"] for group in report["overlaps"]] == [["bin/x000.dll", "bin/x001.dll"]]
+
+
+def test_excluded_images_are_obstacles(rebaser: Rebaser, tree: Path) -> None:
+    add_dll(tree / "private/there.dll", FLOOR)
+    report = rebaser.report("run", tree, "--exclude", "private")
+    assert min(int(move["new_base"], 16) for move in report["moved"]) > FLOOR
+    assert overlaps(tree) == set()
 
 
 def test_arena(rebaser: Rebaser, tree: Path) -> None:
@@ -410,8 +419,6 @@ def test_what_is_an_arena() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--jobs", "0"], "argument --jobs: '0' is no number of threads: 1 to 1000"),
-        (["--jobs", "many"], "argument --jobs: 'many' is no number of threads: 1 to 1000"),
         (["--wait", "x"], "argument --wait: 'x' is no number of seconds: 0 or more"),
         (["--wait", "nan"], "argument --wait: 'nan' is no number of seconds: 0 or more"),
     ],
@@ -441,15 +448,6 @@ def test_avoid(rebaser: Rebaser, tree: Path, tmp_path: Path) -> None:
         assert not (image.base < FLOOR + 0x6_0000 and image.end > FLOOR + 0x5_0000)
     assert rebaser.report("run", tree, *avoid)["moved"] == []
     assert rebaser("run", tree, "--avoid", tmp_path / "nowhere").status == 2
-
-
-def test_jobs(rebaser: Rebaser, tree: Path) -> None:
-    assert len(rebaser.report("run", tree, "--jobs", "1")["moved"]) == 6
-    for bad in ("0", "-1", "x"):
-        assert rebaser("run", tree, "--jobs", bad).status == 2
-
-
-# The lock.
 
 
 def test_no_wait_and_wait(rebaser: Rebaser, tree: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from trees import (
 )
 
 from rebaser.plan.request import Request
+from rebaser.report import Report
 from rebaser.state import records
 from rebaser.state.folder import State
 
@@ -45,6 +47,8 @@ def naming(folder: Path, *names: str) -> list[str]:
     path.write_text("".join(f"{name}\n" for name in names))
     return ["--only-from", str(path)]
 
+
+DONE = Report("/tree", None)
 
 ALL: list[str] = []
 ONE = ["bin/x001.dll"]
@@ -293,33 +297,35 @@ class TestRecords:
 
     def test_the_numbers_go_up_and_the_old_ones_go(self, state: State) -> None:
         for number in range(1, 41):
-            asked_after = records.newest_number(state)
-            record = records.begin(state, Request(""))
+            asked = records.Asked(records.newest_number(state), time.monotonic())
+            record = records.begin(state, Request(""), time.monotonic())
             assert record.number == number
-            assert records.covering(state, Request(""), asked_after) is None
-            records.finish(state, record)
-            assert records.covering(state, Request(""), asked_after) is not None
-            assert records.covering(state, Request(""), number) is None
+            assert records.covering(state, Request(""), asked) is None
+            records.finish(state, record, DONE)
+            assert records.covering(state, Request(""), asked) is not None
+            assert records.covering(state, Request(""), asked._replace(newest=number)) is None
+            later = asked._replace(clock=time.monotonic())  # when its scan had begun
+            assert records.covering(state, Request(""), later) is None
         kept = sorted(record.number for record in records.newest_first(state))
         assert kept == list(range(11, 41))
 
     def test_cleared_away_while_a_run_is_at_work(self, state: State) -> None:
         for _ in range(5):
-            record = records.begin(state, Request(""))
+            record = records.begin(state, Request(""), time.monotonic())
         shutil.rmtree(state.runs)
         os.mkdir(state.runs)
-        asked_after = records.newest_number(state)
-        records.finish(state, record)
-        assert records.covering(state, Request(""), asked_after) is None
+        asked = records.Asked(records.newest_number(state), 0.0)
+        records.finish(state, record, DONE)
+        assert records.covering(state, Request(""), asked) is None
 
     def test_records_that_cannot_be_listed(self, state: State) -> None:
-        records.finish(state, records.begin(state, Request("")))
+        records.finish(state, records.begin(state, Request(""), 1.0), DONE)
         os.rename(state.runs, f"{state.folder}/away")
         os.symlink("runs", state.runs)  # a link to itself: ELOOP, for root too
-        asked_after = records.newest_number(state)
+        asked = records.Asked(records.newest_number(state), 0.0)
         os.unlink(state.runs)
         os.rename(f"{state.folder}/away", state.runs)
-        assert records.covering(state, Request(""), asked_after) is None
+        assert records.covering(state, Request(""), asked) is None
 
     def test_what_is_no_record(self, state: State) -> None:
         for name in ("x.json", "7", "07.json", "-1.json", "٣.json", "3.json.tmp"):
@@ -327,4 +333,4 @@ class TestRecords:
         os.mkdir(f"{state.runs}/9.json")
         assert records.newest_number(state) == 9
         assert list(records.newest_first(state)) == []
-        assert records.begin(state, Request("")).number == 10
+        assert records.begin(state, Request(""), 0.0).number == 10

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -164,3 +165,24 @@ def test_the_whole_of_another_system_is_no_tree(rebaser: Rebaser) -> None:
     result = rebaser("run", "/", "--dry-run")
     assert result.status == 2
     assert "name the folder that holds them" in result.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("turn", range(10))
+@pytest.mark.parametrize("first", ["inner", "outer"])
+def test_both_for_the_very_first_time(
+    rebaser: Rebaser, tmp_path: Path, first: str, turn: int
+) -> None:
+    """Each says that it is here before it looks for the other: one of them sees it."""
+    outer = make_tree(tmp_path / "T", 6)
+    add_dlls(outer / "lib", 6, first=50)
+    before = contents(outer)
+    ends = [outer, outer / "lib"] if first == "outer" else [outer / "lib", outer]
+    running = [rebaser.start("run", ends[0])]
+    time.sleep(0.01 * turn)
+    running.append(rebaser.start("run", ends[1]))
+    for child in running:
+        result = finished(child)
+        assert result.status == 0, result.words
+    assert overlaps(outer) == set()
+    assert damaged(before, outer) == []

@@ -75,7 +75,7 @@ def damage_version(data: bytes) -> bytes:
     [
         (damage_truncate, "it is damaged"),
         (damage_flip, "it is damaged"),
-        (damage_version, "it has version 2, and this rebaser knows 1"),
+        (damage_version, "it has version 3, and this rebaser knows 2"),
         (lambda data: b"", "it is cut short"),
         (lambda data: b"#!/bin/sh\n" * 20, "it is not rebaser's"),
     ],
@@ -143,7 +143,7 @@ def test_records_are_few(tree: Path) -> None:
     state = State(str(tree / STATE), str(tree))
     state.make()
     for number in range(1, 50):
-        record = records.begin(state, Request(""))
+        record = records.begin(state, Request(""), 0.0)
         assert record.number == number
         assert records.newest_number(state) == number
     names = sorted(p.name for p in (tree / STATE / "runs").iterdir())
@@ -157,7 +157,7 @@ def test_names_that_only_look_like_records(tree: Path) -> None:
     for name in ("٣.json", "0005.json", "-1.json", "1.5.json", ".json"):
         (tree / STATE / "runs" / name).write_text("{}")
     for _ in range(records.KEPT_RECORDS + 5):
-        records.begin(state, Request(""))
+        records.begin(state, Request(""), 0.0)
     assert records.newest_number(state) > records.KEPT_RECORDS
 
 

@@ -1,0 +1,113 @@
+"""What a run has at hand: its tree and options, what was asked for, and whom to tell."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rebaser.options import Options
+from rebaser.plan.request import Request
+from rebaser.progress import Progress, Quiet
+from rebaser.scan.skip import globs_of_tree, skip_cause
+from rebaser.scan.snapshot import Seen, Snapshot
+from rebaser.state.folder import State
+from rebaser.tree import Tree
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cygwin.fault import Fault
+    from rebaser.apply.engines import Engine
+    from rebaser.plan.proposal import Planner
+
+
+class Job:
+    """One run: what it was asked for, and what its stages share.
+
+    `excludes` are globs of paths relative to the root. `seconds` is how long each stage took; the
+    scan began at `scan_began` (time.monotonic).
+    """
+
+    def __init__(
+        self,
+        tree: Tree,
+        options: Options,
+        only: frozenset[str] | None,
+        progress: Progress | None,
+    ) -> None:
+        self.tree = tree
+        self.options = options
+        self.state = State(tree.state_dir, tree.root)
+        self.progress = progress or Quiet()
+        self.seconds: dict[str, float] = {}
+        self.scan_began = time.monotonic()
+        # Another user's run may have failed where ours would not, and several trees may have been
+        # given one state folder: neither covers ours. Nor do globs relative to another folder.
+        self.excludes = globs_of_tree(options.excludes, tree.scope)
+        whose = f"root={tree.root!r} user={os.geteuid()} excludes={self.excludes!r}"
+        self.request = Request(f"{whose} {options.key()}", tree.scope, only)
+        self._told: set[str] = set()
+        self._taken: dict[tuple[int, int], tuple[int, int]] = {}  # who was first in each slot
+        self._planner: Planner | None = None
+        self._engine: Engine | None = None
+
+    def tell(self, text: str) -> None:
+        """Tell something, once."""
+        if text not in self._told:
+            self._told.add(text)
+            self.progress.tell(text)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add up how long a stage takes."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - began
+
+    def is_new(self) -> bool:
+        """Return whether no run has remembered anything of the tree."""
+        return not os.path.lexists(self.state.snapshot_file)
+
+    def snapshot(self) -> Snapshot:
+        """Return what the last run saw."""
+        return self.state.load_snapshot(self.tell)
+
+    def planner(self) -> Planner:
+        """Return who plans for this run."""
+        if self._planner is None:
+            from rebaser.plan.proposal import Planner
+
+            self._planner = Planner(self.tree, self.options, self.request, self.tell)
+        return self._planner
+
+    def engine(self) -> Engine:
+        """Return who relocates. Raises UsageError where that one cannot run."""
+        if self._engine is None:
+            from rebaser.apply.engines.choose import choose_engine
+
+            self._engine = choose_engine(self.options.engine, self.tell)
+        return self._engine
+
+    def is_certain_to_move(self, name: str, seen: Seen, fault: Fault | None) -> bool:
+        """Return whether an image must move, or one of those that were asked about before it.
+
+        By itself, whatever lies around it; or because two overlap, either of which may move.
+        """
+        from cygwin.address_space import GRANULARITY, slot_size
+        from rebaser.plan.placement import must_move
+
+        arena = self.options.arenas.get(seen.machine)
+        movable = not fault and not skip_cause(
+            (name,), seen, force_signed=self.options.force_signed, excludes=self.excludes
+        )
+        if not (arena and movable and self.request.names(name)):
+            return False
+        size = slot_size(seen.image_size)
+        if must_move(seen.base, size, arena) or (seen.dynamic_base and not self.options.keep_aslr):
+            return True
+        file = (seen.device, seen.inode)  # another name of the same file is no other image
+        slots = range(seen.base // GRANULARITY, (seen.base + size) // GRANULARITY)
+        return any(self._taken.setdefault((seen.machine, s), file) != file for s in slots)

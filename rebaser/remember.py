@@ -1,0 +1,174 @@
+"""What a run keeps for the next one: what it saw, and what is left when nothing is to be done."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import NamedTuple
+
+from rebaser.job import Job
+from rebaser.plan.databases import database_files
+from rebaser.report import Group, Report
+from rebaser.scan import snapshot as snapshots
+from rebaser.scan.skip import Skipped, Stay, count_images
+from rebaser.scan.snapshot import Overlap, Snapshot
+from rebaser.scan.walk import Scan, scan_folders
+from rebaser.state import records
+from rebaser.state.folder import FileSystemTime, StateError
+from rebaser.state.lock import LockError, TreeLock
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rebaser.apply.batches import Applied
+    from rebaser.plan.proposal import Proposal
+    from rebaser.state.records import Record
+
+
+class Rest(NamedTuple):
+    """What is left when a run for everything has nothing to do: until something changes, it stays.
+
+    `overlaps` are those that no run cures, `pending` the names of DLLs that are in use.
+    """
+
+    overlaps: tuple[Group, ...]
+    pending: tuple[str, ...] = ()
+
+
+def settled_report(job: Job, found: Scan, before: Snapshot) -> Report | None:
+    """Return the report of a tree that has not changed since only its rest was left.
+
+    Nothing is planned for it. None: it has to be planned.
+    """
+    if not found.unchanged or before.settled != _key(job):
+        return None
+    files, images, skipped = count_images(
+        before, force_signed=job.options.force_signed, excludes=job.excludes
+    )
+    if before.pending:
+        from rebaser.apply.in_use import users_of
+
+        used = users_of([job.tree.path(name) for name in before.pending])
+        if len(used) < len(before.pending):
+            return None
+        skipped += [
+            Skipped(name, Stay.IN_USE, used[job.tree.path(name)]) for name in before.pending
+        ]
+    left = (Group(*overlap, cure=None, ours=False) for overlap in before.overlaps)
+    return Report(
+        root=job.tree.root,
+        engine=None,
+        scanned=files,
+        images=images,
+        kept=images,
+        skipped=tuple(sorted(skipped)),
+        overlaps=tuple(group for group in left if any(map(job.request.names, group.paths))),
+    )
+
+
+def remember_look(job: Job, lock: TreeLock, found: Proposal, report: Report) -> None:
+    """Save what a look has seen that found nothing to do, if nobody else holds the lock now."""
+    rest = None
+    if job.request.is_for_all and not report.exit_status and not job.options.avoid:
+        rest = Rest(report.overlaps)
+    if found.scan.unchanged and (rest is None or found.scan.snapshot.settled == _key(job)):
+        return
+    try:
+        if lock.upgrade():
+            job.state.make()
+            _save(job, found.scan.snapshot, before_the_scan(job), rest)
+    except (LockError, StateError) as error:
+        job.tell(f"{error}; the next run reads every image again")
+
+
+def remember_work(
+    job: Job,
+    record: Record,
+    began: FileSystemTime,
+    found: Proposal,
+    applied: Applied | None,
+    report: Report,
+) -> None:
+    """Save what is known of the tree after a run whose scan began at `began`, and its record."""
+    try:
+        if applied and applied.moved:
+            _after_moves(job, began, found, applied, report)
+        else:
+            rest = _rest(job, found.scan.snapshot, found, applied, report)
+            _save(job, found.scan.snapshot, began, rest)
+    except StateError as error:
+        job.tell(f"{error}; the next run reads every image again")
+    try:
+        records.finish(job.state, record, report)
+    except StateError as error:
+        job.tell(str(error))
+
+
+def before_the_scan(job: Job) -> FileSystemTime:
+    """Return the file system's time when the scan began, or an earlier one. Raises StateError."""
+    return job.state.time().before(time.monotonic() - job.scan_began)
+
+
+def _after_moves(
+    job: Job, began: FileSystemTime, found: Proposal, applied: Applied, report: Report
+) -> None:
+    """Look at the folders that were committed to, and save what is known of the tree now.
+
+    What was racy when the scan began stays so.
+    """
+    from rebaser.plan.survey import with_moves
+
+    before = snapshots.trusted(found.scan.snapshot, began.nanoseconds, began.device)
+    expected = with_moves(before, found.survey.sources, applied)
+    now = job.state.time()
+    with job.timed("scan"):
+        folders = applied.folders & expected.folders.keys()
+        seen = scan_folders(job.tree.root, job.options.rules, expected, folders)
+    as_expected = seen.folders.keys() == expected.folders.keys() and all(
+        seen.folders[each][1:] == expected.folders[each][1:] for each in folders
+    )
+    _save(job, seen, now, _rest(job, seen, found if as_expected else None, applied, report))
+
+
+def _rest(
+    job: Job,
+    seen: Snapshot,
+    found: Proposal | None,
+    applied: Applied | None,
+    report: Report,
+) -> Rest | None:
+    """Return what is left where nothing is to be done by anybody, or None.
+
+    `found` is what was planned, None where the tree has changed since.
+    """
+    if report.failed or report.unfinished or job.options.avoid:
+        return None
+    pending = tuple(one.path for one in report.skipped if one.cause is Stay.IN_USE)
+    if job.request.is_for_all and found:
+        done = len(applied.moved) if applied else 0
+        if done + len(pending) == len(found.plan.moves):
+            return Rest(report.overlaps, pending)
+    overlaps = job.planner().stays(seen, pending)
+    return None if overlaps is None else Rest(overlaps, pending)
+
+
+def _save(job: Job, seen: Snapshot, now: FileSystemTime, rest: Rest | None) -> None:
+    """Save what was seen by a scan that began at `now`. Raises StateError."""
+    if rest is not None:
+        seen = seen._replace(
+            settled=_key(job),
+            overlaps=tuple(Overlap(*group[:4]) for group in rest.overlaps),
+            pending=rest.pending,
+        )
+    job.state.save_snapshot(seen, now)
+
+
+def _key(job: Job) -> str:
+    """Return what decides whether there is something to do, beside the tree itself."""
+    stats = []
+    for path in database_files(job.options.database, job.options.cygwin_root):
+        try:
+            st = os.stat(path)
+            stats.append((path, st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino))
+        except OSError:
+            stats.append((path, 0, 0, 0, 0))
+    return f"{job.options.key()} {job.excludes} {stats}"
