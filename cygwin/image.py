@@ -10,7 +10,7 @@ from typing import Any
 from cygwin.address_space import ARM64, GRANULARITY, I386, X86_64, machine_name, slot_size
 from cygwin.errors import NotAnImage, TableError
 from cygwin.fault import Fault
-from cygwin.relocation_table import Block, Reader, read_blocks
+from cygwin.relocation_table import Block, Reader, Section, read_blocks
 
 # PE/COFF specification, "Characteristics", "DLL Characteristics", "Optional Header Data
 # Directories".
@@ -50,17 +50,6 @@ FIRST_READ = 0x1000
 MAX_HEADER_OFFSET = 0x10000
 
 _Wrong = tuple[Fault, str]  # and its detail
-
-
-@dataclass(frozen=True)
-class Section:
-    """One section: RVAs and sizes in bytes, offsets in bytes from the start of the file."""
-
-    name: bytes
-    virtual_address: int
-    virtual_size: int
-    raw_offset: int
-    raw_size: int
 
 
 @dataclass(frozen=True)
@@ -106,6 +95,11 @@ class Image:
         return self.fault is Fault.TRUNCATED
 
     @property
+    def checksum_offset(self) -> int:
+        """Where the CheckSum field lies, 4 bytes ("Optional Header": at 64, the flags at 70)."""
+        return self.flags_offset - 6
+
+    @property
     def slot_size(self) -> int:
         """Bytes of address space that it occupies: its size rounded up to 64 KiB."""
         return slot_size(self.size)
@@ -120,9 +114,20 @@ class Image:
         return replace(self, blocks=tuple(block._replace(marks=None) for block in self.blocks))
 
 
+def read_base_and_flags(descriptor: int, base_offset: int, base_width: int) -> tuple[int, int]:
+    """Return the ImageBase and the DllCharacteristics that the file has now, in one read.
+
+    An end of the file reads as zeros. "Optional Header": ImageBase lies at 24 with 8 bytes or at
+    28 with 4, DllCharacteristics at 70.
+    """
+    size = 40 + base_width
+    fields = os.pread(descriptor, size, base_offset).ljust(size, b"\0")
+    return int.from_bytes(fields[:base_width], "little"), int.from_bytes(fields[-2:], "little")
+
+
 def read_base(descriptor: int, base_offset: int, base_width: int) -> int:
     """Return the ImageBase that the file has now; an end of the file reads as zeros."""
-    return int.from_bytes(os.pread(descriptor, base_width, base_offset), "little")
+    return read_base_and_flags(descriptor, base_offset, base_width)[0]
 
 
 def read_image(descriptor: int, length: int) -> Image:
