@@ -114,20 +114,9 @@ class Image:
         return replace(self, blocks=tuple(block._replace(marks=None) for block in self.blocks))
 
 
-def read_base_and_flags(descriptor: int, base_offset: int, base_width: int) -> tuple[int, int]:
-    """Return the ImageBase and the DllCharacteristics that the file has now, in one read.
-
-    An end of the file reads as zeros. "Optional Header": ImageBase lies at 24 with 8 bytes or at
-    28 with 4, DllCharacteristics at 70.
-    """
-    size = 40 + base_width
-    fields = os.pread(descriptor, size, base_offset).ljust(size, b"\0")
-    return int.from_bytes(fields[:base_width], "little"), int.from_bytes(fields[-2:], "little")
-
-
 def read_base(descriptor: int, base_offset: int, base_width: int) -> int:
     """Return the ImageBase that the file has now; an end of the file reads as zeros."""
-    return read_base_and_flags(descriptor, base_offset, base_width)[0]
+    return int.from_bytes(os.pread(descriptor, base_width, base_offset), "little")
 
 
 def read_image(descriptor: int, length: int) -> Image:
