@@ -26,9 +26,8 @@ def relocate(descriptor: int, image: Image, new_base: int, *, clear_dynamic_base
     _demand_movable(descriptor, image, new_base)
     if new_base != image.base:
         _move_words(descriptor, image, new_base - image.base)
-        _write(descriptor, new_base.to_bytes(image.base_width, "little"), image.base_offset)
-    if clear_dynamic_base and image.dynamic_base:
-        _write(descriptor, _without_dynamic_base(image), image.flags_offset)
+    for offset, value in _header(image, new_base, clear_dynamic_base):
+        _write(descriptor, value, offset)
 
 
 def check_and_sum(
@@ -63,7 +62,8 @@ def check_and_sum(
             moved = _has_moved(before[at], found[at], marks, width, delta)
             expected[at] = found[at] if moved else _moved_singly(before[at], marks, width, delta)
         if not start:
-            _put_header(expected, image, new_base, clear_dynamic_base)
+            for offset, value in _header(image, new_base, clear_dynamic_base):
+                expected[offset : offset + len(value)] = value
             stored = expected[field] = found[field]
         if expected != found:
             raise RelocationError(_first_difference(start, expected, found))
@@ -158,16 +158,13 @@ def _windows(blocks: Sequence[Block], length: int) -> Iterator[tuple[int, int, S
         start = end
 
 
-def _put_header(window: bytearray, image: Image, new_base: int, clear_dynamic_base: bool) -> None:
-    """Write the fields that moving changes into `window`, the first of the file."""
-    base = new_base.to_bytes(image.base_width, "little")
-    window[image.base_offset : image.base_offset + len(base)] = base
-    if clear_dynamic_base:
-        window[image.flags_offset : image.flags_offset + 2] = _without_dynamic_base(image)
-
-
-def _without_dynamic_base(image: Image) -> bytes:
-    return (image.dll_characteristics & ~DYNAMIC_BASE).to_bytes(2, "little")
+def _header(image: Image, new_base: int, clear_dynamic_base: bool) -> list[tuple[int, bytes]]:
+    """Return the fields of the headers that moving changes, and where they lie in the file."""
+    flags = image.dll_characteristics & ~(DYNAMIC_BASE if clear_dynamic_base else 0)
+    return [
+        (image.base_offset, new_base.to_bytes(image.base_width, "little")),
+        (image.flags_offset, flags.to_bytes(2, "little")),
+    ]
 
 
 def _first_difference(start: int, expected: bytearray, found: bytes) -> str:
