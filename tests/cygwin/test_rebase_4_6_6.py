@@ -108,6 +108,7 @@ def checksum(data: bytes) -> int:
 
 @pytest.mark.cygwin
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_every_dll_of_both_roots(
     pristine_root: CygwinRoot, pristine_new_root: CygwinRoot, new_programs: str, tmp_path: Path
 ) -> None:
@@ -118,6 +119,7 @@ def test_every_dll_of_both_roots(
 @pytest.mark.cygwin
 @pytest.mark.wheels
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_hundred_dlls_of_windows_wheels(
     wheel_tree: Path, pristine_new_root: CygwinRoot, new_programs: str, tmp_path: Path
 ) -> None:
