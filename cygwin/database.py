@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from cygwin.address_space import GRANULARITY, X86_64
 from cygwin.paths import DATABASES
@@ -30,8 +30,7 @@ class DatabaseError(Exception):
         self.problem = problem
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One DLL of the database."""
 
     path: str  #: absolute Cygwin path
@@ -40,8 +39,7 @@ class Entry:
     slot_size: int  #: bytes set aside for it, a multiple of 64 KiB
 
 
-@dataclass(frozen=True)
-class Database:
+class Database(NamedTuple):
     """What one database file says."""
 
     machine: int  #: 0x8664 or 0x14c
@@ -59,25 +57,20 @@ def read_database(path: str) -> Database:
     a DLL, then the names in the same order, each ended by NUL; all numbers little endian.
     """
     try:
-        return parse_database(_read(path))
+        # O_NONBLOCK: opening a FIFO would wait for a writer.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ValueError("not a regular file")
+            if status.st_size > _MOST_BYTES:
+                raise ValueError(
+                    f"has {status.st_size} bytes, more than any rebase database ({_MOST_BYTES})"
+                )
+            return parse_database(file.read(_MOST_BYTES))
     except OSError as error:
         raise DatabaseError(path, f"cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise DatabaseError(path, str(error)) from None
-
-
-def _read(path: str) -> bytes:
-    # O_NONBLOCK: opening a FIFO would wait for a writer.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("not a regular file")
-        if status.st_size > _MOST_BYTES:
-            raise ValueError(
-                f"has {status.st_size} bytes, more than any rebase database ({_MOST_BYTES})"
-            )
-        return file.read(_MOST_BYTES)
 
 
 def parse_database(data: bytes) -> Database:
@@ -103,16 +96,15 @@ def parse_database(data: bytes) -> Database:
             f"truncated: its {count} entries end at byte {names}, it has {len(data)} bytes"
         )
     entries = []
-    top = 1 << (64 if machine == X86_64 else 32)
     for number in range(count):
         at = _HEADER.size + number * _ENTRY.size
-        _, name_size, image_base, size, slot_size, _ = _ENTRY.unpack_from(data, at)
+        _, name_size, *place, _ = _ENTRY.unpack_from(data, at)
         try:
-            path = _name(data, names, name_size)
-            _check_slot(image_base, size, slot_size, top)
+            entry = Entry(_name(data, names, name_size), *place)
+            _check_slot(entry, 1 << (64 if machine == X86_64 else 32))
         except ValueError as error:
             raise ValueError(f"entry {number + 1} of {count}: {error}") from None
-        entries.append(Entry(path, image_base, size, slot_size))
+        entries.append(entry)
         names += name_size
     if names != len(data):
         raise ValueError(f"damaged: {len(data) - names} bytes follow its last name")
@@ -134,11 +126,11 @@ def _name(data: bytes, at: int, size: int) -> str:
     return path
 
 
-def _check_slot(base: int, size: int, slot_size: int, top: int) -> None:
-    if not 0 < size <= slot_size or slot_size % GRANULARITY:
+def _check_slot(entry: Entry, top: int) -> None:
+    if not 0 < entry.size <= entry.slot_size or entry.slot_size % GRANULARITY:
         raise ValueError(
-            f"its slot of 0x{slot_size:x} bytes is not a multiple of 64 KiB "
-            f"that holds its image of 0x{size:x} bytes"
+            f"its slot of 0x{entry.slot_size:x} bytes is not a multiple of 64 KiB "
+            f"that holds its image of 0x{entry.size:x} bytes"
         )
-    if base + slot_size > top:
-        raise ValueError(f"its slot at 0x{base:x} goes beyond the last address")
+    if entry.base + entry.slot_size > top:
+        raise ValueError(f"its slot at 0x{entry.base:x} goes beyond the last address")

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from cygwin.address_space import ARM64
+from cygwin.checksum import WIDTH, checksum, sum_file, sum_words
 from cygwin.errors import ImageError
-from cygwin.image import DYNAMIC_BASE
-
-if TYPE_CHECKING:
-    from cygwin.image import Image
+from cygwin.image import DYNAMIC_BASE, Image
 
 # The Characteristics field, from the PE signature: PE/COFF specification, "COFF File Header".
 CHARACTERISTICS = 22
 
 
-@dataclass(frozen=True)
-class Flag:
+class Flag(NamedTuple):
     """One bit of Characteristics (`coff`) or of DllCharacteristics."""
 
     name: str
@@ -29,8 +25,7 @@ class Flag:
     text: str = ""
 
 
-@dataclass(frozen=True)
-class Flags:
+class Flags(NamedTuple):
     """The two fields of an image that hold flags, as numbers."""
 
     coff: int
@@ -81,21 +76,29 @@ def image_flags(image: Image) -> Flags:
 def change_flags(descriptor: int, image: Image, wanted: Flags) -> None:
     """Write `wanted` into a file that is open for reading and writing and holds `image`.
 
-    Only the 2 bytes of a field that differs are written, in place, as peflags does: the file keeps
-    its inode, its hard links and its metadata, and two bytes are never half written. Returns when
-    they are on the disk. Raises ImageError for what would harm: Windows loads no ARM64 image
+    In place, as peflags does: the file keeps its inode, its hard links and its metadata. The
+    CheckSum is right afterwards, whatever it was (peflags leaves a 0). Both go in one write of some
+    70 bytes, so a kill finds old or new; should a power failure leave a CheckSum that is wrong, the
+    file loads all the same: Windows looks at that of drivers and of what it starts up with. Returns
+    when they are on the disk. Raises ImageError for what would harm: Windows loads no ARM64 image
     without DYNAMIC_BASE.
     """
     now = image_flags(image)
+    if wanted == now:
+        return
     if image.machine == ARM64 and now.pe & DYNAMIC_BASE and not wanted.pe & DYNAMIC_BASE:
         raise ImageError("Windows loads no ARM64 image without dynamicbase")
-    if wanted.coff != now.coff:
-        at = image.header_offset + CHARACTERISTICS
-        os.pwrite(descriptor, wanted.coff.to_bytes(2, "little"), at)
-    if wanted.pe != now.pe:
-        os.pwrite(descriptor, wanted.pe.to_bytes(2, "little"), image.flags_offset)
-    if wanted != now:
-        os.fsync(descriptor)
+    total, length = sum_file(descriptor), os.fstat(descriptor).st_size
+    start = image.header_offset + CHARACTERISTICS
+    field = image.checksum_offset - start
+    old = os.pread(descriptor, image.flags_offset + 2 - start, start)
+    new = bytearray(old)
+    new[:2], new[-2:] = wanted.coff.to_bytes(2, "little"), wanted.pe.to_bytes(2, "little")
+    new[field : field + WIDTH] = bytes(WIDTH)
+    right = checksum(total - sum_words(old, start) + sum_words(new, start), length)
+    new[field : field + WIDTH] = right.to_bytes(WIDTH, "little")
+    os.pwrite(descriptor, new, start)
+    os.fsync(descriptor)
 
 
 def describe(before: Flags, after: Flags, shown: Collection[Flag], *, verbose: bool) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from cygwin.address_space import ARM64, GRANULARITY, I386, X86_64, machine_name, slot_size
 from cygwin.errors import NotAnImage, TableError
 from cygwin.fault import Fault
-from cygwin.relocation_table import Block, Reader, read_blocks
+from cygwin.relocation_table import Block, Reader, Section, read_blocks
 
 # PE/COFF specification, "Characteristics", "DLL Characteristics", "Optional Header Data
 # Directories".
@@ -50,17 +50,6 @@ FIRST_READ = 0x1000
 MAX_HEADER_OFFSET = 0x10000
 
 _Wrong = tuple[Fault, str]  # and its detail
-
-
-@dataclass(frozen=True)
-class Section:
-    """One section: RVAs and sizes in bytes, offsets in bytes from the start of the file."""
-
-    name: bytes
-    virtual_address: int
-    virtual_size: int
-    raw_offset: int
-    raw_size: int
 
 
 @dataclass(frozen=True)
@@ -104,6 +93,11 @@ class Image:
     def truncated(self) -> bool:
         """Whether the file ends before the image does: it is still being written, or lost."""
         return self.fault is Fault.TRUNCATED
+
+    @property
+    def checksum_offset(self) -> int:
+        """Where the CheckSum field lies, 4 bytes ("Optional Header": at 64, the flags at 70)."""
+        return self.flags_offset - 6
 
     @property
     def slot_size(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import shlex
@@ -16,7 +15,6 @@ from typing import IO
 
 from cygwin.address_space import X86_64
 
-_NO_RESOURCES = (errno.EAGAIN, errno.ENOMEM)
 _MOST_ARGUMENTS = 8000  # bytes; longer lists of files go through a file
 _MOST_OUTPUT = 64 << 10  # bytes kept of each stream
 _VERSION = re.compile(r"^(?:rebase|peflags) version (\S+)", re.MULTILINE)
@@ -27,16 +25,10 @@ _FAST_CWD = re.compile(
 
 
 class ProgramError(Exception):
-    """A program could not be started; no file was touched."""
+    """A program could not be run; no file was touched."""
 
     def __init__(self, argv: Sequence[str], error: OSError) -> None:
-        super().__init__(f"{shlex.join(argv)} could not be started: {error.strerror}")
-        self.argv = tuple(argv)
-        self.errno = error.errno
-
-
-class CannotStart(ProgramError):  # noqa: N818 (what happened, not an error of the program)
-    """No process can be started at all (EAGAIN, ENOMEM): on Cygwin, fork itself is broken."""
+        super().__init__(f"{_shortened(argv)} could not be started: {error.strerror or error}")
 
 
 @dataclass(frozen=True)
@@ -121,52 +113,58 @@ class Programs:
         if any("\n" in name or len(os.fsencode(name)) > 250 for name in files):
             # rebase cuts a line of its list after 261 bytes.
             raise ValueError("a name is too long, or not fit, for a list of files")
-        with tempfile.NamedTemporaryFile(prefix="rebaser-", suffix=".list") as file:
-            file.write(b"".join(os.fsencode(name) + b"\n" for name in files))
-            file.flush()
-            return run([program, *options, "-T", file.name], cwd=cwd, timeout=timeout)
+        argv = [program, *options, "-T"]
+        try:
+            with tempfile.NamedTemporaryFile(prefix="rebaser-") as file:
+                file.write(b"".join(os.fsencode(name) + b"\n" for name in files))
+                file.flush()
+                return run([*argv, file.name], cwd=cwd, timeout=timeout)
+        except OSError as error:
+            raise ProgramError(argv, error) from None
 
 
 def run(argv: Sequence[str], *, timeout: float, cwd: str | None = None) -> Outcome:
     """Run a program to its end, or kill it and its children after `timeout` seconds.
 
-    Raises CannotStart when no process can be started, ProgramError when this program cannot.
+    Raises ProgramError when it cannot be run: for want of a process (on Cygwin fork itself may be
+    broken), of the program, or of a temporary file for its words.
     """
+    try:
+        # Files, not pipes: a child that the program left behind could keep a pipe open for ever.
+        with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+            status, timed_out = _run(argv, cwd, timeout, stdout, stderr)
+            return Outcome(tuple(argv), status, _words(stdout), _words(stderr), timed_out)
+    except OSError as error:
+        raise ProgramError(argv, error) from None
+
+
+def _run(
+    argv: Sequence[str], cwd: str | None, timeout: float, stdout: IO[bytes], stderr: IO[bytes]
+) -> tuple[int, float | None]:
     import subprocess
 
-    # Files, not pipes: a child that the program left behind could keep a pipe open for ever.
-    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
-        try:
-            process = subprocess.Popen(
-                list(argv),
-                stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=stderr,
-                cwd=cwd,
-                env={**os.environ, "LC_ALL": "C.UTF-8"},
-                start_new_session=True,
-            )
-        except OSError as error:
-            kind = CannotStart if error.errno in _NO_RESOURCES else ProgramError
-            raise kind(argv, error) from None
-        timed_out = None
-        try:
-            process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            timed_out = timeout
-        finally:
-            # Also on ^C, which does not reach a process in a session of its own.
-            if process.returncode is None:
-                _kill(process.pid)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(10)  # one that hangs in the kernel does not even die
-        status = -signal.SIGKILL if process.returncode is None else process.returncode
-        return Outcome(tuple(argv), status, _words(stdout), _words(stderr), timed_out)
-
-
-def _kill(leader: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(leader, signal.SIGKILL)
+    process = subprocess.Popen(
+        list(argv),
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        cwd=cwd,
+        env={**os.environ, "LC_ALL": "C.UTF-8"},
+        start_new_session=True,
+    )
+    timed_out = None
+    try:
+        process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        timed_out = timeout
+    finally:
+        # Also on ^C, which does not reach a process in a session of its own.
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10)  # one that hangs in the kernel does not even die
+    return (-signal.SIGKILL if process.returncode is None else process.returncode), timed_out
 
 
 def _words(file: IO[bytes]) -> str:

@@ -1,19 +1,14 @@
-"""Moving an image to another base, and the proof that nothing else was changed."""
+"""Moving an image to another base, the proof that nothing else was changed, and its CheckSum."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
+from cygwin.checksum import WIDTH, checksum, sum_words
 from cygwin.errors import RelocationError
-from cygwin.image import DYNAMIC_BASE, read_base
-from cygwin.relocation_table import Reader, marks_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from cygwin.image import Image
-    from cygwin.relocation_table import Block
+from cygwin.image import DYNAMIC_BASE, Image, read_base
+from cygwin.relocation_table import Block, Reader, marks_of
 
 # A file is held in memory in pieces of this many bytes; a page with a word behind its end fits.
 WINDOW = 0x40000
@@ -24,35 +19,40 @@ def relocate(descriptor: int, image: Image, new_base: int, *, clear_dynamic_base
 
     Every relocated word moves by the difference of the bases (DIR64 modulo 2^64, HIGHLOW modulo
     2^32: PE/COFF specification, "Base Relocation Types"), then ImageBase is written, then, where
-    asked for, DYNAMIC_BASE is cleared. Nothing else changes. `image` is what the file holds.
-    Raises RelocationError, which leaves the file half moved.
+    asked for, DYNAMIC_BASE is cleared. Nothing else changes: `check_and_sum`, which reads the whole
+    file, makes the CheckSum right. `image` is what the file holds. Raises RelocationError, which
+    leaves the file half moved.
     """
     _demand_movable(descriptor, image, new_base)
     if new_base != image.base:
         _move_words(descriptor, image, new_base - image.base)
-        _write(descriptor, new_base.to_bytes(image.base_width, "little"), image.base_offset)
-    if clear_dynamic_base and image.dynamic_base:
-        _write(descriptor, _without_dynamic_base(image), image.flags_offset)
+    for offset, value in _header(image, new_base, clear_dynamic_base):
+        _write(descriptor, value, offset)
 
 
-def check_relocated(
-    original: int, staged: int, image: Image, new_base: int, *, clear_dynamic_base: bool
+def check_and_sum(
+    source: int, copy: int, image: Image, new_base: int, *, clear_dynamic_base: bool
 ) -> None:
-    """Prove that the file `staged` is `original`, moved to `new_base`; both are open for reading.
+    """Prove that the file `copy` is `source`, moved to `new_base`, and make its CheckSum right.
 
     Whoever relocated it: every relocated word differs by exactly the difference of the bases,
-    ImageBase and the flag are as wanted, and every other byte is the same. `image` is what
-    `original` holds. Raises RelocationError that names the first byte that is not as it must be.
+    ImageBase and the flag are as wanted, and every other byte but the CheckSum is the same. That is
+    the sum of the very bytes that were proved, whatever it was before. `copy` is open for writing
+    too; `image` is what `source` holds. Raises RelocationError that names the first byte that is
+    not as it must be.
     """
-    _demand_movable(original, image, new_base)
-    length, staged_length = os.fstat(original).st_size, os.fstat(staged).st_size
-    if length != staged_length:
-        raise RelocationError(f"relocated file has {staged_length} bytes, the original {length}")
+    _demand_movable(source, image, new_base)
+    length, copy_length = os.fstat(source).st_size, os.fstat(copy).st_size
+    if length != copy_length:
+        raise RelocationError(f"relocated file has {copy_length} bytes, the original {length}")
     delta = new_base - image.base
     width = image.base_width
-    reader = Reader(original)
+    field = slice(image.checksum_offset, image.checksum_offset + WIDTH)
+    reader = Reader(source)
+    total = 0
     for start, end, blocks in _windows(image.blocks if delta else (), length):
-        before, found = _read(original, start, end - start), _read(staged, start, end - start)
+        before, found = _read(source, start, end - start), _read(copy, start, end - start)
+        total += sum_words(found, start)
         if start and not blocks and before == found:
             continue
         expected = bytearray(before)
@@ -62,9 +62,16 @@ def check_relocated(
             moved = _has_moved(before[at], found[at], marks, width, delta)
             expected[at] = found[at] if moved else _moved_singly(before[at], marks, width, delta)
         if not start:
-            _put_header(expected, image, new_base, clear_dynamic_base)
+            for offset, value in _header(image, new_base, clear_dynamic_base):
+                expected[offset : offset + len(value)] = value
+            stored = expected[field] = found[field]
         if expected != found:
             raise RelocationError(_first_difference(start, expected, found))
+    right = checksum(total - sum_words(stored, field.start), length).to_bytes(WIDTH, "little")
+    if stored != right:
+        _write(copy, right, field.start)
+        if _read(copy, field.start, WIDTH) != right:
+            raise RelocationError("its CheckSum is not as it was written")
 
 
 def _demand_movable(descriptor: int, image: Image, new_base: int) -> None:
@@ -76,7 +83,8 @@ def _demand_movable(descriptor: int, image: Image, new_base: int) -> None:
     if found != image.base:
         raise RelocationError(f"changed: its base was 0x{image.base:x} and is 0x{found:x}")
     length = os.fstat(descriptor).st_size
-    if length < max((s.raw_offset + s.raw_size for s in image.sections if s.raw_size), default=0):
+    ends = [s.raw_offset + s.raw_size for s in image.sections if s.raw_size]
+    if length < max([*ends, image.flags_offset + 2]):
         raise RelocationError(f"truncated: the file has {length} bytes")
 
 
@@ -150,16 +158,13 @@ def _windows(blocks: Sequence[Block], length: int) -> Iterator[tuple[int, int, S
         start = end
 
 
-def _put_header(window: bytearray, image: Image, new_base: int, clear_dynamic_base: bool) -> None:
-    """Write the fields that moving changes into `window`, the first of the file."""
-    base = new_base.to_bytes(image.base_width, "little")
-    window[image.base_offset : image.base_offset + len(base)] = base
-    if clear_dynamic_base:
-        window[image.flags_offset : image.flags_offset + 2] = _without_dynamic_base(image)
-
-
-def _without_dynamic_base(image: Image) -> bytes:
-    return (image.dll_characteristics & ~DYNAMIC_BASE).to_bytes(2, "little")
+def _header(image: Image, new_base: int, clear_dynamic_base: bool) -> list[tuple[int, bytes]]:
+    """Return the fields of the headers that moving changes, and where they lie in the file."""
+    flags = image.dll_characteristics & ~(DYNAMIC_BASE if clear_dynamic_base else 0)
+    return [
+        (image.base_offset, new_base.to_bytes(image.base_width, "little")),
+        (image.flags_offset, flags.to_bytes(2, "little")),
+    ]
 
 
 def _first_difference(start: int, expected: bytearray, found: bytes) -> str:

@@ -9,16 +9,12 @@ from __future__ import annotations
 import os
 import struct
 from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from operator import sub
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from cygwin.errors import RelocationError, TableError
 from cygwin.fault import Fault
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from cygwin.image import Section
 
 # "Base Relocation Types"; the key is the width of the ImageBase field and of each word, in bytes.
 # Type 0, ABSOLUTE, is padding.
@@ -39,6 +35,16 @@ KEPT_MARKS = 4 << 20
 DAMAGED = Fault.RELOCATIONS_DAMAGED
 
 _OF_TYPE_ABSOLUTE = bytes(range(1 << 12 - 8))  # the higher bytes of such entries
+
+
+class Section(NamedTuple):
+    """One section: RVAs and sizes in bytes, offsets in bytes from the start of the file."""
+
+    name: bytes
+    virtual_address: int
+    virtual_size: int
+    raw_offset: int
+    raw_size: int
 
 
 class Block(NamedTuple):

@@ -86,7 +86,7 @@ class Job:
     def engine(self) -> Engine:
         """Return who relocates. Raises UsageError where that one cannot run."""
         if self._engine is None:
-            from rebaser.apply.engines.choose import choose_engine
+            from rebaser.apply.engines import choose_engine
 
             self._engine = choose_engine(self.options.engine, self.tell)
         return self._engine

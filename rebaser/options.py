@@ -14,7 +14,7 @@ from rebaser.text import address
 
 FOUR_GIB = 0x1_0000_0000
 
-# Who relocates; rebaser/apply/engines/choose.py says what each means.
+# Who relocates; rebaser/apply/engines says what each means.
 ENGINES = ("auto", "builtin", "cygwin")
 
 # Where --arena may lie. i386: programs lie at 0x40_0000 with their heap and stacks above, DLLs of

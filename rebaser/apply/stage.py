@@ -15,7 +15,7 @@ from threading import Lock, Thread
 
 from cygwin.errors import ImageError
 from cygwin.image import Image, read_image
-from cygwin.relocation import check_relocated
+from cygwin.relocation import check_and_sum
 from rebaser.apply.engines import Engine, Staged
 from rebaser.files import begin_to_make_durable, make_durable
 from rebaser.plan.placement import Move
@@ -28,6 +28,9 @@ WINDOW = 1 << 20  # bytes that are copied at a time
 
 # More threads than this only wait for each other: the computing is one at a time.
 MOST_THREADS = 2
+
+# Images that are given to an engine at a time; two files of each are open.
+MOST_TOGETHER = 100
 
 # The mode bits by which the owner of a read-only copy can open it once more.
 OPEN_TO_US = 0o600
@@ -207,18 +210,24 @@ def stage(
 
     def stage_group(group: Sequence[Wanted]) -> None:
         copied: list[tuple[Wanted, Staged]] = []
-        for item in group:
-            staging.attempt(item.move, partial(append_copy, copied, item))
-        reasons = engine.relocate([one for _, one in copied])
-        for item, one in copied:
-            if one.path in reasons:
-                staging.failed[item.move.path] = f"{reasons[one.path]}; it stays as it was"
-            elif staging.attempt(item.move, partial(_check, item, one)):
-                staging.attempt(item.move, partial(append_sealed, item, one.path))
-            advance(item.seen.size)
+        try:
+            for item in group:
+                staging.attempt(item.move, partial(append_copy, copied, item))
+            reasons = engine.relocate([one for _, one in copied])
+            for item, one in copied:
+                if one.staged in reasons:
+                    staging.failed[item.move.path] = f"{reasons[one.staged]}; it stays as it was"
+                elif staging.attempt(item.move, partial(_check, item, one)):
+                    staging.attempt(item.move, partial(append_sealed, item, one.staged))
+                advance(item.seen.size)
+        finally:
+            for _, one in copied:
+                os.close(one.source)
+                os.close(one.copy)
 
     if engine.starts_processes:  # one call for many images: starting a process takes long
-        stage_group(in_order)
+        for start in range(0, len(in_order), MOST_TOGETHER):
+            stage_group(in_order[start : start + MOST_TOGETHER])
     else:
         # One by one, while a copy is warm in the processor's cache.
         _in_threads(stage_group, [[item] for item in in_order], jobs)
@@ -272,7 +281,7 @@ def _in_threads(
 
 
 def _copy(item: Wanted, path: str) -> Staged:
-    """Copy the original, byte for byte."""
+    """Copy the original, byte for byte; both stay open."""
     source = _open_original(item)
     try:
         _still_as_seen(source, item.seen)
@@ -280,12 +289,14 @@ def _copy(item: Wanted, path: str) -> Staged:
         copy = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             _copy_bytes(source, copy)
-        finally:
+            _still_as_seen(source, item.seen)
+        except BaseException:
             os.close(copy)
-        _still_as_seen(source, item.seen)
-    finally:
+            raise
+    except BaseException:
         os.close(source)
-    return Staged(path, image, item.move.new_base, item.move.clear_dynamic_base)
+        raise
+    return Staged(path, source, copy, image, item.move.new_base, item.move.clear_dynamic_base)
 
 
 def _open_original(item: Wanted) -> int:
@@ -308,22 +319,10 @@ def _copy_bytes(source: int, copy: int) -> None:
 
 def _check(item: Wanted, one: Staged) -> None:
     """Compare the moved copy with the original, every byte."""
-    source = _open_original(item)
-    try:
-        _still_as_seen(source, item.seen)
-        staged = os.open(one.path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            check_relocated(
-                source,
-                staged,
-                one.image,
-                one.new_base,
-                clear_dynamic_base=one.clear_dynamic_base,
-            )
-        finally:
-            os.close(staged)
-    finally:
-        os.close(source)
+    _still_as_seen(one.source, item.seen)
+    check_and_sum(
+        one.source, one.copy, one.image, one.new_base, clear_dynamic_base=one.clear_dynamic_base
+    )
 
 
 def _seal(item: Wanted, path: str, touch: bool) -> Copy:

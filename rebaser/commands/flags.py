@@ -2,7 +2,7 @@
 
 --NAME alone shows the flag by name, --NAME=1 sets it, --NAME=0 clears it; the value is 1, true,
 yes, 0, false or no, and follows a short option without a space: -d0. Both at once (-d0 -d) show
-what was changed. A file is changed in place: only the bytes of the flags are written.
+what was changed. A file is changed in place: only its flags and its CheckSum, which is right then.
 """
 
 from __future__ import annotations
@@ -24,10 +24,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rebaser.cli import Parser
 
-YES = ("1", "true", "yes", "t", "y")
-NO = ("0", "false", "no", "f", "n")
-
-
+YES, NO = ("1", "true", "yes", "t", "y"), ("0", "false", "no", "f", "n")
 _BOOLS = f"a BOOL is one of {', '.join(YES + NO)}"
 
 
@@ -37,32 +34,25 @@ def add_arguments(parser: Parser) -> None:
     parser.value_hint = _BOOLS
     parser.usage = "%(prog)s [--NAME[=BOOL]] ... [-v] [-T LIST] [PATH ...]"
     names = parser.add_argument_group("flags", "-L, --NAME; with a value -L0, --NAME=0")
-    for flag in FLAGS:
-        if not flag.letter:
-            continue
-        spellings = (f"-{flag.letter}", f"--{flag.name}")
+    for flag in (flag for flag in FLAGS if flag.letter):
+        short, long = f"-{flag.letter}", f"--{flag.name}"
         names.add_argument(
-            *spellings, action="append_const", dest="show", const=flag, help=flag.text
+            short, long, action="append_const", dest="show", const=flag, help=flag.text
         )
         # Each spelling with a value is an option of its own: argparse's optional values would take
         # the PATH that follows `--dynamicbase`.
         for value, texts in ((True, YES), (False, NO)):
-            with_value = [f"-{flag.letter}{text}" for text in texts]
-            with_value += [f"--{flag.name}={text}" for text in texts]
+            spellings = [f"{short}{text}" for text in texts] + [f"{long}={text}" for text in texts]
             names.add_argument(
-                *with_value,
+                *spellings,
                 action="append_const",
                 dest="change",
                 const=(flag, value),
                 help=argparse.SUPPRESS,
             )
     parser.add_argument("-v", "--verbose", action="store_true", help="name all flags that are set")
-    parser.add_argument(
-        "-T",
-        "--filelist",
-        metavar="LIST",
-        help="a file of paths, one a line, before PATH; - is stdin",
-    )
+    list_help = "a file of paths, one a line, before PATH; - is stdin"
+    parser.add_argument("-T", "--filelist", metavar="LIST", help=list_help)
     parser.add_argument("paths", metavar="PATH", nargs="*", help="a PE file: EXE or DLL")
 
 
@@ -82,14 +72,13 @@ def main(arguments: argparse.Namespace) -> int:
     for path in paths:
         try:
             line = _treat(path, show, change, arguments.verbose)
+            if line is not None:
+                lines.append(f"{printable(path)}: {line}")
         except (ImageError, OSError) as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            reason = getattr(error, "strerror", None) or error
             left = "; left as it was" if change else ""
             print(printable(f"rebaser: {path}: {reason}{left}"), file=sys.stderr)
             status = 1
-            continue
-        if line is not None:
-            lines.append(f"{printable(path)}: {line}")
     if lines:
         print("\n".join(lines))
     return status
@@ -113,14 +102,12 @@ def _treat(
         if after != before:
             change_flags(descriptor, image, after)
             if image.signed:
-                print(
-                    printable(f"rebaser: {path}: its signature is no longer valid"), file=sys.stderr
-                )
+                warning = f"rebaser: {path}: its signature is no longer valid"
+                print(printable(warning), file=sys.stderr)
     finally:
         os.close(descriptor)
-    if change and not show and not verbose:
-        return None
-    return describe(before, after, show, verbose=verbose)
+    shown = show or verbose or not change
+    return describe(before, after, show, verbose=verbose) if shown else None
 
 
 def _listed(name: str | None) -> Iterator[str]:
@@ -128,14 +115,10 @@ def _listed(name: str | None) -> Iterator[str]:
     if name is None:
         return
     try:
-        if name == "-":
-            data = sys.stdin.buffer.read()
-        else:
-            with open(name, "rb") as file:
-                data = file.read()
+        with open(sys.stdin.fileno() if name == "-" else name, "rb", closefd=name != "-") as file:
+            data = file.read()
     except OSError as error:
         raise RebaserError(f"cannot read the list {name}: {error.strerror}; nothing was changed")
     for line in data.split(b"\n"):
-        path = line.rstrip(b"\r")
-        if path:
+        if path := line.rstrip(b"\r"):
             yield os.fsdecode(path)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 from cygwin_root import FAKE_PROGRAMS, CygwinRoot
 
-from cygwin.programs import CannotStart, ProgramError, Programs, run
+from cygwin.programs import ProgramError, Programs, run
 
 BASE = 0x2_0001_0000
 FAST_CWD = """\
@@ -100,23 +101,37 @@ def test_a_signal_is_named() -> None:
 
 
 def test_a_missing_program_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ProgramError, match="could not be started: No such file") as caught:
+    with pytest.raises(ProgramError, match="rebase -V could not be started: No such file"):
         run([str(tmp_path / "rebase"), "-V"], timeout=60)
-    assert not isinstance(caught.value, CannotStart)
-    assert caught.value.errno == errno.ENOENT
 
 
 @pytest.mark.parametrize("code", [errno.EAGAIN, errno.ENOMEM])
-def test_a_fork_that_fails_is_an_error_of_its_own(
+def test_a_fork_that_fails_is_the_programs_failure(
     monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(subprocess, "Popen", fail)
-    with pytest.raises(CannotStart) as caught:
+    with pytest.raises(ProgramError, match=f"could not be started: {os.strerror(code)}"):
         run(["rebase", "-V"], timeout=60)
-    assert caught.value.errno == code
+
+
+def test_no_room_for_temporary_files_is_the_programs_failure(
+    monkeypatch: pytest.MonkeyPatch, recorder: Programs, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.raises(ProgramError, match="could not be started: No such file or directory"):
+        run(["true"], timeout=60)
+    names = [f"{number:07d} ü.dll" for number in range(5000)]
+    with pytest.raises(ProgramError, match="peflags -d0 -T could not be started: No such file"):
+        recorder.clear_dynamic_base(names, cwd=str(tmp_path), timeout=60)
+    if not os.path.exists("/dev/full"):
+        return
+    monkeypatch.undo()
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", lambda **_: open("/dev/full", "wb"))
+    with pytest.raises(ProgramError, match="No space left on device"):
+        recorder.clear_dynamic_base(names, cwd=str(tmp_path), timeout=60)
 
 
 def test_both_programs_are_needed(tmp_path: Path) -> None:

@@ -6,18 +6,29 @@ import os
 import random
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from pe import Shape, block, blocks, build, compile_dll, model, opened, read
+from pe import (
+    Shape,
+    block,
+    blocks,
+    build,
+    checksum_field,
+    compile_dll,
+    model,
+    opened,
+    read,
+)
 
 from cygwin import relocation
 from cygwin.address_space import I386, X86_64, machine_name
 from cygwin.errors import RelocationError
 from cygwin.image import Image, read_image
-from cygwin.relocation import check_relocated, relocate
+from cygwin.relocation import check_and_sum, relocate
 from rebaser.apply.engines import Staged
 from rebaser.apply.engines.builtin import BuiltinEngine
 
@@ -29,12 +40,12 @@ NEW_BASE = {I386: 0x3801_0000, X86_64: 0x2_0001_0000}
 def moved(
     data: bytes, path: Path, new_base: int, *, clear: bool = False, back: bool = True
 ) -> bytes:
-    """Relocate, check, and move there and back; return the relocated file."""
+    """Relocate, check and sum, and move there and back; return the relocated file."""
     image = read(data, path)
     assert image.fault is None
     with opened(path) as staged, opened(original(path, data), os.O_RDONLY) as old:
         relocate(staged, image, new_base, clear_dynamic_base=clear)
-        check_relocated(old, staged, image, new_base, clear_dynamic_base=clear)
+        check_and_sum(old, staged, image, new_base, clear_dynamic_base=clear)
         result = path.read_bytes()
         if back:
             again = read_image(staged, len(result))
@@ -42,6 +53,7 @@ def moved(
             relocate(staged, again, image.base, clear_dynamic_base=False)
             restored = bytearray(path.read_bytes())
             restored[image.flags_offset] = data[image.flags_offset]
+            restored[checksum_field(data)] = data[checksum_field(data)]
             assert restored == data
     return result
 
@@ -68,7 +80,9 @@ def test_as_the_model(machine: int, clear: bool, e_lfanew: int, tmp_path: Path) 
 def test_a_flag_alone(machine: int, tmp_path: Path) -> None:
     data = build(machine=machine, base=BASE[machine])
     result = moved(data, tmp_path / "x.dll", BASE[machine], clear=True)
-    assert [index for index in range(len(data)) if data[index] != result[index]] == [0x80 + 24 + 70]
+    changed = [index for index in range(len(data)) if data[index] != result[index]]
+    assert changed == [*range(0x80 + 88, 0x80 + 91), 0x80 + 24 + 70]
+    assert result == model(data, read(data, tmp_path / "x.dll"), BASE[machine], True)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +212,7 @@ def checked(data: bytes, staged: bytes, path: Path, new_base: int, *, clear: boo
     image = read(data, path)
     path.write_bytes(staged)
     with opened(path) as new, opened(original(path, data), os.O_RDONLY) as old:
-        check_relocated(old, new, image, new_base, clear_dynamic_base=clear)
+        check_and_sum(old, new, image, new_base, clear_dynamic_base=clear)
 
 
 @MACHINES
@@ -210,12 +224,17 @@ def test_the_check_sees_every_bit(machine: int, clear: bool, tmp_path: Path) -> 
     image = read(data, path)
     path.write_bytes(right)
     with opened(path) as new, opened(original(path, data), os.O_RDONLY) as old:
-        check_relocated(old, new, image, NEW_BASE[machine], clear_dynamic_base=clear)
+        check_and_sum(old, new, image, NEW_BASE[machine], clear_dynamic_base=clear)
+        field = checksum_field(data)
         for offset, byte in enumerate(right):
             wrong = byte ^ 1 << offset % 8
             os.pwrite(new, bytes([wrong]), offset)
+            if field.start <= offset < field.stop:  # it is made right, whatever it was
+                check_and_sum(old, new, image, NEW_BASE[machine], clear_dynamic_base=clear)
+                assert path.read_bytes() == right
+                continue
             with pytest.raises(RelocationError) as caught:
-                check_relocated(old, new, image, NEW_BASE[machine], clear_dynamic_base=clear)
+                check_and_sum(old, new, image, NEW_BASE[machine], clear_dynamic_base=clear)
             expected = f"byte {offset} should be 0x{byte:02x} and is 0x{wrong:02x}"
             assert str(caught.value) == expected
             os.pwrite(new, bytes([byte]), offset)
@@ -255,10 +274,41 @@ def test_the_check_sees_any_changed_byte(
     path = tmp_path_factory.getbasetemp() / "changed.dll"
     data = build(shape)
     new_base = NEW_BASE[shape.machine]
-    wrong = bytearray(moved(data, path, new_base, back=False))
+    right = moved(data, path, new_base, back=False)
+    wrong = bytearray(right)
     wrong[offset % len(wrong)] ^= change
-    with pytest.raises(RelocationError):
+    field = checksum_field(data)
+    if field.start <= offset % len(wrong) < field.stop:
         checked(data, bytes(wrong), path, new_base)
+        assert path.read_bytes() == right
+    else:
+        with pytest.raises(RelocationError):
+            checked(data, bytes(wrong), path, new_base)
+
+
+@pytest.mark.parametrize("overlay", [b"", b"odd", b"\xff" * 70001])
+@pytest.mark.parametrize("e_lfanew", [0x80, 0x81])
+def test_the_checksum_is_right_whatever_it_was(
+    overlay: bytes, e_lfanew: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.dll"
+    data = bytearray(build(e_lfanew=e_lfanew, words=range(0x1001, 0x2F00, 17), overlay=overlay))
+    results = set()
+    for window in (relocation.WINDOW, 0x1101):  # windows that begin at odd offsets
+        monkeypatch.setattr(relocation, "WINDOW", window)
+        for before in (0, 1, 0xFFFF_FFFF, len(data)):
+            data[checksum_field(data)] = before.to_bytes(4, "little")
+            results.add(moved(bytes(data), path, NEW_BASE[X86_64]))
+    assert results == {model(bytes(data), read(bytes(data), path), NEW_BASE[X86_64], False)}
+
+
+def test_a_sum_of_zero_is_written_as_ffff(tmp_path: Path) -> None:
+    path = tmp_path / "x.dll"
+    data = bytearray(moved(build(overlay=bytes(2)), path, NEW_BASE[X86_64]))
+    right = int.from_bytes(data[checksum_field(data)], "little") - len(data)
+    overlay = (0xFFFF - right).to_bytes(2, "little")
+    data = bytearray(moved(build(overlay=overlay), path, NEW_BASE[X86_64]))
+    assert int.from_bytes(data[checksum_field(data)], "little") == 0xFFFF + len(data)
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
@@ -299,7 +349,7 @@ def test_an_original_that_is_too_short(tmp_path: Path) -> None:
         os.truncate(file, image.blocks[-1].high - 1)
     refused = pytest.raises(RelocationError, match="truncated")
     with opened(path) as staged, opened(path.with_suffix(".original")) as old, refused:
-        check_relocated(old, staged, image, 0x2_0001_0000, clear_dynamic_base=False)
+        check_and_sum(old, staged, image, 0x2_0001_0000, clear_dynamic_base=False)
 
 
 def test_the_builtin_engine_says_what_it_could_not_move(tmp_path: Path) -> None:
@@ -307,16 +357,20 @@ def test_the_builtin_engine_says_what_it_could_not_move(tmp_path: Path) -> None:
     for name in ("a.dll", "b.dll", "c.dll"):
         images.append(read(build(), tmp_path / name))
     os.truncate(tmp_path / "b.dll", 0x300)
-    os.unlink(tmp_path / "c.dll")
-    staged = [
-        Staged(str(tmp_path / name), image, 0x2_0001_0000, True)
-        for name, image in zip(("a.dll", "b.dll", "c.dll"), images)
-    ]
-    engine = BuiltinEngine()
-    assert (engine.name, engine.version) == ("builtin", None)
-    reasons = engine.relocate(staged)
-    assert set(reasons) == {staged[1].path, staged[2].path}
-    assert "No such file" in reasons[staged[2].path]
+    # What cannot be written, for whatever reason: a descriptor that is open for reading only.
+    with ExitStack() as stack:
+        staged = []
+        for name, image in zip(("a.dll", "b.dll", "c.dll"), images):
+            mode = os.O_RDONLY if name == "c.dll" else os.O_RDWR
+            descriptor = stack.enter_context(opened(tmp_path / name, mode))
+            path = str(tmp_path / name)
+            staged.append(Staged(path, descriptor, descriptor, image, 0x2_0001_0000, True))
+        engine = BuiltinEngine()
+        assert (engine.name, engine.version) == ("builtin", None)
+        reasons = engine.relocate(staged)
+    assert set(reasons) == {staged[1].staged, staged[2].staged}
+    assert "truncated" in reasons[staged[1].staged]
+    assert "Bad file descriptor" in reasons[staged[2].staged]
     with opened(tmp_path / "a.dll", os.O_RDONLY) as descriptor:
         image = read_image(descriptor, len(build()))
     assert (image.base, image.dynamic_base, image.fault) == (0x2_0001_0000, False, None)
@@ -349,23 +403,20 @@ def test_as_if_the_linker_had_put_it_there(machine: int, tmp_path: Path) -> None
         return compile_dll(tmp_path / "x.dll", SOURCE, machine, at).read_bytes()
 
     here, there = linked(BASE[machine]), linked(NEW_BASE[machine])
-    result = bytearray(moved(here, tmp_path / "x.dll", NEW_BASE[machine]))
-    image = read(here, tmp_path / "x.dll")
-    assert image.relocations[1] > 3000
-    checksum = slice(image.flags_offset - 6, image.flags_offset - 2)
-    result[checksum] = there[checksum]  # ld writes it, we leave it
-    assert result == there
+    result = moved(here, tmp_path / "x.dll", NEW_BASE[machine])
+    assert read(here, tmp_path / "x.dll").relocations[1] > 3000
+    assert result == there, "the CheckSum, which ld writes, included"
 
 
 MEMORY = """
 import os, sys
 from cygwin.image import read_image
-from cygwin.relocation import check_relocated, relocate
+from cygwin.relocation import check_and_sum, relocate
 old, new = os.open(sys.argv[1], os.O_RDONLY), os.open(sys.argv[2], os.O_RDWR)
 image = read_image(old, os.fstat(old).st_size)
 assert image.fault is None, image.fault
 relocate(new, image, 0x200010000, clear_dynamic_base=True)
-check_relocated(old, new, image, 0x200010000, clear_dynamic_base=True)
+check_and_sum(old, new, image, 0x200010000, clear_dynamic_base=True)
 # Not ru_maxrss, which begins at what the process that started us took.
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM:")))
 """

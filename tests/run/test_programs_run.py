@@ -14,10 +14,9 @@ import pe
 import pytest
 from cygwin_root import FAKE_PROGRAMS
 
+from rebaser.apply.engines import choose_engine
 from rebaser.apply.engines.builtin import BuiltinEngine
-from rebaser.apply.engines.choose import choose_engine
-from rebaser.apply.engines.cygwin_programs import CygwinEngine
-from rebaser.apply.engines.fallback import FallbackEngine
+from rebaser.apply.engines.cygwin import CygwinEngine
 from rebaser.errors import UsageError
 
 COUNT = 7
@@ -55,6 +54,7 @@ def files(tree: Path) -> Mapping[str, bytes]:
     ("character", "moved", "words"),
     [
         ("obedient", COUNT, ""),
+        ("today", COUNT, ""),
         ("idle", 0, "idle/rebase -8 -b 0x2000"),
         ("liar", 0, "ended with status 0, saying: 0000000.dll: new base = "),
         ("stops", 5, "ended with status 2, saying: rebase: cannot do 0000002.dll: Device"),
@@ -83,6 +83,32 @@ def test_what_is_not_moved_is_unchanged_and_says_why(
     assert run(tree, FAKE_PROGRAMS / "obedient", "--engine", "cygwin")[2]["moved"] == []
 
 
+NO_TEMPORARY_FOLDER = """
+import sys, tempfile
+tempfile._candidate_tempdir_list = lambda: ["/nowhere"]
+from rebaser.cli import main
+sys.exit(main())
+"""
+
+
+def test_without_a_temporary_folder_the_programs_fail_and_not_the_run(tree: Path) -> None:
+    before = files(tree)
+    path = os.pathsep.join([str(FAKE_PROGRAMS / "obedient"), os.environ["PATH"]])
+    done = subprocess.run(
+        [sys.executable, "-c", NO_TEMPORARY_FOLDER, "run", tree, "--json", "--engine=cygwin"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+        env={**os.environ, "PATH": path},
+    )
+    assert (done.returncode, files(tree)) == (1, before), done.stderr
+    failed = json.loads(done.stdout)["failed"]
+    assert len(failed) >= COUNT - 1
+    for one in failed:
+        assert "rebase -V could not be started: No usable temporary directory" in one["reason"]
+
+
 def test_a_missing_program_is_a_usage_error(tree: Path, tmp_path: Path) -> None:
     before = files(tree)
     (tmp_path / "empty").mkdir()
@@ -97,7 +123,7 @@ def test_which_engine_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(choose_engine("auto", print), BuiltinEngine)
     monkeypatch.setattr(sys, "platform", "cygwin")
     monkeypatch.setenv("PATH", str(FAKE_PROGRAMS / "obedient"))
-    assert isinstance(choose_engine("auto", print), FallbackEngine)
+    assert isinstance(choose_engine("auto", print), CygwinEngine)
     assert isinstance(choose_engine("cygwin", print), CygwinEngine)
     monkeypatch.setenv("PATH", "/nowhere")
     assert isinstance(choose_engine("auto", print), BuiltinEngine)

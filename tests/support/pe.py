@@ -198,7 +198,25 @@ def model(data: bytes, image: Image, new_base: int, clear_dynamic_base: bool) ->
     moved[image.base_offset : image.base_offset + width] = new_base.to_bytes(width, "little")
     if clear_dynamic_base:
         moved[image.flags_offset] &= ~0x40
+    moved[checksum_field(moved)] = checksum(moved).to_bytes(4, "little")
     return bytes(moved)
+
+
+def checksum_field(data: bytes | bytearray) -> slice:
+    """Return where the CheckSum of an image lies."""
+    at = int.from_bytes(data[60:64], "little") + 0x58
+    return slice(at, at + 4)
+
+
+def checksum(data: bytes | bytearray) -> int:
+    """Return the right CheckSum: the slow and plain way, word by word."""
+    whole = bytearray(data)
+    whole[checksum_field(data)] = bytes(4)
+    total = 0
+    for at in range(0, len(whole), 2):
+        total += int.from_bytes(whole[at : at + 2], "little")
+        total = (total & 0xFFFF) + (total >> 16)
+    return total + len(whole)
 
 
 def compile_dll(path: Path, source: str, machine: int, *options: str) -> Path:

@@ -213,7 +213,9 @@ def moved(old: bytes, new_base: int, *, clear: bool = True) -> bytes:
         image = read_image(file.fileno(), len(old))
         relocate(file.fileno(), image, new_base, clear_dynamic_base=clear)
         file.seek(0)
-        return file.read()
+        new = bytearray(file.read())
+    new[pe.checksum_field(new)] = pe.checksum(new).to_bytes(4, "little")
+    return bytes(new)
 
 
 def base_in(data: bytes) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from cygwin.image import Image
+from rebaser.errors import UsageError
+from rebaser.files import on_cygwin
 
 
 @dataclass(frozen=True)
@@ -14,10 +16,12 @@ class Staged:
     """A copy of an image, byte for byte as the original, that is to be moved in place.
 
     `image` was read from the original, `new_base` is an address. Equal bases mean that only the
-    flag DYNAMIC_BASE is to be cleared.
+    flag DYNAMIC_BASE is to be cleared. The descriptors stay the caller's, who keeps them open.
     """
 
-    path: str
+    staged: str  # the copy's absolute path
+    source: int  # the original, open for reading
+    copy: int  # the copy, open for reading and writing
     image: Image
     new_base: int
     clear_dynamic_base: bool
@@ -31,9 +35,36 @@ class Engine(Protocol):
     starts_processes: bool
 
     def relocate(self, staged: Sequence[Staged]) -> Mapping[str, str]:
-        """Move every copy that can be moved; return {path: reason} for the others.
+        """Move every copy that can be moved; return {path of the copy: reason} for the others.
 
-        TimeDateStamp and everything else that is not a base, a relocated word or the flag is
-        left as it was.
+        Nothing changes but the base, the relocated words, the flag and the CheckSum, which need not
+        be right yet.
         """
         ...  # a Protocol's member has no body
+
+
+def choose_engine(name: str, warn: Callable[[str], None]) -> Engine:
+    """Return the engine called `name`, one of `options.ENGINES`.
+
+    `auto` is Cygwin's programs where this is Cygwin or MSYS2 and both are found, with the builtin
+    engine behind them, else the builtin engine; `warn` takes what such a fall-back has to say.
+    Raises UsageError when a named one cannot run.
+    """
+    from rebaser.apply.engines.builtin import BuiltinEngine
+
+    if name == "builtin" or (name == "auto" and not on_cygwin()):
+        return BuiltinEngine()
+
+    from cygwin.programs import Programs
+    from rebaser.apply.engines.cygwin import CygwinEngine, Fallback
+
+    programs = Programs.find()
+    if programs is not None:
+        fallback = Fallback(BuiltinEngine(), warn) if name == "auto" else None
+        return CygwinEngine(programs, fallback)
+    if name == "auto":
+        return BuiltinEngine()
+    raise UsageError(
+        "--engine cygwin needs the programs rebase and peflags on PATH: install Cygwin's or "
+        "MSYS2's package 'rebase', or take --engine builtin"
+    )

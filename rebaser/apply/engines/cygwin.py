@@ -1,0 +1,242 @@
+"""The engine that has Cygwin's own `rebase` and `peflags` move the images."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from cygwin.errors import RelocationError
+from cygwin.image import Image, read_base
+from cygwin.programs import Outcome, ProgramError, Programs
+from cygwin.relocation import check_and_sum
+from rebaser.apply.engines import Engine, Staged
+
+SECONDS_A_CALL = 60.0  # allowed for the start of a program …
+BYTES_A_SECOND = 1 << 20  # … and for what it has to read and write
+STRIKES = 3  # calls that got nothing done; then the programs are not called any more
+WINDOW = 1 << 20  # bytes that are copied at a time
+
+_Named = tuple[str, Staged]  # a copy for the programs, by its name, and what it is a copy of
+
+
+class Fallback(NamedTuple):
+    """Who does what the programs did not, and who is told so, once, in the program's words."""
+
+    engine: Engine
+    warn: Callable[[str], None]
+
+
+class CygwinEngine:
+    """Moves staged copies by Cygwin's programs, and believes nothing that they say.
+
+    The programs work on copies of their own, which nobody else has open (rebase shares no file that
+    it writes) and whose names sort in the order of the slots (MSYS2's rebase sorts its files). What
+    they did right is written into the staged copy, which else stays what it was. What they left is
+    done by `fallback`, without a word where they are known not to be able to do it.
+    """
+
+    name = "cygwin"
+    starts_processes = True
+
+    def __init__(
+        self,
+        programs: Programs,
+        fallback: Fallback | None = None,
+        *,
+        seconds_a_call: float = SECONDS_A_CALL,
+    ) -> None:
+        self.version: str | None = None
+        self._programs = programs
+        self._fallback = fallback
+        self._seconds = seconds_a_call
+        self._strikes = 0
+        self._gave_up = False
+        self._trouble: str | None = None  # what first went wrong, in the program's own words
+        self._warned = False
+
+    def relocate(self, staged: Sequence[Staged]) -> Mapping[str, str]:
+        """Move every copy that can be moved; return {path: reason} for the others."""
+        reasons = {item.staged: reason for item in staged if (reason := cannot_move(item.image))}
+        able = [item for item in staged if item.staged not in reasons]
+        able.sort(key=lambda item: (item.image.machine, item.new_base))
+        if able:
+            reasons.update(self._relocate(able))
+        if self._fallback is None or not reasons:
+            return reasons
+        engine, warn = self._fallback
+        if self._trouble and not self._warned:
+            self._warned = True
+            left = "all images from here on are" if self._gave_up else "what they left is"
+            warn(
+                f"Cygwin's programs failed, {left} moved by the engine {engine.name}: "
+                f"{self._trouble}"
+            )
+        return engine.relocate([item for item in staged if item.staged in reasons])
+
+    def _relocate(self, items: Sequence[Staged]) -> dict[str, str]:
+        self._ask_version()
+        if not self._gave_up:
+            try:
+                # Here, where there is room for the staged copies too.
+                folder = os.path.dirname(items[0].staged)
+                with tempfile.TemporaryDirectory(prefix="cygwin-", dir=folder) as room:
+                    return self._relocate_in(room, items)
+            except OSError as error:
+                self._trouble = (
+                    f"no copy could be made for Cygwin's programs ({error.strerror or error})"
+                )
+        return {item.staged: self._not_tried() for item in items}
+
+    def _relocate_in(self, room: str, items: Sequence[Staged]) -> dict[str, str]:
+        copies = [(f"{number:07d}.dll", item) for number, item in enumerate(items)]
+        for name, item in copies:
+            with open(os.path.join(room, name), "xb", buffering=0) as file:
+                _copy_bytes(item.copy, file.fileno())
+        last: dict[str, Outcome] = {}
+        for run in adjacent([copy for copy in copies if copy[1].new_base != copy[1].image.base]):
+            self._rebase(run, room, last)
+        self._clear_flags([copy for copy in copies if copy[1].clear_dynamic_base], room, last)
+        reasons = {}
+        for name, item in copies:
+            reason = _take_over(os.path.join(room, name), item)
+            if reason is not None:
+                reason = f"{reason}; {last[name]}" if name in last else self._not_tried()
+                reasons[item.staged] = reason
+                self._trouble = self._trouble or reason
+        return reasons
+
+    def _not_tried(self) -> str:
+        return f"not tried: {self._trouble}"
+
+    def _ask_version(self) -> None:
+        """Ask the programs' version, once; it also shows whether they can be started at all."""
+        if self.version is None and not self._gave_up:
+            with self._giving_up():
+                self.version = self._programs.version(timeout=self._seconds) or "unknown"
+
+    @contextmanager
+    def _giving_up(self) -> Iterator[None]:
+        """Call the programs no more when one cannot be started."""
+        try:
+            yield
+        except ProgramError as error:
+            self._give_up(str(error))
+
+    def _give_up(self, why: str) -> None:
+        self._gave_up = True
+        self._trouble = self._trouble or why
+
+    def _rebase(self, run: Sequence[_Named], room: str, last: dict[str, Outcome]) -> None:
+        """Move a run of adjacent slots, in one call unless the program stops on the way."""
+        while run and not self._gave_up:
+            names = [name for name, _ in run]
+            base, machine = run[0][1].new_base, run[0][1].image.machine
+            with self._giving_up():
+                outcome = self._programs.rebase(
+                    base, names, machine=machine, cwd=room, timeout=self._allowed(run)
+                )
+                last.update((name, outcome) for name in names)
+                done = _count_done(run, room)
+                self._judge(outcome, progress=done > 0)
+                # It stopped at the first that is not done: the next call leaves that one out.
+                run = run[done + 1 :]
+
+    def _clear_flags(self, copies: Sequence[_Named], room: str, last: dict[str, Outcome]) -> None:
+        if copies and not self._gave_up:
+            names = [name for name, _ in copies]
+            with self._giving_up():
+                outcome = self._programs.clear_dynamic_base(
+                    names, cwd=room, timeout=self._allowed(copies)
+                )
+                last.update((name, outcome) for name in names if name not in last)
+                self._judge(outcome, progress=True)
+
+    def _allowed(self, copies: Sequence[_Named]) -> float:
+        size = sum(os.fstat(item.copy).st_size for _, item in copies)
+        return self._seconds + size / BYTES_A_SECOND
+
+    def _judge(self, outcome: Outcome, *, progress: bool) -> None:
+        """Give up on programs that hang or crash, and on those that keep getting nothing done."""
+        self._strikes += not progress
+        if outcome.status < 0 or self._strikes >= STRIKES:
+            self._give_up(str(outcome))
+
+
+def _take_over(made: str, item: Staged) -> str | None:
+    """Compare what the programs made with the original, and write it into the staged copy.
+
+    Return what is wrong; the staged copy is then what it was. What an older program does otherwise
+    is put right: before 4.6.6 rebase sets the TimeDateStamp and leaves the CheckSum.
+    """
+    try:
+        with open(made, "r+b", buffering=0) as file:
+            stamp = item.image.timestamp.to_bytes(4, "little")
+            os.pwrite(file.fileno(), stamp, item.image.timestamp_offset)
+            check_and_sum(
+                item.source,
+                file.fileno(),
+                item.image,
+                item.new_base,
+                clear_dynamic_base=item.clear_dynamic_base,
+            )
+            _copy_bytes(file.fileno(), item.copy)
+    except RelocationError as error:
+        return str(error)
+    except OSError as error:
+        return f"what was made of it cannot be taken over ({error.strerror or error})"
+    return None
+
+
+def _copy_bytes(source: int, copy: int) -> None:
+    at = 0
+    while window := os.pread(source, WINDOW, at):
+        at += os.pwrite(copy, window, at)
+
+
+def cannot_move(image: Image) -> str | None:
+    """Return why Cygwin's `rebase` would damage or skip this image, or None when it can move it.
+
+    It reads the flag "relocations stripped" at the fixed offset 0x96, right only where the PE
+    header begins at byte 0x80, and takes the first section whose name contains `.reloc` for the
+    relocation table, whatever data directory 5 says.
+    """
+    if image.header_offset != 0x80:
+        return f"Cygwin's rebase cannot do it: its PE header begins at byte {image.header_offset}"
+    address, size = image.relocations
+    named = [section for section in image.sections if b".reloc" in section.name.split(b"\0")[0]]
+    if size and (not named or named[0].virtual_address != address or named[0].raw_size < size):
+        return "Cygwin's rebase cannot do it: its relocation table is not its section .reloc"
+    if not size and named:
+        return "Cygwin's rebase cannot do it: its section .reloc is not its relocation table"
+    return None
+
+
+def adjacent(copies: Sequence[_Named]) -> Iterator[list[_Named]]:
+    """Yield the runs of copies that go to adjacent slots, from copies sorted by slot."""
+    run: list[_Named] = []
+    end = None
+    for copy in copies:
+        slot = copy[1].image.machine, copy[1].new_base
+        if run and slot != end:
+            yield run
+            run = []
+        run.append(copy)
+        end = slot[0], slot[1] + copy[1].image.slot_size
+    if run:
+        yield run
+
+
+def _count_done(run: Sequence[_Named], room: str) -> int:
+    """Return how many images, from the first on, have the base that they were to get."""
+    for count, (name, item) in enumerate(run):
+        try:
+            with open(os.path.join(room, name), "rb", buffering=0) as file:
+                base = read_base(file.fileno(), item.image.base_offset, item.image.base_width)
+        except OSError:
+            return count
+        if base != item.new_base:
+            return count
+    return len(run)
