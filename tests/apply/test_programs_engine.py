@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,13 +36,19 @@ def image_of(path: Path) -> Image:
 
 
 def stage(path: Path, new_base: int, *, clear: bool = True) -> Staged:
-    return Staged(str(path), image_of(path), new_base, clear)
+    """Return a copy whose original is elsewhere; its descriptors live as long as the tests."""
+    with tempfile.TemporaryFile() as original:
+        original.write(path.read_bytes())
+        original.flush()
+        source = os.dup(original.fileno())
+    copy = os.open(path, os.O_RDWR)
+    return Staged(str(path), source, copy, image_of(path), new_base, clear)
 
 
 def expected(item: Staged, folder: Path) -> bytes:
     """Return the bytes that the staged copy must have at the end."""
     copy = folder / "expected"
-    shutil.copy(item.path, copy)
+    shutil.copy(item.staged, copy)
     with copy.open("r+b") as file:
         relocate(
             file.fileno(), item.image, item.new_base, clear_dynamic_base=item.clear_dynamic_base
@@ -77,7 +84,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], CygwinEngine]:
 
 
 def bytes_of(staged: Sequence[Staged]) -> dict[str, bytes]:
-    return {item.path: Path(item.path).read_bytes() for item in staged}
+    return {item.staged: Path(item.staged).read_bytes() for item in staged}
 
 
 CHARACTERS = {
@@ -100,7 +107,7 @@ def test_what_is_not_done_right_is_reported_and_left_as_it_was(
 ) -> None:
     done, words = CHARACTERS[character]
     before = bytes_of(staged)
-    right = {item.path: expected(item, tmp_path) for item in staged}
+    right = {item.staged: expected(item, tmp_path) for item in staged}
     reasons = engine(character).relocate(staged)
     after = bytes_of(staged)
     for path in before:
@@ -119,7 +126,7 @@ def test_the_second_engine_does_what_the_first_left(
     tmp_path: Path,
     character: str,
 ) -> None:
-    right = {item.path: expected(item, tmp_path) for item in staged}
+    right = {item.staged: expected(item, tmp_path) for item in staged}
     warnings: list[str] = []
     fallback = FallbackEngine(engine(character), BuiltinEngine(), warnings.append)
     staged.sort(key=lambda item: item.new_base)
@@ -137,7 +144,7 @@ def test_a_fork_that_fails_ends_the_programs_for_good(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    right = {item.path: expected(item, tmp_path) for item in staged}
+    right = {item.staged: expected(item, tmp_path) for item in staged}
     warnings: list[str] = []
     fallback = FallbackEngine(engine("obedient"), BuiltinEngine(), warnings.append)
     assert fallback.relocate(staged[:2]) == {}
@@ -172,15 +179,15 @@ def test_a_flag_alone_is_cleared(
     item = replace(staged[0], new_base=staged[0].image.base)
     right = expected(item, tmp_path)
     assert engine("obedient").relocate([item]) == {}
-    assert Path(item.path).read_bytes() == right
-    assert engine("liar").relocate([stage(Path(item.path), BASE)])
+    assert Path(item.staged).read_bytes() == right
+    assert engine("liar").relocate([stage(Path(item.staged), BASE)])
     assert engine("obedient").relocate([]) == {}
 
 
 def test_mode_is_kept(engine: Callable[[str], CygwinEngine], staged: list[Staged]) -> None:
-    Path(staged[0].path).chmod(0o751)
+    Path(staged[0].staged).chmod(0o751)
     assert engine("obedient").relocate(staged[:1]) == {}
-    assert Path(staged[0].path).stat().st_mode & 0o7777 == 0o751
+    assert Path(staged[0].staged).stat().st_mode & 0o7777 == 0o751
 
 
 def test_what_rebase_would_damage_it_never_gets(staged: list[Staged]) -> None:
@@ -216,7 +223,7 @@ def test_the_real_rebase_makes_the_golden_files(
     ]
     assert CygwinEngine(programs).relocate(staged) == {}
     for item in staged:
-        vector, data = vectors[item.path], bytearray(Path(item.path).read_bytes())
+        vector, data = vectors[item.staged], bytearray(Path(item.staged).read_bytes())
         if vector["timestamp"] is not None:
             at = item.image.timestamp_offset
             data[at : at + 4] = vector["timestamp"].to_bytes(4, "little")
@@ -236,7 +243,7 @@ def test_both_engines_make_the_same_of_every_real_dll(
         shutil.copy(file, path)
         staged.append(stage(path, base))
         base = staged[-1].image.slot_size + base + (GAP if number % 50 == 0 else 0)
-    right = {item.path: expected(item, tmp_path) for item in staged}
+    right = {item.staged: expected(item, tmp_path) for item in staged}
     engine = CygwinEngine(programs)
     assert engine.relocate(staged) == {}
     assert engine.version == "4.6.3"

@@ -13,11 +13,14 @@ from cygwin.image import Image
 class Staged:
     """A copy of an image, byte for byte as the original, that is to be moved in place.
 
-    `image` was read from the original, `new_base` is an address. Equal bases mean that only the
+    `staged` is its path, `copy` a descriptor that reads and writes it, `source` one that reads the
+    original, from which `image` was read. `new_base` is an address; equal bases mean that only the
     flag DYNAMIC_BASE is to be cleared.
     """
 
-    path: str
+    staged: str
+    source: int
+    copy: int
     image: Image
     new_base: int
     clear_dynamic_base: bool
@@ -31,7 +34,7 @@ class Engine(Protocol):
     starts_processes: bool
 
     def relocate(self, staged: Sequence[Staged]) -> Mapping[str, str]:
-        """Move every copy that can be moved; return {path: reason} for the others.
+        """Move every copy that can be moved; return {staged: reason} for the others.
 
         TimeDateStamp and everything else that is not a base, a relocated word or the flag is
         left as it was.

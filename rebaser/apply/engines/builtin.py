@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 
 from cygwin.errors import RelocationError
@@ -20,21 +19,18 @@ class BuiltinEngine:
         self.version: str | None = None
 
     def relocate(self, staged: Sequence[Staged]) -> Mapping[str, str]:
-        """Move every copy; return {path: reason} for those that could not be moved."""
+        """Move every copy; return {staged: reason} for those that could not be moved."""
         reasons = {}
         for item in staged:
             try:
-                _relocate(item)
+                relocate(
+                    item.copy,
+                    item.image,
+                    item.new_base,
+                    clear_dynamic_base=item.clear_dynamic_base,
+                )
             except RelocationError as error:
-                reasons[item.path] = str(error)
+                reasons[item.staged] = str(error)
             except OSError as error:
-                reasons[item.path] = f"its copy could not be written ({error.strerror or error})"
+                reasons[item.staged] = f"its copy could not be written ({error.strerror or error})"
         return reasons
-
-
-def _relocate(item: Staged) -> None:
-    descriptor = os.open(item.path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        relocate(descriptor, item.image, item.new_base, clear_dynamic_base=item.clear_dynamic_base)
-    finally:
-        os.close(descriptor)

@@ -13,11 +13,11 @@ from cygwin.image import Image, read_base
 from cygwin.programs import Outcome, ProgramError, Programs
 from cygwin.relocation import check_relocated
 from rebaser.apply.engines import Staged
-from rebaser.files import put_in_place
 
 SECONDS_A_CALL = 60.0  # allowed for the start of a program …
 BYTES_A_SECOND = 1 << 20  # … and for what it has to read and write
 PORTION = 256 << 20  # bytes of files that are copied for the programs at a time
+WINDOW = 1 << 20  # bytes that are copied at a time
 STRIKES = 3  # calls that got nothing done; then the programs are not called any more
 
 
@@ -58,7 +58,7 @@ class CygwinEngine:
         self._strikes = 0
 
     def relocate(self, staged: Sequence[Staged]) -> Mapping[str, str]:
-        """Move every copy that the programs can move; return {path: reason} for the others."""
+        """Move every copy that the programs can move; return {staged: reason} for the others."""
         reasons: dict[str, str] = {}
         able = []
         for item in staged:
@@ -66,26 +66,26 @@ class CygwinEngine:
             if reason is None:
                 able.append(item)
             else:
-                reasons[item.path] = reason
+                reasons[item.staged] = reason
         for portion in _portions(able):
-            reasons.update(self._relocate_in(os.path.dirname(portion[0].path), portion))
+            reasons.update(self._relocate_in(os.path.dirname(portion[0].staged), portion))
         return reasons
 
     def _relocate_in(self, folder: str, items: Sequence[Staged]) -> dict[str, str]:
         self._ask_version()
         if self.gave_up:
-            return {item.path: self._why() for item in items}
+            return {item.staged: self._why() for item in items}
         room = None
         try:
             # Here, not in the system's temporary folder: the copies replace the staged ones.
             room = tempfile.mkdtemp(prefix="cygwin-", dir=folder)
             copies = [_Copy(item, f"{number:07d}.dll") for number, item in enumerate(items)]
             for copy in copies:
-                shutil.copy(copy.staged.path, os.path.join(room, copy.name))
+                shutil.copy(copy.staged.staged, os.path.join(room, copy.name))
             return self._relocate_copies(copies, room)
         except OSError as error:
             reason = f"no copy could be made for Cygwin's programs: {error.strerror}"
-            return {item.path: reason for item in items}
+            return {item.staged: reason for item in items}
         finally:
             if room is not None:
                 shutil.rmtree(room, ignore_errors=True)
@@ -101,7 +101,7 @@ class CygwinEngine:
             if reason is not None:
                 called = last.get(copy.name)
                 reason = self._why() if called is None else f"{reason}; {called}"
-                reasons[copy.staged.path] = reason
+                reasons[copy.staged.staged] = reason
                 self.trouble = self.trouble or reason
         return reasons
 
@@ -155,7 +155,7 @@ class CygwinEngine:
         self._judge(outcome, progress=True)
 
     def _allowed(self, copies: Sequence[_Copy]) -> float:
-        size = sum(os.path.getsize(copy.staged.path) for copy in copies)
+        size = sum(os.path.getsize(copy.staged.staged) for copy in copies)
         return self._seconds + size / BYTES_A_SECOND
 
     def _judge(self, outcome: Outcome, *, progress: bool) -> None:
@@ -166,23 +166,25 @@ class CygwinEngine:
 
 
 def _finish(copy: _Copy, room: str) -> str | None:
-    """Put back the TimeDateStamp, compare with the staged copy, and take its place.
+    """Put back the TimeDateStamp, compare with the original, and write it over the staged copy.
 
     Return what is wrong; the staged copy is then what it was.
     """
     item, made = copy.staged, os.path.join(room, copy.name)
     try:
-        with open(item.path, "rb") as before, open(made, "r+b", buffering=0) as after:
+        with open(made, "r+b", buffering=0) as after:
             stamp = item.image.timestamp.to_bytes(4, "little")
             os.pwrite(after.fileno(), stamp, item.image.timestamp_offset)
             check_relocated(
-                before.fileno(),
+                item.source,
                 after.fileno(),
                 item.image,
                 item.new_base,
                 clear_dynamic_base=item.clear_dynamic_base,
             )
-        put_in_place(made, item.path)
+            at = 0
+            while window := os.pread(after.fileno(), WINDOW, at):
+                at += os.pwrite(item.copy, window, at)
     except RelocationError as error:
         return str(error)
     except OSError as error:
@@ -209,7 +211,7 @@ def cannot_move(image: Image) -> str | None:
 
 
 def _folder_and_slot(item: Staged) -> tuple[str, int, int]:
-    return os.path.dirname(item.path), item.image.machine, item.new_base
+    return os.path.dirname(item.staged), item.image.machine, item.new_base
 
 
 def _portions(items: Sequence[Staged]) -> Iterator[list[Staged]]:
@@ -217,7 +219,7 @@ def _portions(items: Sequence[Staged]) -> Iterator[list[Staged]]:
     portion: list[Staged] = []
     size = 0
     for item in sorted(items, key=_folder_and_slot):
-        length = os.path.getsize(item.path)
+        length = os.path.getsize(item.staged)
         same = portion and _folder_and_slot(item)[0] == _folder_and_slot(portion[0])[0]
         if portion and not (same and size + length <= PORTION):
             yield portion

@@ -26,7 +26,7 @@ class FallbackEngine:
         self.version: str | None = None
 
     def relocate(self, staged: Sequence[Staged]) -> Mapping[str, str]:
-        """Move every copy that either engine can move; return {path: reason} for the others."""
+        """Move every copy that either engine can move; return {staged: reason} for the others."""
         left = self._first.relocate(staged)
         self.version = self._first.version
         if self._first.trouble and not self._warned:
@@ -36,4 +36,4 @@ class FallbackEngine:
                 f"Cygwin's programs failed, {all_} moved by the engine {self._second.name}: "
                 f"{self._first.trouble}"
             )
-        return self._second.relocate([item for item in staged if item.path in left])
+        return self._second.relocate([item for item in staged if item.staged in left])
