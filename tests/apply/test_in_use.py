@@ -154,7 +154,7 @@ def test_on_cygwin_who_moves_for_one_in_use_settles_nothing(
     with mapped(tree / "lib/new.dll"):
         in_child(["run", str(tree), "--verbose"], busy_on_cygwin(tree / "lib/new.dll"), log)
         assert "moved bin/known.dll" in log.read_text()
-        assert "skipped lib/new.dll: in use by" in log.read_text()
+        assert "skipped lib/new.dll: in use: " in log.read_text()
     assert [m["path"] for m in rebaser.report("run", tree)["moved"]] == ["lib/new.dll"]
     assert rebaser.report("run", tree)["moved"] == []
 
