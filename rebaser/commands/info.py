@@ -19,13 +19,15 @@ from typing import NamedTuple
 
 from cygwin.address_space import machine_name, slot_size
 from cygwin.fault import FAULTS
-from rebaser.commands.shared import add_scan_arguments
+from rebaser.commands.shared import add_scan_arguments, with_settings
 from rebaser.errors import RebaserError, UsageError
 from rebaser.plan.overlap import Span, clusters
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.skip import Skipped, is_excluded, same_file
 from rebaser.scan.walk import Rules, look_at_one, scan
+from rebaser.state.folder import State
 from rebaser.text import address, printable
+from rebaser.tree import Tree, find_tree
 
 
 class Line(NamedTuple):
@@ -47,7 +49,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.intermixed = True  # type: ignore[attr-defined]  # cli.Parser's
     parser.add_argument("paths", metavar="PATH", nargs="*", help="images, and folders of images")
     parser.add_argument("--db", metavar="FILE", help="list Cygwin's rebase database FILE")
-    parser.add_argument("--json", action="store_true", help="print one JSON list")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_scan_arguments(parser)
 
 
@@ -59,16 +61,11 @@ def main(arguments: Namespace) -> int:
     if arguments.db:
         lines = _of_database(arguments.db)
     else:
-        rules = Rules(tuple(arguments.suffix))
-        lines = [
-            line
-            for path in arguments.paths
-            for line in _of_path(path, rules, arguments.exclude, failed)
-        ]
+        lines = [line for path in arguments.paths for line in _of_path(path, arguments, failed)]
     lines.sort(key=lambda line: (line.base, line.path))
     overlapping = _overlapping(lines)
     if arguments.json:
-        _print_json(lines, overlapping)
+        _print_json(lines, overlapping, failed)
     else:
         _print(lines, overlapping)
     for path, reason in failed:
@@ -89,15 +86,15 @@ def _of_database(path: str) -> list[Line]:
     ]
 
 
-def _of_path(
-    path: str, rules: Rules, excludes: Sequence[str], failed: list[tuple[str, str]]
-) -> Iterable[Line]:
+def _of_path(path: str, asked: Namespace, failed: list[tuple[str, str]]) -> Iterable[Line]:
     if os.path.isdir(path):
-        found = scan(path, rules)
+        tree = find_tree(path)
+        asked = with_settings(asked, tree)
+        found = scan(path, Rules(tuple(asked.suffix)), _seen_last(tree))
         snapshot = found.snapshot
         failed += [(os.path.join(path, inside), reason) for inside, reason in found.failed]
         for inside, seen in snapshot.files():
-            if seen.base_width and not is_excluded(inside, excludes):
+            if seen.base_width and not is_excluded(inside, asked.exclude):
                 yield _line(os.path.join(path, inside), seen)
     elif not os.path.isfile(path):
         gone = not os.path.lexists(path)
@@ -112,6 +109,19 @@ def _of_path(
                 failed.append(
                     (path, Skipped(path, FAULTS[seen.fault], snapshot.details[seen.detail]).reason)
                 )
+
+
+def _seen_last(tree: Tree) -> snapshots.Snapshot:
+    """Return what the last run saw of the part that was asked for, as a snapshot of that alone."""
+    seen = State(tree.state_dir, tree.root).load_snapshot(lambda text: None)
+    start = len(tree.scope)
+    return seen._replace(
+        folders={
+            path[start:]: of_path
+            for path, of_path in seen.folders.items()
+            if f"{path}/".startswith(tree.scope)
+        }
+    )
 
 
 def _line(path: str, seen: snapshots.Seen) -> Line:
@@ -153,21 +163,20 @@ def _print(lines: Sequence[Line], overlapping: set[str]) -> None:
         )
 
 
-def _print_json(lines: Sequence[Line], overlapping: set[str]) -> None:
-    import json
+def _print_json(
+    lines: Sequence[Line], overlapping: set[str], failed: Sequence[tuple[str, str]]
+) -> None:
+    from rebaser.commands.json_output import print_json, reason_objects
 
-    print(
-        json.dumps(
-            [
-                {
-                    "path": line.path,
-                    "base": address(line.base),
-                    "size": line.size,
-                    "machine": machine_name(line.machine),
-                    "flags": line.flags.split(",") if line.flags else [],
-                    "overlaps": line.file in overlapping,
-                }
-                for line in lines
-            ]
-        )
-    )
+    images = [
+        {
+            "path": line.path,
+            "base": address(line.base),
+            "size": line.size,
+            "machine": machine_name(line.machine),
+            "flags": line.flags.split(",") if line.flags else [],
+            "overlaps": line.file in overlapping,
+        }
+        for line in lines
+    ]
+    print_json({"images": images, "failed": reason_objects(failed)})

@@ -17,14 +17,14 @@ from collections.abc import Sequence
 
 from cygwin.address_space import machine_name
 from locks.holders import Holder, describe_holders, holders
-from rebaser.address_map import AddressMap, binary_size, use_of
 from rebaser.commands.map import add_look_arguments, look_as_asked
-from rebaser.commands.shared import SHOWN, arena_object, print_lines
-from rebaser.look import Look
+from rebaser.commands.shared import SHOWN, print_lines
 from rebaser.state.folder import State
 from rebaser.state.records import Record, newest_first
-from rebaser.text import address, byte_count, plural, printable
+from rebaser.text import address, byte_count, plural
 from rebaser.tree import Tree
+from rebaser.view.overview import Overview
+from rebaser.view.picture import room, summary
 
 # The last runs that are printed.
 LAST_RUNS = 10
@@ -40,61 +40,71 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def main(arguments: Namespace) -> int:
     """Look, print, and return the exit status."""
-    tree, found = look_as_asked(arguments)
+    tree, found, settings = look_as_asked(arguments)
     records = list(newest_first(State(tree.state_dir, tree.root)))
     others = holders(tree.lock_file)
     if arguments.json:
-        _print_json(tree, found, records, others)
+        _print_json(tree, found, records, others, settings)
     else:
-        _print(tree, found, records, others)
+        print_lines(_lines(tree, found, records, others, settings), sys.maxsize)
     print_lines([f"{path}: {reason}" for path, reason in found.failed], SHOWN, sys.stderr)
     return int(bool(found.failed))
 
 
-def _print(tree: Tree, found: Look, records: Sequence[Record], others: Sequence[Holder]) -> None:
-    print(printable(tree.root))
+def _lines(
+    tree: Tree,
+    found: Overview,
+    records: Sequence[Record],
+    others: Sequence[Holder],
+    settings: str | None,
+) -> list[str]:
+    lines = [tree.root]
     for one in found.maps:
-        print_lines(_machine(one), sys.maxsize)
+        used, gap = room(one)
+        hint = " ('rebaser map' shows where, 'rebaser check' what helps)" if one.colliding else ""
+        where = f"{address(one.arena.low)}-{address(one.arena.high)}"
+        lines += [f"{summary(one)}{hint}", f"  address range {where}", f"    {used}", f"    {gap}"]
     if found.skipped:
-        print(f"skipped: {plural(len(found.skipped), 'file')} ('rebaser run --verbose' says why)")
-    print(printable(f"lock: {tree.lock_file}: {_lock(tree.lock_file, others)}"))
-    print(printable(f"state: {tree.state_dir}"))
+        count = plural(len(found.skipped), "file")
+        lines.append(f"skipped: {count} ('rebaser run --verbose' says why)")
+    lines += [f"lock: {_lock(tree.lock_file, others)} ({tree.lock_file})"]
+    lines += [f"state: {tree.state_dir}"]
+    if settings:
+        lines.append(f"settings: {settings} was read")
     if not records:
-        print(f"runs: {_no_runs(State(tree.state_dir, tree.root).runs)}")
-        return
-    print("runs:" if len(records) <= LAST_RUNS else f"runs (the last {LAST_RUNS}):")
-    for number, record in enumerate(records[:LAST_RUNS]):
-        newest_works = number == 0 and any(holder.mode == "exclusive" for holder in others)
-        print(printable(f"  {_run(record, at_work=newest_works)}"))
-
-
-def _machine(found: AddressMap) -> list[str]:
-    use = use_of(found)
-    overlap = (
-        f"{found.colliding:,} overlapping ('rebaser map' shows where, 'rebaser run' moves them)"
-        if found.colliding
-        else "no overlap"
-    )
-    kept = f", {binary_size(use.others)} kept for others" if use.others else ""
-    gap = use.largest_gap
-    largest = f", largest gap {binary_size(gap.high - gap.low)}" if gap else ""
-    return [
-        f"{machine_name(found.machine)}: {plural(len(found.images), 'DLL')}, {overlap}",
-        f"  arena {address(found.arena.low)}-{address(found.arena.high)}: "
-        f"{binary_size(use.images)} used{kept}, {binary_size(use.free)} free{largest}",
+        return [*lines, f"runs: {_no_runs(State(tree.state_dir, tree.root).runs)}"]
+    lines.append("runs:" if len(records) <= LAST_RUNS else f"runs (the last {LAST_RUNS}):")
+    works = any(holder.mode == "exclusive" for holder in others)
+    return lines + [
+        f"  {_run(record, at_work=works and record is records[0])}"
+        for record in records[:LAST_RUNS]
     ]
 
 
 def _lock(path: str, others: Sequence[Holder]) -> str:
+    free = _is_free(path, others)
+    if free is None and not others:
+        return "cannot be looked at"
+    return "free" if free else describe_holders(path)
+
+
+def _is_free(path: str, others: Sequence[Holder]) -> bool | None:
+    """Return whether nobody holds the lock; None where that cannot be told."""
     try:
-        os.lstat(path)
+        inode = os.stat(path).st_ino
     except (FileNotFoundError, NotADirectoryError):
-        return "not made yet"
-    except OSError as error:
-        return f"cannot be looked at ({error.strerror})"
-    if any(holder.mode for holder in others) or (others and sys.platform != "linux"):
-        return describe_holders(path)
-    return "nobody else who can be seen from here holds it"
+        return True
+    except OSError:
+        return None
+    if sys.platform != "linux":  # only who has it open is known there
+        return None if others else True
+    try:
+        # Other users' processes cannot be looked into, but their locks are listed (proc(5)).
+        with open("/proc/locks", encoding="ascii", errors="replace") as file:
+            listed = any(" FLOCK " in line and f":{inode} " in line for line in file)
+    except OSError:
+        listed = False
+    return not (listed or any(holder.mode for holder in others))
 
 
 def _no_runs(folder: str) -> str:
@@ -120,55 +130,61 @@ def _run(record: Record, *, at_work: bool) -> str:
     left = []
     if record.failed:
         left.append(f"{len(record.failed):,} failed")
+    if record.unfinished:
+        left.append(f"{len(record.unfinished):,} changed meanwhile")
     if record.overlaps:
-        left.append(f"{plural(len(record.overlaps), 'overlap')} left")
+        left.append(f"{plural(sum(len(g.paths) for g in record.overlaps), 'DLL')} still overlap")
     ended = ", ".join(left) or "no overlap left"
-    return (
-        f"{record.number}  {record.began}{asked}  moved {record.moved:,} "
-        f"({byte_count(record.bytes_written)}), {ended}"
-    )
+    moved = f"moved {plural(record.moved, 'DLL')} ({byte_count(record.bytes_written)})"
+    return f"{record.number}  {record.began}{asked}  {moved}, {ended}"
 
 
 def _print_json(
-    tree: Tree, found: Look, records: Sequence[Record], others: Sequence[Holder]
+    tree: Tree,
+    found: Overview,
+    records: Sequence[Record],
+    others: Sequence[Holder],
+    settings: str | None,
 ) -> None:
-    import json
+    from rebaser.commands.json_output import group_object, print_json, reason_objects, room_object
 
-    machines = {}
-    for one in found.maps:
-        machines[machine_name(one.machine)] = {
+    machines = {
+        machine_name(one.machine): {
             "images": len(one.images),
             "overlapping": one.colliding,
-            **arena_object(one),
+            **room_object(one),
         }
-    print(
-        json.dumps(
-            {
-                "root": tree.root,
-                "machines": machines,
-                "skipped": [{"path": p, "reason": r} for p, r in found.skipped],
-                "failed": [{"path": p, "reason": r} for p, r in found.failed],
-                "lock": {
-                    "path": tree.lock_file,
-                    "open_in": [
-                        {"pid": h.pid, "command": h.command, "mode": h.mode, "waiting": h.waiting}
-                        for h in others
-                    ],
-                },
-                "state": tree.state_dir,
-                "runs": [
-                    {
-                        "number": record.number,
-                        "began": record.began,
-                        "finished": record.finished,
-                        "engine": record.engine,
-                        "moved": record.moved,
-                        "bytes_written": record.bytes_written,
-                        "failed": [{"path": p, "reason": r} for p, r in record.failed],
-                        "overlaps": [list(group.paths) for group in record.overlaps],
-                    }
-                    for record in records
+        for one in found.maps
+    }
+    print_json(
+        {
+            "root": tree.root,
+            "machines": machines,
+            "skipped": reason_objects(found.skipped),
+            "failed": reason_objects(found.failed),
+            "lock": {
+                "path": tree.lock_file,
+                "free": _is_free(tree.lock_file, others),
+                "open_in": [
+                    {"pid": h.pid, "command": h.command, "mode": h.mode, "waiting": h.waiting}
+                    for h in others
                 ],
-            }
-        )
+            },
+            "state": tree.state_dir,
+            "settings": settings,
+            "runs": [
+                {
+                    "number": record.number,
+                    "began": record.began,
+                    "finished": record.finished,
+                    "engine": record.engine,
+                    "moved": record.moved,
+                    "bytes_written": record.bytes_written,
+                    "failed": reason_objects(record.failed),
+                    "unfinished": list(record.unfinished),
+                    "overlaps": [group_object(*group[1:5]) for group in record.overlaps],
+                }
+                for record in records
+            ],
+        }
     )
