@@ -83,3 +83,14 @@ def test_what_a_run_has_seen_is_not_read_again(
     names = {Path(one["path"]).name for one in rebaser.report("info", tree / path)["images"]}
     assert "9.dll" in names
     assert "3.dll" not in names
+
+
+def test_the_trees_own_options_are_followed(rebaser: Rebaser, tree: Path) -> None:
+    add_dll(tree / "lib/x.plugin", FLOOR)
+    assert rebaser("run", tree, "--engine", "builtin").status == 0
+    assert not [x for x in rebaser.report("info", tree)["images"] if x["path"].endswith("plugin")]
+    (tree / "var/lib/rebaser/options").write_text("--suffix .plugin\n")
+    listed = rebaser.report("info", tree / "lib", tree)["images"]
+    assert [x["path"] for x in listed if x["path"].endswith("plugin")] == [
+        str(tree / "lib/x.plugin")
+    ] * 2

@@ -139,7 +139,7 @@ class TestText:
     def test_a_part_of_a_tree_is_drawn_with_the_whole(
         self, tree: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        (tree / "var/lib/rebaser").mkdir(parents=True)
+        (tree / "var/lib/rebaser/runs").mkdir(parents=True)
         assert output(capsys, "map", tree / "lib").startswith(f"{tree}\n")
 
     def test_no_root_is_usage(self, capsys: pytest.CaptureFixture[str]) -> None:

@@ -135,7 +135,7 @@ def output_of_map(capsys: pytest.CaptureFixture[str], tree: Path) -> str:
 @ROOT_ONLY
 def test_whoever_may_not_look_in_is_told(rebaser: Rebaser, open_tree: Path) -> None:
     assert rebaser("run", open_tree, "--engine", "builtin").status == 0
-    for folder in ("var/lock", "var/lib/rebaser"):
+    for folder in ("var/lock", "var/lib/rebaser/runs"):
         (open_tree / folder).chmod(0o700)
     text = as_nobody(rebaser, "status", open_tree).out
     assert f"lock: cannot be looked at ({open_tree}/var/lock/rebase.lock)\n" in text
@@ -154,3 +154,22 @@ def test_usage(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of(["status"]) == 2
     assert status_of(["status", str(tree / "a.dll")]) == 2
     assert "a.dll" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["map", "status"])
+def test_the_trees_own_options_are_followed(
+    tree: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    assert status_of(["run", str(tree)]) == 0
+    put(tree.parent / "elsewhere/x.dll", FLOOR + 8 * SLOT, 4)
+    (tree / ".rebaser/options").write_text(f"# ours\n--avoid {tree.parent}/elsewhere\n--strict\n")
+    capsys.readouterr()
+    assert status_of([command, str(tree), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["machines"]["x86_64"]["kept_for_others"] == 4 * SLOT
+    if command == "status":
+        assert found["settings"] == str(tree / ".rebaser/options")
+        assert f"settings: {tree}/.rebaser/options was read\n" in status(capsys, tree)
+    (tree / ".rebaser/options").write_text("--no-such\n")
+    assert status_of([command, str(tree)]) == 2
+    assert f"{tree}/.rebaser/options, line 1" in capsys.readouterr().err
