@@ -56,7 +56,7 @@ class TestDocuments:
     @pytest.mark.parametrize(
         ("typed", "offered"),
         [
-            ("rebaser|", "run check info map status flags lock hook"),
+            ("rebaser|", "run check info map status flags lock hook forget"),
             ("rebaser|run|--eng", "--engine"),
             ("rebaser|run|--engine|", "auto builtin cygwin"),
             ("rebaser|hook|", "sage pacman cygwin"),
