@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from cygwin.address_space import machine_name
 from locks.holders import Holder, describe_holders, holders
@@ -22,7 +22,7 @@ from rebaser.commands.shared import SHOWN, print_lines
 from rebaser.state.folder import State
 from rebaser.state.records import Record, newest_first
 from rebaser.text import address, byte_count, plural
-from rebaser.tree import Tree
+from rebaser.tree import RUNS, Tree
 from rebaser.view.overview import Overview
 from rebaser.view.picture import room, summary
 
@@ -43,49 +43,50 @@ def main(arguments: Namespace) -> int:
     tree, found, settings = look_as_asked(arguments)
     records = list(newest_first(State(tree.state_dir, tree.root)))
     others = holders(tree.lock_file)
+    free = _is_free(tree.lock_file, others)
     if arguments.json:
-        _print_json(tree, found, records, others, settings)
+        _print_json(tree, found, records, others, free, settings)
     else:
-        print_lines(_lines(tree, found, records, others, settings), sys.maxsize)
+        how = "free" if free else describe_holders(tree.lock_file)
+        if free is None and not others:
+            how = "cannot be looked at"
+        lines = [tree.root, *_of_dlls(found), f"lock: {how} ({tree.lock_file})"]
+        lines.append(f"state: {tree.state_dir}")
+        if settings:
+            lines.append(f"settings: {settings} was read")
+        works = any(holder.mode == "exclusive" for holder in others)
+        print_lines([*lines, *_of_runs(tree, records, works)], sys.maxsize)
     print_lines([f"{path}: {reason}" for path, reason in found.failed], SHOWN, sys.stderr)
     return int(bool(found.failed))
 
 
-def _lines(
-    tree: Tree,
-    found: Overview,
-    records: Sequence[Record],
-    others: Sequence[Holder],
-    settings: str | None,
-) -> list[str]:
-    lines = [tree.root]
+def _of_dlls(found: Overview) -> Iterator[str]:
     for one in found.maps:
-        used, gap = room(one)
         hint = " ('rebaser map' shows where, 'rebaser check' what helps)" if one.colliding else ""
-        where = f"{address(one.arena.low)}-{address(one.arena.high)}"
-        lines += [f"{summary(one)}{hint}", f"  address range {where}", f"    {used}", f"    {gap}"]
+        yield f"{summary(one)}{hint}"
+        yield f"  address range {address(one.arena.low)}-{address(one.arena.high)}"
+        for text in room(one):
+            yield f"    {text}"
     if found.skipped:
         count = plural(len(found.skipped), "file")
-        lines.append(f"skipped: {count} ('rebaser run --verbose' says why)")
-    lines += [f"lock: {_lock(tree.lock_file, others)} ({tree.lock_file})"]
-    lines += [f"state: {tree.state_dir}"]
-    if settings:
-        lines.append(f"settings: {settings} was read")
-    if not records:
-        return [*lines, f"runs: {_no_runs(State(tree.state_dir, tree.root).runs)}"]
-    lines.append("runs:" if len(records) <= LAST_RUNS else f"runs (the last {LAST_RUNS}):")
-    works = any(holder.mode == "exclusive" for holder in others)
-    return lines + [
-        f"  {_run(record, at_work=works and record is records[0])}"
-        for record in records[:LAST_RUNS]
-    ]
+        yield f"skipped: {count} ('rebaser run --verbose' says why)"
 
 
-def _lock(path: str, others: Sequence[Holder]) -> str:
-    free = _is_free(path, others)
-    if free is None and not others:
-        return "cannot be looked at"
-    return "free" if free else describe_holders(path)
+def _of_runs(tree: Tree, records: Sequence[Record], works: bool) -> list[str]:
+    if records:
+        heading = "runs:" if len(records) <= LAST_RUNS else f"runs (the last {LAST_RUNS}):"
+        newest = records[0]
+        return [
+            heading,
+            *(f"  {_run(one, works and one is newest)}" for one in records[:LAST_RUNS]),
+        ]
+    try:
+        os.listdir(f"{tree.state_dir}/{RUNS}")
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        return [f"runs: cannot be looked at ({error.strerror})"]
+    return ["runs: none that had work to do"]
 
 
 def _is_free(path: str, others: Sequence[Holder]) -> bool | None:
@@ -107,18 +108,7 @@ def _is_free(path: str, others: Sequence[Holder]) -> bool | None:
     return not (listed or any(holder.mode for holder in others))
 
 
-def _no_runs(folder: str) -> str:
-    """Return why no run is listed."""
-    try:
-        os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except OSError as error:
-        return f"cannot be looked at ({error.strerror})"
-    return "none that had work to do"
-
-
-def _run(record: Record, *, at_work: bool) -> str:
+def _run(record: Record, at_work: bool) -> str:
     asked = ""
     if record.request.only is not None:
         asked = f" for {plural(len(record.request.only), 'named file')}"
@@ -144,6 +134,7 @@ def _print_json(
     found: Overview,
     records: Sequence[Record],
     others: Sequence[Holder],
+    free: bool | None,
     settings: str | None,
 ) -> None:
     from rebaser.commands.json_output import group_object, print_json, reason_objects, room_object
@@ -164,10 +155,10 @@ def _print_json(
             "failed": reason_objects(found.failed),
             "lock": {
                 "path": tree.lock_file,
-                "free": _is_free(tree.lock_file, others),
+                "free": free,
                 "open_in": [
-                    {"pid": h.pid, "command": h.command, "mode": h.mode, "waiting": h.waiting}
-                    for h in others
+                    {name: getattr(one, name) for name in ("pid", "command", "mode", "waiting")}
+                    for one in others
                 ],
             },
             "state": tree.state_dir,

@@ -37,12 +37,11 @@ class Region(Span):
 
 @dataclass(frozen=True)
 class Zone:
-    """A part of the address space with one purpose; `free` says what its empty addresses are."""
+    """A part of the address space with one purpose."""
 
     low: int
     high: int
     purpose: str
-    free: str = "empty"
     is_arena: bool = False
 
 
@@ -145,35 +144,32 @@ def address_map(
     return AddressMap(machine, arena, placed, kept, collisions, groups_left, stuck)
 
 
-def zones(machine: int, arena: Range) -> tuple[Zone, ...]:
+def zones(machine: int, arena: Range) -> list[Zone]:
     """Return the parts of the address space of a machine, upward, the arena cut out of the rest."""
-    whole = [Zone(arena.low, arena.high, "for rebased DLLs", "free", is_arena=True)]
-    for zone in _ZONES.get(machine, (Zone(0, 1 << 64, "all others"),)):
-        for low, high in (
-            (zone.low, min(zone.high, arena.low)),
-            (max(zone.low, arena.high), zone.high),
-        ):
+    found = [Zone(*arena, "for rebased DLLs", is_arena=True)]
+    parts = _PARTS.get(machine, ((0, "all others"),))
+    for (start, purpose), end in zip(parts, [*(part[0] for part in parts[1:]), 1 << 64]):
+        for low, high in ((start, min(end, arena.low)), (max(start, arena.high), end)):
             # The arena does not begin with the first slot of its zone: that is no zone by itself.
             if high - low > GRANULARITY:
-                whole.append(Zone(low, high, zone.purpose, zone.free))
-    return tuple(sorted(whole, key=lambda zone: zone.low))
+                found.append(Zone(low, high, purpose))
+    return sorted(found, key=lambda zone: zone.low)
 
 
 # Cygwin's winsup/cygwin/local_includes/memory_layout.h; i386: cygwin.address_space. 0x1_8000_0000
 # is also where the linkers of Microsoft and LLVM put a 64-bit DLL that they are not told about.
-_RUNTIME_64 = RUNTIME[X86_64][0]
-_ZONES = {
+_PARTS = {
     X86_64: (
-        Zone(0, _RUNTIME_64.low, "for programs"),
-        Zone(*_RUNTIME_64, Kind.RUNTIME.value, "kept for the runtime"),
-        Zone(0x2_0000_0000, 0x4_0000_0000, "for rebased DLLs elsewhere"),
-        Zone(0x4_0000_0000, 0x6_0000_0000, "where the linker puts DLLs"),
-        Zone(0x6_0000_0000, 1 << 64, "for stacks and heap"),
+        (0, "for programs"),
+        (RUNTIME[X86_64][0].low, Kind.RUNTIME.value),
+        (0x2_0000_0000, "for rebased DLLs elsewhere"),
+        (0x4_0000_0000, "where the linker puts DLLs"),
+        (0x6_0000_0000, "for stacks and heap"),
     ),
     I386: (
-        Zone(0, 0x3800_0000, "for programs and heap"),
-        Zone(0x3800_0000, 0x7000_0000, "for rebased DLLs elsewhere"),
-        Zone(0x7000_0000, 1 << 32, "for DLLs of Windows"),
+        (0, "for programs and heap"),
+        (0x3800_0000, "for rebased DLLs elsewhere"),
+        (0x7000_0000, "for DLLs of Windows"),
     ),
 }
 

@@ -114,9 +114,10 @@ def _zone(found: AddressMap, zone: Zone, row_size: int, most_rows: int) -> Itera
     end = zone.low
     for row in [*(number * row_size for number in numbers), zone.high]:
         if row > end:
-            kept = zone.is_arena and any(one.low < row and one.high > end for one in found.others)
-            free = f"{zone.free} or kept for others" if kept else zone.free
-            yield Line(f"... {binary_size(row - end)} {free} ...", Style.GAP)
+            kept = any(one.low < row and one.high > end for one in found.others)
+            free = "free" if zone.is_arena else "empty"
+            what = f"{free} or kept for others" if kept else free
+            yield Line(f"... {binary_size(row - end)} {what} ...", Style.GAP)
         if row < zone.high:
             within = Range(max(row, zone.low), min(row + row_size, zone.high))
             yield Row(row, row_size, tuple(_boxes(found, zone, within)))

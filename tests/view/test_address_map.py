@@ -100,10 +100,10 @@ class TestUse:
 
 class TestZones:
     def test_they_cover_all_addresses_once(self) -> None:
-        for machine, top in ((X86_64, 1 << 64), (I386, 1 << 32)):
+        for machine in (X86_64, I386):
             found = zones(machine, ARENA[machine])
             assert found[0].low == 0
-            assert found[-1].high == top
+            assert found[-1].high == 1 << 64
             for lower, upper in zip(found, found[1:]):
                 assert 0 <= upper.low - lower.high <= GRANULARITY
             assert [zone.is_arena for zone in found].count(True) == 1
