@@ -125,7 +125,7 @@ def _seen_last(tree: Tree) -> snapshots.Snapshot:
 
 
 def _line(path: str, seen: snapshots.Seen) -> Line:
-    file = str(same_file(os.path.realpath(path), seen))
+    file = str(same_file(path, seen))
     return Line(path, seen.machine, seen.base, seen.image_size, _flags(seen), file)
 
 

@@ -132,17 +132,19 @@ def _show(root: str, found: Overview, *, every_name: bool) -> None:
     width = shutil.get_terminal_size().columns
     cells = 128 if width >= LABEL + 140 else 64 if width >= LABEL + 68 else 32
     drawn = picture(root, found.maps, cells=cells, most_rows=MOST_ROWS, every_name=every_name)
-    lines = _painted(drawn, cells)
     if not sys.stdout.isatty():
-        for pieces in lines:
+        for pieces in _painted(drawn, cells):
             print("".join(text for text, _ in pieces).rstrip())
         return
     from rich.console import Console
     from rich.text import Text
 
     console = Console(width=width, highlight=False)
-    for pieces in lines:
-        console.print(Text.assemble(*pieces), soft_wrap=True)
+    for pieces in _painted(drawn, cells):
+        line = Text.assemble(*pieces)
+        if len(line) > width:  # no terminal breaks a name then
+            line = line[: width // 2 - 1] + Text("…") + line[-(width // 2) :]
+        console.print(line, soft_wrap=True)
 
 
 def _painted(drawn: Iterator[Line | Row], cells: int) -> Iterator[list[tuple[str, str]]]:

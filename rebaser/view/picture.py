@@ -106,18 +106,19 @@ def _zone(found: AddressMap, zone: Zone, row_size: int, most_rows: int) -> Itera
         row_size *= 2
     if not (zone.is_arena or numbers):
         return
-    scale = f"; a row is {binary_size(row_size)}" if numbers else ""
-    yield Line(f"{_extent(zone)} {zone.purpose}: {_held(found, zone)}{scale}", Style.ZONE)
-    if zone.is_arena:
-        for text in room(found):
-            yield Line(text, Style.NOTE)
+    yield Line(f"{_extent(zone)} {zone.purpose}: {_held(found, zone)}", Style.ZONE)
+    for text in room(found) if zone.is_arena else ():
+        yield Line(text, Style.NOTE)
+    if numbers:
+        yield Line(f"a row is {binary_size(row_size)}", Style.NOTE)
     end = zone.low
     for row in [*(number * row_size for number in numbers), zone.high]:
         if row > end:
-            kept = any(one.low < row and one.high > end for one in found.others)
-            free = "free" if zone.is_arena else "empty"
-            what = f"{free} or kept for others" if kept else free
-            yield Line(f"... {binary_size(row - end)} {what} ...", Style.GAP)
+            what = ["free"] if zone.is_arena else []
+            if any(one.low < row and one.high > end for one in found.others):
+                what.append("kept for the runtime")  # others have rows
+            size = binary_size(row - end)
+            yield Line(f"... {size} {' or '.join(what) or 'empty'} ...", Style.GAP)
         if row < zone.high:
             within = Range(max(row, zone.low), min(row + row_size, zone.high))
             yield Row(row, row_size, tuple(_boxes(found, zone, within)))
@@ -192,7 +193,7 @@ def _held(found: AddressMap, zone: Zone) -> str:
     count = plural(len(paths) - own, "other DLL" if own else "DLL") if paths else "no DLLs"
     if not own:
         return count
-    return f"the runtime and {count}" if len(paths) > own else "the runtime"
+    return f"it and {count}" if len(paths) > own else "the runtime"
 
 
 def binary_size(size: int) -> str:
