@@ -31,16 +31,16 @@ from rebaser.tree import Tree, find_tree
 
 
 class Line(NamedTuple):
-    """One image as it is listed; `size` is SizeOfImage in bytes.
+    """One image as it is listed: `size` is SizeOfImage in bytes, `file` is the same for all names.
 
-    `file` tells a file from others, whatever its names.
+    `flags` are called as `rebaser flags` and a run call them.
     """
 
     path: str
     machine: int
     base: int
     size: int
-    flags: str
+    flags: Sequence[str]
     file: str
 
 
@@ -81,7 +81,7 @@ def _of_database(path: str) -> list[Line]:
     except DatabaseError as error:
         raise RebaserError(f"{error}; it was not changed") from error
     return [
-        Line(entry.path, database.machine, entry.base, entry.size, "", entry.path)
+        Line(entry.path, database.machine, entry.base, entry.size, (), entry.path)
         for entry in database.entries
     ]
 
@@ -125,17 +125,13 @@ def _seen_last(tree: Tree) -> snapshots.Snapshot:
 
 
 def _line(path: str, seen: snapshots.Seen) -> Line:
-    file = str(same_file(path, seen))
-    return Line(path, seen.machine, seen.base, seen.image_size, _flags(seen), file)
-
-
-def _flags(seen: snapshots.Seen) -> str:
-    flags = {
+    is_set = {
         "dynamicbase": seen.dynamic_base,
         "high-entropy-va": seen.high_entropy_va,
         "signed": seen.flags & snapshots.SIGNED,
     }
-    return ",".join(name for name, is_set in flags.items() if is_set)
+    flags = [name for name in is_set if is_set[name]]
+    return Line(path, seen.machine, seen.base, seen.image_size, flags, str(same_file(path, seen)))
 
 
 def _overlapping(lines: Sequence[Line]) -> set[str]:
@@ -159,7 +155,7 @@ def _print(lines: Sequence[Line], overlapping: set[str]) -> None:
         mark = "*" if line.file in overlapping else " "
         print(
             f"{name:<{width}} base 0x{line.base:012x} size 0x{line.size:08x} "
-            f"{machine_name(line.machine):<6} {mark} {line.flags}".rstrip()
+            f"{machine_name(line.machine):<6} {mark} {','.join(line.flags)}".rstrip()
         )
 
 
@@ -174,7 +170,7 @@ def _print_json(
             "base": address(line.base),
             "size": line.size,
             "machine": machine_name(line.machine),
-            "flags": line.flags.split(",") if line.flags else [],
+            "flags": list(line.flags),
             "overlaps": line.file in overlapping,
         }
         for line in lines

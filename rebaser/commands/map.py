@@ -35,16 +35,15 @@ from rebaser.view.address_map import Kind
 from rebaser.view.overview import Overview, overview
 from rebaser.view.picture import Line, Row, Style, picture
 
-PARTLY = "DLLs and free space"
 # A character for each content of a cell, in Unicode and in ASCII, and its colour on a terminal.
 GLYPHS = {
-    Kind.IMAGE.value: ("█", "#", "blue"),
-    Kind.NEXT_IMAGE.value: ("▓", "=", "cyan"),
-    PARTLY: ("▒", "+", "blue"),
-    Kind.OVERLAP.value: ("X", "X", "bold white on red"),
-    Kind.FREE.value: ("·", ".", "dim"),
-    Kind.RUNTIME.value: ("R", "R", "dim"),
-    Kind.OTHERS.value: ("O", "O", "yellow"),
+    Kind.IMAGE: ("█", "#", "blue"),
+    Kind.NEXT_IMAGE: ("▓", "=", "cyan"),
+    Kind.PARTLY: ("▒", "+", "blue"),
+    Kind.OVERLAP: ("X", "X", "bold white on red"),
+    Kind.FREE: ("·", ".", "dim"),
+    Kind.RUNTIME: ("R", "R", "dim"),
+    Kind.OTHERS: ("O", "O", "yellow"),
 }
 # Before these there is an empty line; the others are indented, or not as their colour says.
 HEADINGS = {Style.MACHINE: "bold", Style.ALARM: "bold red", Style.ZONE: "bold"}
@@ -163,7 +162,7 @@ def _painted(drawn: Iterator[Line | Row], cells: int) -> Iterator[list[tuple[str
                 glyph = GLYPHS[content] if content else (" ", " ", "")
                 pieces.append((glyph[alphabet], glyph[2]))
             if line.overlaps:
-                pieces.append((" <X", GLYPHS[Kind.OVERLAP.value][2]))
+                pieces.append((" <X", GLYPHS[Kind.OVERLAP][2]))
             yield pieces
         elif line.style in HEADINGS:
             yield [("", "")]
@@ -173,7 +172,7 @@ def _painted(drawn: Iterator[Line | Row], cells: int) -> Iterator[list[tuple[str
         else:
             yield [(line.text, "bold" if line.style is Style.TITLE else "")]
     yield [("", "")]
-    legend = [(GLYPHS[one], f" {one}   ") for one in GLYPHS if one in used]
+    legend = [(GLYPHS[one], f" {one.value}   ") for one in GLYPHS if one in used]
     for first in range(0, len(legend), 4):  # 80 columns hold any four
         yield [
             piece
@@ -182,22 +181,22 @@ def _painted(drawn: Iterator[Line | Row], cells: int) -> Iterator[list[tuple[str
         ]
 
 
-def _contents(row: Row, cells: int) -> Sequence[str | None]:
+def _contents(row: Row, cells: int) -> Sequence[Kind | None]:
     """Return what each cell shows. One with an overlap in it shows nothing else, however small."""
     size = row.size // cells
-    shown: list[str | None] = [None] * cells
+    shown: list[Kind | None] = [None] * cells
     filled = [0] * cells
     for box in row.boxes:
         for index in range((box.low - row.low) // size, -((row.low - box.high) // size)):
-            shown[index] = box.kind.value
+            shown[index] = box.kind
             if box.kind in (Kind.IMAGE, Kind.NEXT_IMAGE):
                 low = row.low + index * size
                 several = filled[index] > 0
                 filled[index] += min(box.high, low + size) - max(box.low, low)
                 if filled[index] < size:
-                    shown[index] = PARTLY
+                    shown[index] = Kind.PARTLY
                 elif several:
-                    shown[index] = Kind.IMAGE.value
+                    shown[index] = Kind.IMAGE
     return shown
 
 

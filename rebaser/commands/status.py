@@ -165,14 +165,8 @@ def _print_json(
             "settings": settings,
             "runs": [
                 {
-                    "number": record.number,
-                    "began": record.began,
-                    "finished": record.finished,
-                    "engine": record.engine,
-                    "moved": record.moved,
-                    "bytes_written": record.bytes_written,
+                    **{n: v for n, v in record._asdict().items() if n != "request"},
                     "failed": reason_objects(record.failed),
-                    "unfinished": list(record.unfinished),
                     "overlaps": [group_object(*group[1:5]) for group in record.overlaps],
                 }
                 for record in records

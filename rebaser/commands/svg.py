@@ -21,14 +21,6 @@ LEAST_OVERLAP = 8.0
 LONGEST = 116  # characters of a line of text
 NAMED = 12  # in a title
 
-CLASSES = {
-    Kind.FREE: "free",
-    Kind.RUNTIME: "r",
-    Kind.OTHERS: "o",
-    Kind.IMAGE: "i",
-    Kind.NEXT_IMAGE: "j",
-    Kind.OVERLAP: "x",
-}
 # The class of each line of text, where it begins, and the space before it.
 TEXTS = {
     Style.TITLE: ("big", 12, 0),
@@ -49,12 +41,11 @@ svg{--paper:#fff;--ink:#1b1f24;--soft:#59636e;--free:#eef1f4;--i:#3b6fb5;--j:#7f
 text{font:13px ui-monospace,'DejaVu Sans Mono',Consolas,monospace;fill:var(--ink);white-space:pre}
 .big{font-size:17px;font-weight:bold}.head{font-weight:bold}.soft{fill:var(--soft)}
 .alarm{font-weight:bold;fill:var(--x)}
-.paper{fill:var(--paper)}.free{fill:var(--free)}
-.i{fill:var(--i)}.j{fill:var(--j)}.r{fill:var(--r)}.o{fill:var(--o)}
-.i,.j{stroke:var(--paper);stroke-width:.4}
-.x{fill:url(#hatch);stroke:var(--ink);stroke-width:1.2}.mark,.hatch{fill:var(--x)}
+.paper{fill:var(--paper)}.free{fill:var(--free)}.runtime{fill:var(--r)}.others{fill:var(--o)}
+.image{fill:var(--i)}.next_image{fill:var(--j)}.image,.next_image{stroke:var(--paper);stroke-width:.4}
+.overlap{fill:url(#hatch);stroke:var(--ink);stroke-width:1.2}.mark,.hatch{fill:var(--x)}
 .stripe{stroke:var(--paper);stroke-width:2}
-.i:hover,.j:hover,.o:hover{stroke:var(--ink);stroke-width:2}
+.image:hover,.next_image:hover,.others:hover{stroke:var(--ink);stroke-width:2}
 """
 
 
@@ -100,7 +91,7 @@ def svg(root: str, maps: Sequence[AddressMap]) -> str:
 def _legend(kinds: Sequence[Kind], y: float) -> Iterator[str]:
     x = 12.0
     for kind in kinds:
-        yield _rect(CLASSES[kind], x, y, 20, kind.value)
+        yield _rect(kind, x, y, 20, kind.value)
         yield _text(kind.value, "", x + 26, y)
         x += 26 + 7.9 * len(kind.value) + 22
 
@@ -113,17 +104,17 @@ def _row(root: str, row: Row, y: float) -> Iterator[str]:
         wide = max(width, LEAST_OVERLAP if box.kind is Kind.OVERLAP else LEAST)
         if box.kind is Kind.OVERLAP:
             x = max(LEFT, x - (wide - width) / 2)
-        yield _rect(CLASSES[box.kind], x, y, wide, _title(root, box))
+        yield _rect(box.kind, x, y, wide, _title(root, box))
     if row.overlaps:
         x = LEFT + ROW_WIDTH + 6
         yield f'<path class="mark" d="M{x} {y + ROW_HEIGHT / 2:g}l11 -6v12z"/>'
         yield _text("overlap", "alarm", x + 16, y)
 
 
-def _rect(style: str, x: float, y: float, width: float, title: str) -> str:
+def _rect(kind: Kind, x: float, y: float, width: float, title: str) -> str:
     return (
-        f'<rect class="{style}" x="{x:.2f}" y="{y:g}" width="{width:.2f}" height="{ROW_HEIGHT}">'
-        f"<title>{title}</title></rect>"
+        f'<rect class="{kind.name.lower()}" x="{x:.2f}" y="{y:g}" width="{width:.2f}" '
+        f'height="{ROW_HEIGHT}"><title>{title}</title></rect>'
     )
 
 

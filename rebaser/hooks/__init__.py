@@ -45,8 +45,9 @@ def cygwin_hook(tree: Tree, rebaser: str) -> Hook:
 def sage_hook(sage_root: str, rebaser: str) -> Hook:
     """Return the lines for the script with which SageMath installs a package."""
     place = f"{sage_root}/build/bin/sage-spkg"
-    undo = f"git -C {sage_root} checkout build/bin/sage-spkg"
-    return Hook(place, _filled("sage.sh", PLACE=place, REBASER=rebaser), undo)
+    quoted = f'"{sage_root}"' if sage_root.startswith("$") else shlex.quote(sage_root)
+    text = _filled("sage.sh", PLACE=place, REBASER=rebaser)
+    return Hook(place, text, f"git -C {quoted} checkout build/bin/sage-spkg")
 
 
 def _filled(name: str, **words: str) -> str:

@@ -17,6 +17,7 @@ class Kind(Enum):
 
     IMAGE = "DLL"
     NEXT_IMAGE = "next DLL"
+    PARTLY = "DLLs and free space"
     OVERLAP = "OVERLAP"
     FREE = "free"
     RUNTIME = "kept for the Cygwin runtime"

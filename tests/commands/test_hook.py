@@ -261,8 +261,10 @@ class TestSage:
         done = call(rebaser, "hook", "sage")
         assert done.stdout.startswith("# $SAGE_ROOT/build/bin/sage-spkg\n")
         assert call("sh", "-n", input=done.stdout).returncode == 0
-        assert "git -C $SAGE_ROOT checkout build/bin/sage-spkg" in done.stderr
-        assert call(rebaser, "hook", "sage", "/src/sage").stdout.startswith("# /src/sage/build/")
+        assert 'git -C "$SAGE_ROOT" checkout build/bin/sage-spkg' in done.stderr
+        done = call(rebaser, "hook", "sage", "/src/my sage")
+        assert done.stdout.startswith("# /src/my sage/build/")
+        assert "git -C '/src/my sage' checkout" in done.stderr
 
     def test_the_lines_work(self, rebaser: str, tmp_path: Path) -> None:
         """Two packages with colliding DLLs, installed by a script that the lines were put in."""

@@ -189,11 +189,11 @@ class TestSvg:
 
     def test_every_dll_has_a_title(self, tree: Path, tmp_path: Path) -> None:
         picture = self.picture(tree, tmp_path / "map.svg")
-        titles = [*self.rects(picture, "i"), *self.rects(picture, "j")]
+        titles = [*self.rects(picture, "image"), *self.rects(picture, "next_image")]
         assert len(titles) == 5
         title = next(title for title in titles if title.startswith("a.dll"))
         assert title == f"a.dll\nin {tree}/lib\n0x200010000-0x200040000 (192 KiB)"
-        (overlap,) = self.rects(picture, "x")
+        (overlap,) = self.rects(picture, "overlap")
         assert "lib/a.dll" in overlap
         assert "lib/b.dll" in overlap
         assert "2 OVERLAPPING" in str(picture.findtext(f"{SVG}title"))
@@ -209,7 +209,7 @@ class TestSvg:
         for number, name in enumerate(names):
             put(root / name, FLOOR + number * SLOT, 2)
         picture = self.picture(root, tmp_path / "map.svg")
-        titles = [*self.rects(picture, "i"), *self.rects(picture, "j")]
+        titles = [*self.rects(picture, "image"), *self.rects(picture, "next_image")]
         assert any("<script>.dll" in title for title in titles)
         assert any("&amp;\\x01\\x1b\\ufffe.dll" in title for title in titles)
         assert any("\\xfe\\xff.dll" in title for title in titles)
@@ -221,7 +221,7 @@ class TestSvg:
             put(root / f"{number}.dll", FLOOR + 2 * number * SLOT, 2)
         put(root / "new.dll", FLOOR + 321 * SLOT)
         picture = self.picture(root, tmp_path / "map.svg")
-        overlaps = [r for r in picture.iter(f"{SVG}rect") if r.get("class") == "x"][1:]
+        overlaps = [r for r in picture.iter(f"{SVG}rect") if r.get("class") == "overlap"][1:]
         assert [float(str(r.get("width"))) >= 4 for r in overlaps] == [True]
         assert len([p for p in picture.iter(f"{SVG}path") if p.get("class") == "mark"]) == 1
 
