@@ -62,7 +62,7 @@ def main(arguments: Namespace) -> int:
 
 def _of_dlls(found: Overview) -> Iterator[str]:
     for one in found.maps:
-        hint = " ('rebaser map' shows where, 'rebaser check' what helps)" if one.colliding else ""
+        hint = " ('rebaser check' says what helps)" if one.colliding else ""
         yield f"{summary(one)}{hint}"
         yield f"  address range {address(one.arena.low)}-{address(one.arena.high)}"
         for text in room(one):
