@@ -28,6 +28,8 @@ from rebaser.view.picture import room, summary
 
 # The last runs that are printed.
 LAST_RUNS = 10
+# What of a run's record is printed as it is.
+AS_IT_IS = ("number", "began", "finished", "engine", "moved", "bytes_written", "unfinished")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -165,7 +167,7 @@ def _print_json(
             "settings": settings,
             "runs": [
                 {
-                    **{n: v for n, v in record._asdict().items() if n != "request"},
+                    **{name: getattr(record, name) for name in AS_IT_IS},
                     "failed": reason_objects(record.failed),
                     "overlaps": [group_object(*group[1:5]) for group in record.overlaps],
                 }
