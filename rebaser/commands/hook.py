@@ -64,7 +64,8 @@ def main(arguments: Namespace) -> int:
 def _hook(manager: str, root: str | None) -> Hook:
     rebaser = _this_program()
     if manager == "cygwin":
-        return cygwin_hook(find_tree(root), rebaser)
+        tree = find_tree(root)
+        return cygwin_hook(tree.root, tree.state_dir, rebaser)
     if manager == "pacman":
         folder = os.path.abspath(root or "/")
         if not os.path.isdir(folder):

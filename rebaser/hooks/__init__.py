@@ -9,7 +9,6 @@ import zlib
 from typing import NamedTuple
 
 from rebaser.errors import UsageError
-from rebaser.tree import Tree
 
 
 class Hook(NamedTuple):
@@ -30,14 +29,14 @@ def pacman_hook(root: str, rebaser: str) -> Hook:
     return Hook(place, text, f"rm {place}")
 
 
-def cygwin_hook(tree: Tree, rebaser: str) -> Hook:
+def cygwin_hook(root: str, state_dir: str, rebaser: str) -> Hook:
     """Return the script that setup runs last of all (its perpetual scripts `zp_*`)."""
     # /opt/a-b and /opt/a/b are two trees, and need two names.
-    sum_ = zlib.crc32(os.fsencode(tree.root))
-    name = f"rebaser{re.sub('[^A-Za-z0-9._]+', '-', tree.root.rstrip('/'))}-{sum_:08x}"
+    sum_ = zlib.crc32(os.fsencode(root))
+    name = f"rebaser{re.sub('[^A-Za-z0-9._]+', '-', root.rstrip('/'))}-{sum_:08x}"
     place = f"/etc/postinstall/zp_{name}.dash"
     advert = f"/var/lib/rebase/localpath.d/{name}"
-    words = {"ROOT": _quoted(tree.root), "STATE": _quoted(tree.state_dir), "ADVERT": advert}
+    words = {"ROOT": _quoted(root), "STATE": _quoted(state_dir), "ADVERT": advert}
     text = _filled("cygwin.dash", PLACE=place, REBASER=rebaser, **words)
     return Hook(place, text, f"rm {place} {advert}")
 

@@ -17,7 +17,6 @@ from cygwin_root import CygwinRoot
 
 from cygwin.image import read_image
 from rebaser.hooks import cygwin_hook
-from rebaser.tree import Tree
 
 
 @pytest.fixture
@@ -149,7 +148,7 @@ class TestCygwinScript:
 
     def test_two_trees_have_two_names(self, tmp_path: Path) -> None:
         roots = [f"{tmp_path}/{name}" for name in ("a/b", "a-b", "a b", "ab", "a\udcffb")]
-        hooks = [cygwin_hook(Tree(root, "", root), "rebaser") for root in roots]
+        hooks = [cygwin_hook(root, root, "rebaser") for root in roots]
         assert len({hook.place for hook in hooks}) == len(roots)
         assert all(re.fullmatch(r"/etc/postinstall/zp_[\w.-]+\.dash", h.place) for h in hooks)
 
