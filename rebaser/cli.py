@@ -28,7 +28,8 @@ COMMANDS = {
     "status": "the last runs, the lock, the room left",
     "flags": "show or set PE flags, as Cygwin's peflags",
     "lock": "run a command while holding a lock",
-    "hook": "print or install the hook for a package manager",
+    "hook": "print the hook for a package manager",
+    "forget": "take away what rebaser keeps of a tree",
 }
 
 EXIT_INTERRUPTED = 130

@@ -17,7 +17,6 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
-from cygwin.address_space import machine_name
 from rebaser.check import Findings, Problem, check
 from rebaser.commands.shared import SHOWN, add_reserved_arguments, add_scan_arguments, print_lines
 from rebaser.errors import UsageError
@@ -54,7 +53,7 @@ def main(arguments: Namespace) -> int:
         warn=lambda text: print(f"rebaser: {printable(text)}", file=sys.stderr),
     )
     if arguments.json:
-        print_json(findings)
+        print_findings_as_json(findings)
     else:
         print_findings(findings, _options(arguments), verbose=arguments.verbose)
     return findings.exit_status
@@ -72,38 +71,31 @@ def _options(arguments: Namespace) -> list[str]:
     return [f"--{name}={value}" for name, values in given.items() for value in values]
 
 
-def print_json(findings: Findings) -> None:
+def print_findings_as_json(findings: Findings) -> None:
     """Print the findings as one JSON object."""
-    import json
+    from rebaser.commands.json_output import group_object, move_objects, print_json, reason_objects
 
     def problems(some: Sequence[Problem]) -> list[dict[str, str]]:
         return [{"path": problem.path, "problem": problem.what} for problem in some]
 
-    def reasons(some: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
-        return [{"path": path, "reason": reason} for path, reason in some]
-
-    print(
-        json.dumps(
-            {
-                "images": findings.images,
-                "breaks_fork": findings.breaks_fork,
-                "overlaps": [list(pair) for pair in findings.pairs],
-                "problems": problems(findings.problems),
-                "incurable": problems(findings.incurable),
-                "failed": reasons(findings.unread),
-                "skipped": reasons([(one.path, one.reason) for one in findings.skipped]),
-                "at_linkers_base": findings.at_linkers_base,
-                "would_move": [
-                    {
-                        "path": move.path,
-                        "machine": machine_name(move.machine),
-                        "old_base": address(move.old_base),
-                        "new_base": address(move.new_base),
-                    }
-                    for move in findings.moves.values()
-                ],
-            }
-        )
+    groups = []
+    for group in findings.groups:
+        paths = [span.path for span in group]
+        cure = "run" if any(path in findings.moves for path in paths) else None
+        high = max(span.high for span in group)
+        groups.append(group_object(group[0].low, high, paths, cure))
+    print_json(
+        {
+            "images": findings.images,
+            "breaks_fork": findings.breaks_fork,
+            "overlaps": groups,
+            "problems": problems(findings.problems),
+            "incurable": problems(findings.incurable),
+            "failed": reason_objects(findings.unread),
+            "skipped": reason_objects((one.path, one.reason) for one in findings.skipped),
+            "at_linkers_base": findings.at_linkers_base,
+            "would_move": move_objects(findings.moves.values()),
+        }
     )
 
 

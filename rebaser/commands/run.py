@@ -178,6 +178,7 @@ def print_json(report: Report) -> None:
     print(
         json.dumps(
             {
+                "format": 1,
                 "root": report.root,
                 "engine": report.engine,
                 "engine_version": report.engine_version,
