@@ -29,6 +29,11 @@ LARGEST_SNAPSHOT = 1 << 30  # bytes; a tree of a million DLLs has 130 MB
 
 # Nobody waits longer than this for the file system's clock to tick (FAT: two seconds).
 LONGEST_TICK = 0.06  # seconds
+# The tick of a clock that was not seen to tick: FAT's, the coarsest there is, and a bit.
+UNSEEN_TICK = 2_100_000_000  # nanoseconds
+# Times may be finer than what they are made from: the kernel's clock ticks every 10 ms at the most
+# (HZ=100), that of Windows every 15.6 ms.
+LEAST_TICK = 20_000_000  # nanoseconds
 
 
 class StateError(RebaserError):
@@ -227,12 +232,7 @@ class State:
     def save_snapshot(self, snapshot: Snapshot, now: FileSystemTime) -> None:
         """Write what was seen by a scan that began at `now`. Raises StateError."""
         if not now.folders_move:
-            snapshot = snapshot._replace(
-                folders={
-                    path: folder._replace(stat=(snapshots.NEVER, *folder.stat[1:]))
-                    for path, folder in snapshot.folders.items()
-                }
-            )
+            snapshot = snapshots.without_times(snapshot, files=False)
         trusted = snapshots.trusted(snapshot, now.nanoseconds, now.device)
         self.write(SNAPSHOT, snapshots.dump(trusted))
 
@@ -256,11 +256,13 @@ class State:
         except OSError as error:
             raise StateError(f"{self.staging.path} cannot be written ({error.strerror})") from error
         # Where the clock did not tick in time nothing is known of what happened in this tick.
-        return FileSystemTime(now, after.st_mtime_ns > before.st_mtime_ns, after.st_dev)
+        # A step of a clock is a tick, or several.
+        tick = max(now - first, LEAST_TICK) if now > first else UNSEEN_TICK
+        return FileSystemTime(now, after.st_mtime_ns > before.st_mtime_ns, after.st_dev, tick)
 
 
 class FileSystemTime(NamedTuple):
-    """The own time of the file system `device`.
+    """The own time of the file system `device`, in nanoseconds; its clock steps by `tick` at most.
 
     `folders_move`: its folders' times change when names come and go; FAT's do not.
     """
@@ -268,13 +270,11 @@ class FileSystemTime(NamedTuple):
     nanoseconds: int
     folders_move: bool
     device: int
+    tick: int = UNSEEN_TICK
 
     def before(self, seconds: float) -> FileSystemTime:
-        """Return a time that was certainly past so many seconds before this one was taken.
-
-        FAT's clock ticks every two seconds.
-        """
-        return self._replace(nanoseconds=self.nanoseconds - int((seconds + 2.1) * 1e9))
+        """Return a time that was certainly past so many seconds before this one was taken."""
+        return self._replace(nanoseconds=self.nanoseconds - int(seconds * 1e9) - self.tick)
 
 
 def _which(st: os.stat_result) -> tuple[int, ...]:
