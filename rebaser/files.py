@@ -96,12 +96,13 @@ def open_folder(name: str, parent: int, make: int | None = None) -> int:
     """Return a descriptor of a folder in another one, as `Folders.open` does."""
     if name in ("", ".", ".."):
         raise OSError(errno.EINVAL, "is no name of a folder", name)
-    if make is not None:
-        with suppress(FileExistsError):
-            os.mkdir(name, make, dir_fd=parent)
     try:
         return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=parent)
     except OSError as error:
+        if error.errno == errno.ENOENT and make is not None:
+            with suppress(FileExistsError):
+                os.mkdir(name, make, dir_fd=parent)
+            return open_folder(name, parent)
         if error.errno not in (errno.ELOOP, errno.ENOTDIR) or not _is_link(name, parent):
             raise
         text = f"{name} is a symbolic link, which is not followed"
