@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import errno
+import getopt
 import os
 import signal
 import sys
 
 from locks.flock import Flock, LockFileError, Mode
 from locks.hold import run_command, say, self_lock_warning, shell_command
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import NoReturn
 
 USAGE = """\
 usage: sage-flock [options] LOCK COMMAND [ARG ...]
@@ -29,7 +26,7 @@ this process and inherits the lock, which ends with it.
   -n, --nonblock        fail rather than wait
   -w, --timeout SECONDS wait that long at most (also --wait)
   -E, --conflict-exit-code N
-                        exit status when the lock was not had (default 1)
+                        exit status when others hold the lock (default 1)
   -o, --close           run the command without the lock's descriptor; wait for it
   -F, --no-fork         accepted: without -o nothing is forked
   -c, --command STRING  run STRING in $SHELL or /bin/sh
@@ -44,23 +41,23 @@ exit status: the command's; 1 or -E busy; 64 usage; 65 not lockable; 66 LOCK can
 EX_USAGE, EX_DATAERR, EX_NOINPUT, EX_UNAVAILABLE = 64, 65, 66, 69
 EX_SOFTWARE, EX_OSERR, EX_CANTCREAT = 70, 71, 73
 
-FLAGS = ("s", "x", "e", "u", "n", "o", "F", "h", "V")
+SHORT = "sxeunoFhVw:E:"
 LONG = {
-    "shared": "s",
-    "exclusive": "x",
-    "unlock": "u",
-    "nonblocking": "n",
-    "nb": "n",
-    "timeout": "w",
-    "wait": "w",
-    "conflict-exit-code": "E",
-    "close": "o",
-    "no-fork": "F",
-    "verbose": "verbose",
-    "help": "h",
-    "version": "V",
+    "shared": "-s",
+    "exclusive": "-x",
+    "unlock": "-u",
+    "nonblocking": "-n",
+    "nb": "-n",
+    "timeout=": "-w",
+    "wait=": "-w",
+    "conflict-exit-code=": "-E",
+    "close": "-o",
+    "no-fork": "-F",
+    "verbose": "--verbose",
+    "help": "-h",
+    "version": "-V",
 }
-VALUED = ("w", "E")
+SAGEMATHS = {"-s", "-x", "-u"}
 LONGEST_WAIT = 2.0**31
 """Seconds; flock(1) refuses what its timer cannot hold."""
 
@@ -81,7 +78,11 @@ class UsageError(ExitError):
 
 
 class Options:
-    """What the options ask for; a `mode` of None unlocks."""
+    """What the options ask for; a `mode` of None unlocks.
+
+    `answer` is what is printed instead of locking. `talk`: the command line is one of SageMath's
+    own, which are told of a wait; callers of flock(1) compare its standard error.
+    """
 
     mode: Mode | None = Mode.EXCLUSIVE
     nonblock = False
@@ -91,9 +92,10 @@ class Options:
     no_fork = False
     verbose = False
     answer: str | None = None
+    talk = True
 
 
-def main(words: list[str] | None = None) -> NoReturn:
+def main(words: list[str] | None = None) -> None:
     """Run sage-flock and exit."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # ^C ends it as it ends flock(1)
@@ -126,10 +128,12 @@ def sage_flock(words: list[str]) -> int:
         return 0
     if options.no_fork and options.close:
         raise UsageError("the --no-fork and --close options are incompatible")
+    if operands[1:2] in (["-c"], ["--command"]):
+        options.talk = False
     lock, command = lock_and_command(operands)
-    if not taken(lock, options, command, words):
+    if not taken(lock, options, command):
         if options.verbose:
-            complain(f"failed to get the lock {lock.path}")
+            complain(f"could not take the lock {lock.path}")
         return options.conflict
     if not command:
         return 0
@@ -146,72 +150,47 @@ def sage_flock(words: list[str]) -> int:
 def parsed(words: list[str]) -> tuple[Options, list[str]]:
     """Return the options and, from the first word that is none, the operands. Raises UsageError."""
     options = Options()
-    operands = list(words)
-    while operands and operands[0].startswith("-") and operands[0] != "-":
-        word = operands.pop(0)
-        if word == "--":
-            break
-        if word.startswith("--"):
-            name, equals, value = word[2:].partition("=")
-            letter = long_option(name)
-            if letter in VALUED:
-                value = value if equals else value_of(f"--{name}", operands)
-            elif equals:
-                raise UsageError(f"option '--{name}' doesn't allow an argument")
-            apply(options, letter, value)
-            continue
-        letters = word[1:]
-        while letters:
-            letter, letters = letters[0], letters[1:]
-            if letter in VALUED:
-                apply(options, letter, letters or value_of(f"-{letter}", operands))
-                break
-            if letter not in FLAGS:
-                raise UsageError(f"invalid option -- '{letter}'")
-            apply(options, letter, "")
+    try:
+        given, operands = getopt.getopt(words, SHORT, list(LONG))
+    except getopt.GetoptError as error:
+        # flock(1) answers -h before it looks at the words after it.
+        for end in range(len(words)):
+            try:
+                options, _ = parsed(words[:end])
+            except UsageError:
+                continue
+            if options.answer is not None:
+                return options, []
+        raise UsageError(error.msg) from None
+    for option, value in given:
+        apply(options, LONG.get(option[2:]) or LONG.get(f"{option[2:]}=") or option, value)
         if options.answer is not None:
             break
     return options, operands
 
 
-def long_option(name: str) -> str:
-    """Return what stands for a long option; its beginning is enough, as with getopt_long(3)."""
-    if name in LONG:
-        return LONG[name]
-    meant = {letter for full, letter in LONG.items() if name and full.startswith(name)}
-    if len(meant) != 1:
-        raise UsageError(f"option '--{name}' is {'ambiguous' if meant else 'unknown'}")
-    return meant.pop()
-
-
-def value_of(option: str, operands: list[str]) -> str:
-    """Take the value of an option from the next word."""
-    if not operands:
-        raise UsageError(f"option '{option}' requires an argument")
-    return operands.pop(0)
-
-
-def apply(options: Options, letter: str, value: str) -> None:
+def apply(options: Options, option: str, value: str) -> None:
     """Enter one option. Raises UsageError."""
-    if letter == "s":
+    options.talk = options.talk and option in SAGEMATHS
+    if option == "-s":
         options.mode = Mode.SHARED
-    elif letter in ("x", "e"):
+    elif option in ("-x", "-e"):
         options.mode = Mode.EXCLUSIVE
-    elif letter == "u":
+    elif option == "-u":
         options.mode = None
-    elif letter == "n":
+    elif option == "-n":
         options.nonblock = True
-    elif letter == "w":
+    elif option == "-w":
         options.timeout = seconds(value)
-    elif letter == "E":
+    elif option == "-E":
         options.conflict = exit_status(value)
-    elif letter == "o":
+    elif option == "-o":
         options.close = True
-    elif letter == "F":
+    elif option == "-F":
         options.no_fork = True
-    elif letter == "verbose":
+    elif option == "--verbose":
         options.verbose = True
-    elif letter == "h":
+    elif option == "-h":
         options.answer = USAGE.rstrip()
     else:
         options.answer = "sage-flock of rebaser"
@@ -267,59 +246,36 @@ def descriptor(text: str) -> int:
     return number
 
 
-def taken(lock: Flock, options: Options, command: list[str], words: list[str]) -> bool:
-    """Take or drop the lock; False when others kept it. The wait is told as SageMath tells it."""
-    timeout = options.timeout
+def taken(lock: Flock, options: Options, command: list[str]) -> bool:
+    """Take or drop the lock; False when others kept it. A wait is told as SageMath tells it."""
+    timeout, mode = options.timeout, options.mode
     if timeout is not None and not 0 <= timeout < LONGEST_WAIT:
         raise ExitError(EX_OSERR, f"cannot set up a timer of {timeout} seconds")
-    mode = options.mode
     if mode is None:
         lock.release()
         return True
-    waited = False
+    waits = had = False
 
     def begin() -> None:
-        nonlocal waited
-        waited = True
-        if timeout is not None:
-            need_fasteners(words)
+        nonlocal waits
         from locks.holders import describe_holders, printable
 
         if options.verbose:
             complain(f"{lock.path} is {describe_holders(lock.fileno())}")
-        warning = self_lock_warning(lock)
+        warning = self_lock_warning(lock, mode) if options.verbose or options.talk else None
         if warning:
             complain(warning)
-        what = f"to run {printable(' '.join(command))}" if command else f"on {lock.path}"
-        say(f"Waiting for {mode.value} lock {what} ... ")
+        if options.talk:
+            waits = True
+            what = f"to run {printable(' '.join(command))}" if command else f"on {lock.path}"
+            say(f"Waiting for {mode.value} lock {what} ... ")
 
-    had = False
     try:
         had = lock.acquire(mode, 0 if options.nonblock else timeout, begin)
     finally:
-        if waited:
+        if waits:
             say("ok\n" if had else "failed\n")
     return had
-
-
-def need_fasteners(words: list[str]) -> None:
-    """Make sure that fasteners, which a wait with a time-out needs, can be imported.
-
-    Nothing else here needs more than the standard library, so that sage-flock works where no
-    virtual environment was made yet and nothing can be downloaded: in the midst of a build.
-    """
-    import importlib.util
-    import site
-
-    site.main()  # bin/sage-flock starts Python without it
-    if importlib.util.find_spec("fasteners"):
-        return
-    programs = f"{os.path.dirname(os.path.dirname(os.path.abspath(__file__)))}/bin"
-    if os.spawnv(os.P_WAIT, f"{programs}/make-venv", ["make-venv"]):
-        raise ExitError(
-            EX_OSERR, f"a wait with a time-out needs fasteners: run {programs}/make-venv"
-        )
-    os.execv(f"{programs}/sage-flock", ["sage-flock", *words])
 
 
 def status_of(error: LockFileError) -> int:
