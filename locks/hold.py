@@ -65,10 +65,10 @@ def _run_beside(become: Callable[[], int]) -> int:
     to find, after it for us to send when the child says that it has its own handlers back. A
     child of Python forgets what comes to it earlier.
     """
-    keyboard = (signal.SIGINT, signal.SIGQUIT)
-    passed_on = (signal.SIGTERM, signal.SIGHUP)
+    keyboard: tuple[int, ...] = (signal.SIGINT, signal.SIGQUIT)
+    passed_on: tuple[int, ...] = (signal.SIGTERM, signal.SIGHUP)
     came: list[tuple[int, int]] = []
-    before = {n: signal.getsignal(n) for n in (*keyboard, *passed_on)}
+    before = {number: signal.getsignal(number) for number in keyboard + passed_on}
     caught = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would lose us the exit status
     _flush()

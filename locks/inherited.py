@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Collection
 from contextlib import suppress
 from typing import NamedTuple
@@ -60,9 +59,8 @@ def _is_inherited(fd: int, wanted: os.stat_result) -> bool:
 
 
 def _state(fd: int, path: str | int) -> str:
-    if sys.platform == "linux":
-        with suppress(OSError), open(f"/proc/self/fdinfo/{fd}", errors="replace") as file:
-            return flock_in(file.read()) or "unlocked"
+    with suppress(OSError), open(f"/proc/self/fdinfo/{fd}", errors="replace") as file:
+        return flock_in(file.read()) or "unlocked"
     try:
         return probe(fd, path)
     except LockFileError:
