@@ -7,6 +7,7 @@ import getopt
 import os
 import signal
 import sys
+from contextlib import suppress
 
 from locks.flock import Flock, LockFileError, Mode
 from locks.hold import run_command, say, self_lock_warning, shell_command
@@ -57,6 +58,8 @@ LONG = {
     "help": "-h",
     "version": "-V",
 }
+MODES = {"-s": Mode.SHARED, "-x": Mode.EXCLUSIVE, "-e": Mode.EXCLUSIVE, "-u": None}
+ANSWERS = {"-h": USAGE.rstrip(), "-V": "sage-flock of rebaser"}
 SAGEMATHS = {"-s", "-x", "-u"}
 LONGEST_WAIT = 2.0**31
 """Seconds; flock(1) refuses what its timer cannot hold."""
@@ -75,24 +78,6 @@ class UsageError(ExitError):
 
     def __init__(self, text: str) -> None:
         super().__init__(EX_USAGE, f"{text}\nTry 'sage-flock --help' for more information.")
-
-
-class Options:
-    """What the options ask for; a `mode` of None unlocks.
-
-    `answer` is what is printed instead of locking. `talk`: the command line is one of SageMath's
-    own, which are told of a wait; callers of flock(1) compare its standard error.
-    """
-
-    mode: Mode | None = Mode.EXCLUSIVE
-    nonblock = False
-    timeout: float | None = None
-    conflict = 1
-    close = False
-    no_fork = False
-    verbose = False
-    answer: str | None = None
-    talk = True
 
 
 def main(words: list[str] | None = None) -> None:
@@ -123,96 +108,66 @@ def complain(text: str) -> None:
 def sage_flock(words: list[str]) -> int:
     """Do what the command line says; return the exit status. Raises ExitError, LockFileError."""
     options, operands = parsed(words)
-    if options.answer is not None:
-        print(options.answer)
+    for option in ANSWERS.keys() & options:
+        print(ANSWERS[option])
         return 0
-    if options.no_fork and options.close:
+    if "-F" in options and "-o" in options:
         raise UsageError("the --no-fork and --close options are incompatible")
-    if operands[1:2] in (["-c"], ["--command"]):
-        options.talk = False
+    # Callers of flock(1) compare its standard error; SageMath's are told of a wait.
+    talk = options.keys() <= SAGEMATHS and operands[1:2] not in (["-c"], ["--command"])
+    verbose = "--verbose" in options
     lock, command = lock_and_command(operands)
-    if not taken(lock, options, command):
-        if options.verbose:
+    if not taken(lock, options, command, talk=talk, verbose=verbose):
+        if verbose:
             complain(f"could not take the lock {lock.path}")
-        return options.conflict
+        return int(options.get("-E", "1"))
     if not command:
         return 0
-    if options.verbose:
+    if verbose:
         complain(f"executing {command[0]}")
 
     def failed(error: OSError) -> int:
         complain(f"failed to execute {command[0]}: {error.strerror}")
         return EX_OSERR if error.errno == errno.ENOMEM else EX_UNAVAILABLE
 
-    return run_command(command, lock, close=options.close, failed=failed)
+    return run_command(command, lock, close="-o" in options, failed=failed)
 
 
-def parsed(words: list[str]) -> tuple[Options, list[str]]:
-    """Return the options and, from the first word that is none, the operands. Raises UsageError."""
-    options = Options()
+def parsed(words: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Return the options, short, in their order, and from the first other word on the operands.
+
+    -h or -V is the only one then: flock(1) answers before it looks at the words after it. Raises
+    UsageError.
+    """
     try:
         given, operands = getopt.getopt(words, SHORT, list(LONG))
     except getopt.GetoptError as error:
-        # flock(1) answers -h before it looks at the words after it.
         for end in range(len(words)):
-            try:
+            with suppress(UsageError):
                 options, _ = parsed(words[:end])
-            except UsageError:
-                continue
-            if options.answer is not None:
-                return options, []
+                if ANSWERS.keys() & options:
+                    return options, []
         raise UsageError(error.msg) from None
+    options = {}
     for option, value in given:
-        apply(options, LONG.get(option[2:]) or LONG.get(f"{option[2:]}=") or option, value)
-        if options.answer is not None:
-            break
+        short = LONG.get(option[2:]) or LONG.get(f"{option[2:]}=") or option
+        if short in ANSWERS:
+            return {short: ""}, []
+        if short == "-w":
+            number(float, value, "timeout value")
+        elif short == "-E" and not 0 <= number(int, value, "exit code") <= 255:
+            raise UsageError("exit code out of range (expected 0 to 255)")
+        options.pop(short, None)
+        options[short] = value
     return options, operands
 
 
-def apply(options: Options, option: str, value: str) -> None:
-    """Enter one option. Raises UsageError."""
-    options.talk = options.talk and option in SAGEMATHS
-    if option == "-s":
-        options.mode = Mode.SHARED
-    elif option in ("-x", "-e"):
-        options.mode = Mode.EXCLUSIVE
-    elif option == "-u":
-        options.mode = None
-    elif option == "-n":
-        options.nonblock = True
-    elif option == "-w":
-        options.timeout = seconds(value)
-    elif option == "-E":
-        options.conflict = exit_status(value)
-    elif option == "-o":
-        options.close = True
-    elif option == "-F":
-        options.no_fork = True
-    elif option == "--verbose":
-        options.verbose = True
-    elif option == "-h":
-        options.answer = USAGE.rstrip()
-    else:
-        options.answer = "sage-flock of rebaser"
-
-
-def seconds(text: str) -> float:
-    """Return the value of -w."""
+def number(kind: type[int | float], text: str, what: str) -> int | float:
+    """Return the number that an option has been given."""
     try:
-        return float(text)
+        return kind(text)
     except ValueError:
-        raise UsageError(f"invalid timeout value: {text!r}") from None
-
-
-def exit_status(text: str) -> int:
-    """Return the value of -E."""
-    try:
-        status = int(text)
-    except ValueError:
-        raise UsageError(f"invalid exit code: {text!r}") from None
-    if not 0 <= status <= 255:
-        raise UsageError("exit code out of range (expected 0 to 255)")
-    return status
+        raise UsageError(f"invalid {what}: {text!r}") from None
 
 
 def lock_and_command(operands: list[str]) -> tuple[Flock, list[str]]:
@@ -246,9 +201,12 @@ def descriptor(text: str) -> int:
     return number
 
 
-def taken(lock: Flock, options: Options, command: list[str]) -> bool:
-    """Take or drop the lock; False when others kept it. A wait is told as SageMath tells it."""
-    timeout, mode = options.timeout, options.mode
+def taken(
+    lock: Flock, options: dict[str, str], command: list[str], *, talk: bool, verbose: bool
+) -> bool:
+    """Take or drop the lock; False when others kept it."""
+    mode = next((MODES[option] for option in reversed(options) if option in MODES), Mode.EXCLUSIVE)
+    timeout = float(options["-w"]) if "-w" in options else None
     if timeout is not None and not 0 <= timeout < LONGEST_WAIT:
         raise ExitError(EX_OSERR, f"cannot set up a timer of {timeout} seconds")
     if mode is None:
@@ -260,18 +218,18 @@ def taken(lock: Flock, options: Options, command: list[str]) -> bool:
         nonlocal waits
         from locks.holders import describe_holders, printable
 
-        if options.verbose:
+        if verbose:
             complain(f"{lock.path} is {describe_holders(lock.fileno())}")
-        warning = self_lock_warning(lock, mode) if options.verbose or options.talk else None
+        warning = self_lock_warning(lock, mode) if verbose or talk else None
         if warning:
             complain(warning)
-        if options.talk:
+        if talk:
             waits = True
             what = f"to run {printable(' '.join(command))}" if command else f"on {lock.path}"
             say(f"Waiting for {mode.value} lock {what} ... ")
 
     try:
-        had = lock.acquire(mode, 0 if options.nonblock else timeout, begin)
+        had = lock.acquire(mode, 0 if "-n" in options else timeout, begin)
     finally:
         if waits:
             say("ok\n" if had else "failed\n")

@@ -277,8 +277,8 @@ def test_any_words_mean_the_same_to_both(
     except UsageError:
         usage_error = True
     else:
-        usage_error = options.answer is None and (
-            (options.close and options.no_fork)
+        usage_error = not {"-h", "-V"} & options.keys() and (
+            {"-o", "-F"} <= options.keys()
             or not operands
             or (len(operands) == 1 and not operands[0].isdigit())
             or (operands[1:2] == ["-c"] and len(operands) != 3)
