@@ -11,6 +11,7 @@ import argparse
 import errno
 import os
 import sys
+from collections.abc import Callable
 
 from locks.flock import Flock, LockFileError, Mode
 from locks.hold import run_command, say, self_lock_warning, shell_command
@@ -57,9 +58,8 @@ def add_arguments(parser: Parser) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--name", type=_name, help="lock NAME.lock, beside the rebase lock")
     which.add_argument("--file", metavar="PATH", help="lock this file or folder")
-    which.add_argument(
-        "--fd", type=_descriptor, metavar="N", help="lock a descriptor of the caller's and return"
-    )
+    fd = _number(2**31 - 1, "number of a descriptor")
+    which.add_argument("--fd", type=fd, metavar="N", help="lock the caller's descriptor and return")
     add("--root", help="the tree (default: the environment variable SAGE_LOCAL)")
     add(
         "--lock-file",
@@ -75,28 +75,17 @@ def add_arguments(parser: Parser) -> None:
     parser.set_defaults(mode=Mode.EXCLUSIVE)
     add("-n", "--nonblock", action="store_true", help="fail rather than wait")
     add("-w", "--wait", type=_seconds, metavar="SECONDS", help="wait that long at most")
-    add(
-        "-E",
-        "--conflict-exit-code",
-        type=_status,
-        default=1,
-        metavar="N",
-        help="exit status when others hold the lock (default: 1)",
-    )
-    add(
-        "-o",
-        "--close",
-        action="store_true",
-        help="the command does not inherit the lock: what it leaves running cannot keep it",
-    )
+    text = "exit status when others hold the lock (default: 1)"
+    status = _number(255, "exit status")
+    add("-E", "--conflict-exit-code", type=status, default=1, metavar="N", help=text)
+    text = "the command does not inherit the lock: what it leaves running cannot keep it"
+    add("-o", "--close", action="store_true", help=text)
     add("-c", "--command", dest="string", metavar="STRING", help="run STRING in $SHELL or /bin/sh")
     talk = parser.add_mutually_exclusive_group()
-    talk.add_argument(
-        "-q", "--quiet", action="store_true", help="say nothing of who holds the lock"
-    )
-    talk.add_argument(
-        "-v", "--verbose", action="store_true", help="say who holds it, also without a terminal"
-    )
+    text = "say nothing of who holds the lock"
+    talk.add_argument("-q", "--quiet", action="store_true", help=text)
+    text = "say who holds it, also without a terminal"
+    talk.add_argument("-v", "--verbose", action="store_true", help=text)
     add("words", nargs=argparse.REMAINDER, metavar="COMMAND", help=argparse.SUPPRESS)
 
 
@@ -123,6 +112,8 @@ def _run(arguments: argparse.Namespace, command: list[str]) -> int:
         lock.release()
         return 0
 
+    talk = not arguments.quiet
+
     def on_wait() -> None:
         if arguments.verbose or (sys.stderr and sys.stderr.isatty()):
             _say(f"waiting for the {mode.value} lock {lock.path}, {_who(lock)}")
@@ -130,9 +121,9 @@ def _run(arguments: argparse.Namespace, command: list[str]) -> int:
         if warning:
             _say(warning)
 
-    wait = None if arguments.quiet else on_wait
-    if not lock.acquire(mode, 0 if arguments.nonblock else arguments.wait, wait):
-        if not arguments.quiet:
+    wait = 0 if arguments.nonblock else arguments.wait
+    if not lock.acquire(mode, wait, on_wait if talk else None):
+        if talk:
             _say(f"could not take the lock {lock.path}, {_who(lock)}")
         return int(arguments.conflict_exit_code)
     if not command:
@@ -213,12 +204,6 @@ def _name(text: str) -> str:
     return text
 
 
-def _descriptor(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) < 2**31):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of a descriptor")
-    return int(text)
-
-
 def _seconds(text: str) -> float:
     try:
         value = float(text)
@@ -229,7 +214,10 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _status(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) <= 255):
-        raise argparse.ArgumentTypeError(f"{text!r} is no exit status, 0 to 255")
-    return int(text)
+def _number(highest: int, what: str) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and int(text) <= highest):
+            raise argparse.ArgumentTypeError(f"{text!r} is no {what}, 0 to {highest}")
+        return int(text)
+
+    return number

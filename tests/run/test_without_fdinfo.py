@@ -41,12 +41,14 @@ def sh(tmp_path_factory: pytest.TempPathFactory) -> Blind:
     return Blind(make_programs(tmp_path_factory.mktemp("on-path") / "bin"))
 
 
+# `(true)`: a shell of Cygwin that starts the next program at once may not have been handed its
+# child's lock yet (flock.exe's neither; seen under Wine).
 # SageMath's sage-spkg, a subshell, a lock for several words, a caller two processes above.
 CALLERS = [
-    'exec 200>"$2"; sage-flock -s 200; rebaser run "$1"; exit $?',
+    'exec 200>"$2"; sage-flock -s 200; (true); rebaser run "$1"; exit $?',
     '(sage-flock -s 200; rebaser run --wait 1000 "$1"; exit $?) 200<"$2"',
     'rebaser lock -s --root "$1" -- rebaser run "$1"',
-    'exec 200>"$2"; sage-flock -s 200; bash -c \'rebaser run "$1"; exit $?\' bash "$1"; exit $?',
+    'exec 200>"$2"; sage-flock -s 200; (true); bash -c \'rebaser run "$1"; exit $?\' bash "$1"',
 ]
 
 
@@ -89,7 +91,7 @@ def test_another_holder_is_waited_for_and_the_descriptor_is_named(
 def test_a_caller_that_holds_it_exclusively_is_worked_for(sh: Blind, tree: Path) -> None:
     lock = lock_file(tree)
     for option in ("-x", "-u"):
-        script = f'exec 200>"$2"; sage-flock {option} 200; rebaser run "$1"; exit $?'
+        script = f'exec 200>"$2"; sage-flock {option} 200; (true); rebaser run "$1"; exit $?'
         result = sh(script, tree, lock)
         assert result.status == 0, result.words
         assert "waiting" not in result.err
@@ -100,6 +102,6 @@ def test_other_commands_warn_of_the_wait_for_their_own_caller(sh: Blind, tree: P
     lock = lock_file(tree)
     certain = "descriptor 200, which this process has from its caller, holds this lock shared: the"
     for words in ('rebaser lock -w 0.1 --file "$2" true', 'sage-flock --verbose -w 0.1 "$2" true'):
-        result = sh(f'exec 200>"$2"; sage-flock -s 200; {words}; exit $?', tree, lock)
+        result = sh(f'exec 200>"$2"; sage-flock -s 200; (true); {words}; exit $?', tree, lock)
         assert result.status == 1
         assert certain in result.err
