@@ -6,11 +6,8 @@ import os
 import sys
 from typing import NamedTuple
 
-LONGEST_COMMAND = 80
-"""Characters of a command line that are shown."""
-
-NAMED = 3
-"""Holders that are named one by one; the others are counted."""
+LONGEST_COMMAND = 80  # characters of a command line that are shown
+NAMED = 3  # holders that are named one by one; the others are counted
 
 
 class Holder(NamedTuple):
