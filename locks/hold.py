@@ -94,8 +94,7 @@ def _run_beside(become: Callable[[], int]) -> int:
     os.close(ready)
     for number in caught:
         signal.signal(
-            number,
-            signal.SIG_IGN if number in keyboard else lambda number, _frame: os.kill(pid, number),
+            number, signal.SIG_IGN if number in keyboard else lambda n, _: os.kill(pid, n)
         )
     for _, number in came[found[0] if found else len(came) :]:
         if number in passed_on:

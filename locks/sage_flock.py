@@ -186,19 +186,14 @@ def lock_and_command(operands: list[str]) -> tuple[Flock, list[str]]:
 
 def descriptor(text: str) -> int:
     """Return the number of a descriptor. Raises UsageError, LockFileError."""
-    try:
-        number = int(text)
-    except ValueError:
-        number = 2**31
-    if not -(2**31) <= number < 2**31:
+    if not text.lstrip("+-").isdecimal() or not -(2**31) <= (fd := number(int, text, "")) < 2**31:
         raise UsageError(
             f"bad file descriptor: {text!r}; a file or folder needs a command after it"
         )
-    if number < 0:
-        raise LockFileError(
-            "lock", f"descriptor {number}", OSError(errno.EBADF, os.strerror(errno.EBADF))
-        )
-    return number
+    if fd < 0:
+        error = OSError(errno.EBADF, os.strerror(errno.EBADF))
+        raise LockFileError("lock", f"descriptor {fd}", error)
+    return int(fd)
 
 
 def taken(
