@@ -81,12 +81,12 @@ def forms() -> dict[str, object]:
             time.sleep(0.2)
     file = os.open("L", os.O_RDWR)
     more = {"pass_fds": [file]}
-    for name, words in (
-        ("rebaser lock --fd", [*REBASER, "lock", "--fd", str(file)]),
-        ("sage-flock N", [*SAGE_FLOCK, str(file)]),
-    ):
-        for mode in ("-s", "-x", "-u"):
-            told[f"{name} {mode}"] = [status(*words[:-1], mode, words[-1], **more), taken()]
+    for mode in ("-s", "-x", "-u"):
+        for name, words in (
+            ("rebaser lock --fd", [*REBASER, "lock", mode, "--fd", str(file)]),
+            ("sage-flock N", [*SAGE_FLOCK, mode, str(file)]),
+        ):
+            told[f"{name} {mode}"] = [status(*words, **more), taken()]
     told["a closed stream"] = status("sh", "-c", '"$@" <&-', "sh", *REBASER, "lock", "--fd", "0")
     os.makedirs("tree/var/lock")
     dll = sys.argv[2]
