@@ -105,7 +105,9 @@ def forms() -> dict[str, object]:
             pass_fds=[caller],
             stdout=subprocess.DEVNULL,
         )
-        told[f"run, caller {name}"] = [done.returncode, "drop it first" in done.stderr]
+        busy = done.returncode == 75
+        told[f"run, caller {name}"] = [busy, *(s in done.stderr for s in ("drop it", "waiting"))]
+    os.close(file)
     child = start("flock", "L", *UNTIL_END)
     done = subprocess.run([*LOCK, "-n", "true"], stderr=subprocess.PIPE, text=True, timeout=200)
     told["who"] = f"L, open in pid {child.pid} (flock" in done.stderr

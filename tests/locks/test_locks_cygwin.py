@@ -71,8 +71,8 @@ def test_a_descriptor_of_the_callers(told: Any, program: str) -> None:
 
 
 def test_a_run_under_its_callers_lock(told: Any) -> None:
-    assert told["run, caller shared"] == [75, True]
-    assert told["run, caller exclusive"] == [0, False]
+    assert told["run, caller shared"] == [True, True, False]
+    assert told["run, caller exclusive"] == [False, False, False]
 
 
 def test_who_has_it_open_is_named(told: Any) -> None:

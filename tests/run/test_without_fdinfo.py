@@ -48,7 +48,7 @@ CALLERS = [
     'exec 200>"$2"; sage-flock -s 200; (true); rebaser run "$1"; exit $?',
     '(sage-flock -s 200; rebaser run --wait 1000 "$1"; exit $?) 200<"$2"',
     'rebaser lock -s --root "$1" -- rebaser run "$1"',
-    'exec 200>"$2"; sage-flock -s 200; (true); bash -c \'rebaser run "$1"; exit $?\' bash "$1"',
+    'rebaser lock -s --root "$1" -- bash -c \'rebaser run "$1"; exit $?\' bash "$1"',
 ]
 
 
