@@ -5,6 +5,9 @@ from __future__ import annotations
 import enum
 import errno
 import os
+import stat
+import time
+from collections.abc import Callable
 
 try:
     import fcntl
@@ -13,11 +16,6 @@ except ImportError as error:  # native Windows
         "this Python has no fcntl: a native Windows Python sees no lock of Cygwin or MSYS2; "
         "run rebaser with the python3 of Cygwin or the python of MSYS2"
     ) from error
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from types import TracebackType
 
 LONGEST_STEP = 0.01
 """Seconds between two tries of an acquire with a time-out, at most."""
@@ -69,19 +67,28 @@ class Flock:
         self.path = path
 
     @classmethod
-    def open(cls, path: str, *, create: bool = True, make_parents: bool = False) -> Flock:
+    def open(
+        cls,
+        path: str,
+        *,
+        create: bool = True,
+        make_parents: bool = False,
+        follow: bool = True,
+        dir_fd: int | None = None,
+    ) -> Flock:
         """Open a lock file or a folder, read-write, or read-only where only that is allowed.
 
         A missing file is made with mode 0666 less the umask, as flock(1) makes it. It is never
         made through a symbolic link, which somebody else may have put there; a link to a file
-        that exists is followed, since opening a lock file changes nothing in it. The descriptor
-        is close-on-exec and never 0, 1 or 2. `make_parents` makes the folders that are missing.
-        Raises LockFileError.
+        that exists is followed, since opening a lock file changes nothing in it, unless `follow`
+        is false. What is neither a file nor a folder is refused, and no FIFO is waited for. The
+        descriptor is close-on-exec and never 0, 1 or 2. `make_parents` makes the folders that are
+        missing. `path` is relative to the folder `dir_fd`, where given. Raises LockFileError.
         """
         try:
             if create and make_parents and os.path.dirname(path):
                 _make_folder(os.path.dirname(path))
-            return cls(_not_standard(_opened(path, create)), path, owned=True)
+            return cls(_not_standard(_opened(path, create, follow, dir_fd)), path, owned=True)
         except OSError as error:
             raise LockFileError("open", path, error) from error
 
@@ -96,13 +103,10 @@ class Flock:
         A lock that is held shared may be lost when it cannot be made exclusive: see flock(2).
         Raises LockFileError where this file cannot be locked at all.
         """
-        operation = fcntl.LOCK_SH if mode is Mode.SHARED else fcntl.LOCK_EX
         try:
-            fcntl.flock(self._fd, operation | fcntl.LOCK_NB)
+            self._flock((fcntl.LOCK_SH if mode is Mode.SHARED else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:  # EAGAIN and EWOULDBLOCK, nothing else, mean "held"
             return False
-        except OSError as error:
-            raise LockFileError("lock", self.path, error) from error
         return True
 
     def acquire(
@@ -113,9 +117,9 @@ class Flock:
     ) -> bool:
         """Take the lock, waiting `timeout` seconds at most (None: for ever, 0: not at all).
 
-        Returns False when the time is up. `on_wait` is called once, before a wait begins.
-        Without a time-out the wait is a blocking flock(2), which wakes the moment the holder
-        goes; with one it looks again every LONGEST_STEP. Raises LockFileError.
+        Returns False when the time is up. `on_wait` is called once, before a wait begins; what it
+        raises ends the wait. Without a time-out the wait is a blocking flock(2), which wakes the
+        moment the holder goes; with one it looks again every LONGEST_STEP. Raises LockFileError.
         """
         if self.try_acquire(mode):
             return True
@@ -123,24 +127,24 @@ class Flock:
             return False
         if on_wait is not None:
             on_wait()
-        if timeout is not None:
-            return self._acquire_within(mode, timeout)
+        if timeout is None:
+            self._flock(fcntl.LOCK_SH if mode is Mode.SHARED else fcntl.LOCK_EX)
+            return True
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_SH if mode is Mode.SHARED else fcntl.LOCK_EX)
-        except OSError as error:
-            raise LockFileError("lock", self.path, error) from error
-        return True
-
-    def _acquire_within(self, mode: Mode, timeout: float) -> bool:
-        from locks.timed import TimedLock
-
-        timed = TimedLock(self, mode)
-        return bool(timed.acquire(delay=0.002, max_delay=LONGEST_STEP, timeout=timeout))
+            from locks.timed import tried_for
+        except ImportError:  # sage-flock in the midst of a build: its Python has no fasteners
+            tried_for = _tried_for
+        return tried_for(timeout, LONGEST_STEP, lambda: self.try_acquire(mode))
 
     def release(self) -> None:
         """Drop the lock and keep the file open. Raises LockFileError."""
+        self._flock(fcntl.LOCK_UN)
+
+    def _flock(self, operation: int) -> None:
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_UN)
+            fcntl.flock(self._fd, operation)
+        except BlockingIOError:
+            raise
         except OSError as error:
             raise LockFileError("lock", self.path, error) from error
 
@@ -150,11 +154,6 @@ class Flock:
             os.close(self._fd)
         self._fd = -1
 
-    @property
-    def closed(self) -> bool:
-        """Whether `close` was called."""
-        return self._fd < 0
-
     def fileno(self) -> int:
         """Return the descriptor, -1 after `close`."""
         return self._fd
@@ -162,13 +161,18 @@ class Flock:
     def __enter__(self) -> Flock:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _tried_for(seconds: float, longest_step: float, attempt: Callable[[], bool]) -> bool:
+    end = time.monotonic() + seconds
+    while not attempt():
+        left = end - time.monotonic()
+        if left <= 0:
+            return False
+        time.sleep(min(left, longest_step))
+    return True
 
 
 def _make_folder(path: str) -> None:
@@ -184,25 +188,37 @@ _READ_ONLY = frozenset(
 )
 
 
-def _opened(path: str, create: bool) -> int:
-    flags = os.O_CLOEXEC | os.O_NOCTTY
+def _opened(path: str, create: bool, follow: bool, dir_fd: int | None) -> int:
+    # Without O_NONBLOCK a FIFO is waited for; for flock(2) it means nothing.
+    flags = os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
     while True:
         # First without O_CREAT: where fs.protected_regular is set, Linux refuses O_CREAT on
         # another user's file in /tmp, even to root (proc(5)).
         try:
-            return os.open(path, os.O_RDWR | flags)
+            return _no_pipe(os.open(path, os.O_RDWR | flags, dir_fd=dir_fd))
         except OSError as error:
             if error.errno in _READ_ONLY:
-                return os.open(path, os.O_RDONLY | flags)
+                return _no_pipe(os.open(path, os.O_RDONLY | flags, dir_fd=dir_fd))
+            if error.errno == errno.ELOOP and not follow:
+                raise OSError(errno.ELOOP, "it is a symbolic link") from None
             if error.errno != errno.ENOENT or not create:
                 raise
         try:
-            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | flags, 0o666)
+            made = os.O_RDWR | os.O_CREAT | os.O_EXCL | flags
+            return os.open(path, made, 0o666, dir_fd=dir_fd)
         except FileExistsError:  # somebody else made it just now, or a link to nothing is there
-            if os.path.islink(path):
+            if stat.S_ISLNK(os.lstat(path, dir_fd=dir_fd).st_mode):
                 raise OSError(
                     errno.ELOOP, "it is a symbolic link to a file that does not exist"
                 ) from None
+
+
+def _no_pipe(fd: int) -> int:
+    """Return the descriptor of a file, a folder or, as flock(1) does, a device."""
+    if stat.S_ISFIFO(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.ENXIO, "it is a FIFO, neither a file nor a folder")
+    return fd
 
 
 def _not_standard(fd: int) -> int:

@@ -6,13 +6,9 @@ import errno
 import os
 import signal
 import sys
+from collections.abc import Callable
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import NoReturn
-
-    from locks.flock import Flock
+from locks.flock import Flock, Mode
 
 
 def run_command(
@@ -24,17 +20,10 @@ def run_command(
     status is returned, 128 + N after signal N; the lock lasts until it ends. Where the command
     cannot be started, `failed` is called with the reason, and what it returns is the status.
     """
-
-    def become() -> int:
-        try:
-            exec_command(command)
-        except OSError as error:
-            return failed(error)
-
     if close:
-        return _run_beside(become)
+        return _run_beside(lambda: failed(exec_command(command)))
     os.set_inheritable(lock.fileno(), True)
-    return become()
+    return failed(exec_command(command))
 
 
 def shell_command(string: str) -> list[str]:
@@ -42,8 +31,8 @@ def shell_command(string: str) -> list[str]:
     return [os.environ.get("SHELL") or "/bin/sh", "-c", string]
 
 
-def exec_command(command: list[str]) -> NoReturn:
-    """Replace this process by a command searched for in PATH. Raises OSError.
+def exec_command(command: list[str]) -> OSError:
+    """Replace this process by a command searched for in PATH; return only why that failed.
 
     Python ignores SIGPIPE and SIGXFSZ, and an ignored signal stays ignored across exec; SIGCHLD
     gets its default back as in flock(1).
@@ -57,59 +46,82 @@ def exec_command(command: list[str]) -> NoReturn:
         os.execvp(command[0], command)
     except OSError as error:
         if error.errno != errno.ENOEXEC:
-            raise
+            return error
     # A script without #!, which execvp(3) gives to sh and os.execvp does not.
     import shutil
 
-    os.execv("/bin/sh", ["/bin/sh", shutil.which(command[0]) or command[0], *command[1:]])
+    try:
+        os.execv("/bin/sh", ["/bin/sh", shutil.which(command[0]) or command[0], *command[1:]])
+    except OSError as error:
+        return error
 
 
 def _run_beside(become: Callable[[], int]) -> int:
     """Fork; `become` in the child; return its exit status.
 
     The keyboard's signals reach the child too, so here they are ignored until it ends; SIGTERM
-    and SIGHUP are passed on to it, unless they are ignored. None comes between: they are blocked
-    while the child is made.
+    and SIGHUP are passed on to it; what the caller ignores stays ignored. What comes meanwhile is
+    noted (Cygwin's Python has no pthread_sigmask to hold it back): before the fork for the child
+    to find, after it for us to send when the child says that it has its own handlers back. A
+    child of Python forgets what comes to it earlier.
     """
-    keyboard = (signal.SIGINT, signal.SIGQUIT)
-    passed_on = (signal.SIGTERM, signal.SIGHUP)
+    keyboard: tuple[int, ...] = (signal.SIGINT, signal.SIGQUIT)
+    passed_on: tuple[int, ...] = (signal.SIGTERM, signal.SIGHUP)
+    came: list[tuple[int, int]] = []
+    before = {number: signal.getsignal(number) for number in keyboard + passed_on}
+    caught = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would lose us the exit status
     _flush()
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (*keyboard, *passed_on))
+    ready, say_ready = os.pipe()
+    for number in caught:
+        signal.signal(number, lambda number, _frame: came.append((os.getpid(), number)))
     pid = os.fork()
     if pid == 0:
         status = 1
         try:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            for number in caught:
+                signal.signal(number, before[number])
+            os.write(say_ready, bytes([sum(process != os.getpid() for process, _ in came)]))
+            for _, number in came:
+                os.kill(os.getpid(), number)
             status = become()
         except KeyboardInterrupt:
             status = 130
         finally:
             os._exit(status)
-    for number in keyboard:
-        signal.signal(number, signal.SIG_IGN)
-    for number in passed_on:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, lambda number, _frame: os.kill(pid, number))
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    os.close(say_ready)
+    found = os.read(ready, 1)  # nothing where the child was killed at once
+    os.close(ready)
+    for number in caught:
+        signal.signal(
+            number, signal.SIG_IGN if number in keyboard else lambda n, _: os.kill(pid, n)
+        )
+    for _, number in came[found[0] if found else len(came) :]:
+        if number in passed_on:
+            os.kill(pid, number)
     _, status = os.waitpid(pid, 0)
     for number in passed_on:
         signal.signal(number, signal.SIG_IGN)  # nobody is left to pass it on to
     return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
-def self_lock_warning(lock: Flock) -> str | None:
-    """Return a sentence where this process would wait for a lock that its own caller holds."""
-    from locks.inherited import inherited_lock
+def self_lock_warning(lock: Flock, mode: Mode) -> str | None:
+    """Return a sentence where this process would wait for a lock that its own caller holds.
+
+    `mode` is how it was just tried, in vain.
+    """
+    from locks.inherited import inherited_lock, only_callers_have
 
     held = inherited_lock(lock.fileno())
     if held is None or held.state == "unlocked":
         return None
-    how = "may hold" if held.state == "unknown" else "holds"
-    mode = "" if held.state == "unknown" else f" {held.state}"
+    how = f"holds this lock {held.state}"
+    if held.state == "unknown":
+        certain = mode is Mode.EXCLUSIVE and only_callers_have(lock.fileno())
+        how = "holds this lock shared" if certain else "may hold this lock"
     return (
-        f"descriptor {held.descriptor}, which this process has from its caller, {how} this lock"
-        f"{mode}: the wait lasts until the caller drops it"
+        f"descriptor {held.descriptor}, which this process has from its caller, {how}: "
+        "the wait lasts until the caller drops it"
     )
 
 

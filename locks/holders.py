@@ -1,22 +1,16 @@
-"""Who has a lock file open, and who of them holds the lock, as /proc tells it."""
+"""Who has a lock file open, and who of them holds the lock, as /proc tells it (proc(5))."""
 
 from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from locks.fdinfo import flock_in, read_fdinfo
-
-LONGEST_COMMAND = 80
-"""Characters of a command line that are shown."""
-
-NAMED = 3
-"""Holders that are named one by one; the others are counted."""
+LONGEST_COMMAND = 80  # characters of a command line that are shown
+NAMED = 3  # holders that are named one by one; the others are counted
 
 
-@dataclass(frozen=True)
-class Holder:
+class Holder(NamedTuple):
     """A process that has the lock file open.
 
     `mode` is "shared" or "exclusive" where its descriptor holds the lock, None where it does not
@@ -40,88 +34,84 @@ def holders(path: str | int) -> list[Holder]:
         wanted = os.stat(path)
     except OSError:
         return []
-    waiting = _waiting_pids(wanted.st_ino)
+    waiting = blocked_in(_read("/proc/locks"), wanted.st_ino)
     found = []
-    for pid in _pids():
-        modes = _modes(pid, wanted)
-        if modes and pid != os.getpid():
+    for pid in sorted(int(name) for name in _listed("/proc") if name.isdigit()):
+        modes = _modes(pid, wanted) if pid != os.getpid() else set()
+        if modes:
             mode = next((m for m in ("exclusive", "shared") if m in modes), None)
             found.append(Holder(pid, mode, pid in waiting, _command(pid), parent_of(pid)))
     return found
 
 
 def describe_holders(path: str | int) -> str:
-    """Return a phrase for a message: `held exclusively by pid 123 (sh build numpy)`."""
+    """Return a phrase that goes after "the lock is": `held exclusively by pid 123 (sh build)`."""
     known = holders(path)
     holding = [holder for holder in known if holder.mode]
     if holding:
         # flock(2): where one holds it exclusively, nobody else holds it.
         how = "exclusively" if holding[0].mode == "exclusive" else "shared"
-        return f"held {how} by {_listed(_first_of_each_family(holding))}"
+        return f"held {how} by {_named(holding)}"
     if known and sys.platform != "linux":
-        return f"which is open in {_listed(_first_of_each_family(known))}"
+        return f"open in {_named(known)}"
     return "held by a process that cannot be seen from here"
 
 
-def _listed(some: list[Holder]) -> str:
-    named = [f"pid {holder.pid} ({holder.command})" for holder in some[:NAMED]]
-    if len(some) > NAMED:
-        named.append(f"{len(some) - NAMED} more")
-    return ", ".join(named)
-
-
-def _first_of_each_family(some: list[Holder]) -> list[Holder]:
-    """Leave out those that have the descriptor from a parent that is listed: a build's hundreds."""
+def _named(some: list[Holder]) -> str:
+    """Name the first of each family: a build's hundreds have the descriptor from their parents."""
     listed = {holder.pid for holder in some}
-    return [holder for holder in some if holder.parent not in listed]
-
-
-def _pids() -> list[int]:
-    try:
-        return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
-    except OSError:
-        return []
+    first = [holder for holder in some if holder.parent not in listed]
+    named = [f"pid {holder.pid} ({holder.command})" for holder in first[:NAMED]]
+    if len(first) > NAMED:
+        named.append(f"{len(first) - NAMED} more")
+    return ", ".join(named)
 
 
 def _modes(pid: int, wanted: os.stat_result) -> set[str | None]:
     """Return how each descriptor that a process has of the wanted file is locked."""
-    folder = f"/proc/{pid}/fd"
     modes = set()
-    try:
-        descriptors = os.listdir(folder)
-    except OSError:
-        return set()
-    for fd in descriptors:
+    for fd in _listed(f"/proc/{pid}/fd"):
         try:
-            if os.path.samestat(os.stat(f"{folder}/{fd}"), wanted):
-                modes.add(flock_in(read_fdinfo(pid, fd) or ""))
+            if os.path.samestat(os.stat(f"/proc/{pid}/fd/{fd}"), wanted):
+                modes.add(flock_in(_read(f"/proc/{pid}/fdinfo/{fd}")))
         except OSError:
             continue
     return modes
 
 
-def _waiting_pids(inode: int) -> set[int]:
-    """Return who is blocked on a file of this inode, from the `->` lines of Linux's /proc/locks."""
-    try:
-        with open("/proc/locks", encoding="ascii", errors="replace") as file:
-            return blocked_in(file.read(), inode)
-    except OSError:
-        return set()
+def flock_in(fdinfo: str) -> str | None:
+    """Return "shared" or "exclusive" where the text of /proc/PID/fdinfo/FD has an flock(2).
+
+    The line is `lock:  1: FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF`; locks of other kinds
+    (POSIX, OFDLCK, LEASE) have such lines too, and a blocked request has none.
+    """
+    for line in fdinfo.splitlines():
+        words = line.split()
+        if words[:1] == ["lock:"] and words[2:3] == ["FLOCK"]:
+            return {"READ": "shared", "WRITE": "exclusive"}.get("".join(words[4:5]))
+    return None
 
 
-def blocked_in(text: str, inode: int) -> set[int]:
+def blocked_in(locks: str, inode: int) -> set[int]:
     """Return the process ids of /proc/locks' blocked flock requests on an inode.
 
-    The line is `1: -> FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF` (proc(5)).
+    The line is `1: -> FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF`.
     """
     blocked = set()
-    for line in text.splitlines():
+    for line in locks.splitlines():
         words = line.split()
         if words[1:3] != ["->", "FLOCK"] or len(words) < 7 or not words[5].isdecimal():
             continue
         if words[6].rpartition(":")[2] == str(inode):
             blocked.add(int(words[5]))
     return blocked
+
+
+def _listed(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
 
 
 def _read(path: str) -> str:
@@ -153,3 +143,13 @@ def parent_of(pid: int) -> int:
     # `1234 (name) S 1 …`: the name may hold blanks and parentheses (proc(5)).
     words = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
     return int(words[1]) if len(words) > 1 and words[1].isdecimal() else 0
+
+
+def ancestors() -> set[int]:
+    """Return our parent and its parents, as far as /proc tells them."""
+    found: set[int] = set()
+    pid = os.getppid()
+    while pid > 0 and pid not in found:
+        found.add(pid)
+        pid = parent_of(pid)
+    return found

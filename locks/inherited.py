@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
+from collections.abc import Collection
+from contextlib import suppress
 from typing import NamedTuple
 
-from locks.fdinfo import flock_in, read_fdinfo
 from locks.flock import Flock, LockFileError, Mode
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Collection
+from locks.holders import ancestors, flock_in, holders
 
 _ORDER = ("exclusive", "shared", "unknown", "unlocked")
 
@@ -62,9 +59,8 @@ def _is_inherited(fd: int, wanted: os.stat_result) -> bool:
 
 
 def _state(fd: int, path: str | int) -> str:
-    fdinfo = read_fdinfo("self", fd) if sys.platform == "linux" else None
-    if fdinfo is not None:
-        return flock_in(fdinfo) or "unlocked"
+    with suppress(OSError), open(f"/proc/self/fdinfo/{fd}", errors="replace") as file:
+        return flock_in(file.read()) or "unlocked"
     try:
         return probe(fd, path)
     except LockFileError:
@@ -84,3 +80,13 @@ def probe(fd: int, path: str | int) -> str:
         if own.try_acquire(Mode.SHARED):
             return "unknown"
     return "exclusive" if Flock.of_descriptor(fd).try_acquire(Mode.EXCLUSIVE) else "unlocked"
+
+
+def only_callers_have(path: str | int) -> bool:
+    """Return whether all who have a lock file open, besides this process, are our ancestors.
+
+    Where the state of an inherited descriptor is "unknown" and an exclusive lock was tried in
+    vain, then our caller holds it shared: whoever waits for it waits for ever. Where others have
+    it open too, they may be the ones who hold it.
+    """
+    return {holder.pid for holder in holders(path)} <= ancestors()

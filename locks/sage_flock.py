@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import errno
+import getopt
 import os
 import signal
 import sys
+from contextlib import suppress
 
 from locks.flock import Flock, LockFileError, Mode
 from locks.hold import run_command, say, self_lock_warning, shell_command
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import NoReturn
 
 USAGE = """\
 usage: sage-flock [options] LOCK COMMAND [ARG ...]
@@ -29,7 +27,7 @@ this process and inherits the lock, which ends with it.
   -n, --nonblock        fail rather than wait
   -w, --timeout SECONDS wait that long at most (also --wait)
   -E, --conflict-exit-code N
-                        exit status when the lock was not had (default 1)
+                        exit status when others hold the lock (default 1)
   -o, --close           run the command without the lock's descriptor; wait for it
   -F, --no-fork         accepted: without -o nothing is forked
   -c, --command STRING  run STRING in $SHELL or /bin/sh
@@ -44,23 +42,25 @@ exit status: the command's; 1 or -E busy; 64 usage; 65 not lockable; 66 LOCK can
 EX_USAGE, EX_DATAERR, EX_NOINPUT, EX_UNAVAILABLE = 64, 65, 66, 69
 EX_SOFTWARE, EX_OSERR, EX_CANTCREAT = 70, 71, 73
 
-FLAGS = ("s", "x", "e", "u", "n", "o", "F", "h", "V")
+SHORT = "sxeunoFhVw:E:"
 LONG = {
-    "shared": "s",
-    "exclusive": "x",
-    "unlock": "u",
-    "nonblocking": "n",
-    "nb": "n",
-    "timeout": "w",
-    "wait": "w",
-    "conflict-exit-code": "E",
-    "close": "o",
-    "no-fork": "F",
-    "verbose": "verbose",
-    "help": "h",
-    "version": "V",
+    "shared": "-s",
+    "exclusive": "-x",
+    "unlock": "-u",
+    "nonblocking": "-n",
+    "nb": "-n",
+    "timeout=": "-w",
+    "wait=": "-w",
+    "conflict-exit-code=": "-E",
+    "close": "-o",
+    "no-fork": "-F",
+    "verbose": "--verbose",
+    "help": "-h",
+    "version": "-V",
 }
-VALUED = ("w", "E")
+MODES = {"-s": Mode.SHARED, "-x": Mode.EXCLUSIVE, "-e": Mode.EXCLUSIVE, "-u": None}
+ANSWERS = {"-h": USAGE.rstrip(), "-V": "sage-flock of rebaser"}
+SAGEMATHS = {"-s", "-x", "-u"}
 LONGEST_WAIT = 2.0**31
 """Seconds; flock(1) refuses what its timer cannot hold."""
 
@@ -80,20 +80,7 @@ class UsageError(ExitError):
         super().__init__(EX_USAGE, f"{text}\nTry 'sage-flock --help' for more information.")
 
 
-class Options:
-    """What the options ask for; a `mode` of None unlocks."""
-
-    mode: Mode | None = Mode.EXCLUSIVE
-    nonblock = False
-    timeout: float | None = None
-    conflict = 1
-    close = False
-    no_fork = False
-    verbose = False
-    answer: str | None = None
-
-
-def main(words: list[str] | None = None) -> NoReturn:
+def main(words: list[str] | None = None) -> None:
     """Run sage-flock and exit."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # ^C ends it as it ends flock(1)
@@ -121,119 +108,66 @@ def complain(text: str) -> None:
 def sage_flock(words: list[str]) -> int:
     """Do what the command line says; return the exit status. Raises ExitError, LockFileError."""
     options, operands = parsed(words)
-    if options.answer is not None:
-        print(options.answer)
+    for option in ANSWERS.keys() & options:
+        print(ANSWERS[option])
         return 0
-    if options.no_fork and options.close:
+    if "-F" in options and "-o" in options:
         raise UsageError("the --no-fork and --close options are incompatible")
+    # Callers of flock(1) compare its standard error; SageMath's are told of a wait.
+    talk = options.keys() <= SAGEMATHS and operands[1:2] not in (["-c"], ["--command"])
+    verbose = "--verbose" in options
     lock, command = lock_and_command(operands)
-    if not taken(lock, options, command, words):
-        if options.verbose:
-            complain(f"failed to get the lock {lock.path}")
-        return options.conflict
+    if not taken(lock, options, command, talk=talk, verbose=verbose):
+        if verbose:
+            complain(f"could not take the lock {lock.path}")
+        return int(options.get("-E", "1"))
     if not command:
         return 0
-    if options.verbose:
+    if verbose:
         complain(f"executing {command[0]}")
 
     def failed(error: OSError) -> int:
         complain(f"failed to execute {command[0]}: {error.strerror}")
         return EX_OSERR if error.errno == errno.ENOMEM else EX_UNAVAILABLE
 
-    return run_command(command, lock, close=options.close, failed=failed)
+    return run_command(command, lock, close="-o" in options, failed=failed)
 
 
-def parsed(words: list[str]) -> tuple[Options, list[str]]:
-    """Return the options and, from the first word that is none, the operands. Raises UsageError."""
-    options = Options()
-    operands = list(words)
-    while operands and operands[0].startswith("-") and operands[0] != "-":
-        word = operands.pop(0)
-        if word == "--":
-            break
-        if word.startswith("--"):
-            name, equals, value = word[2:].partition("=")
-            letter = long_option(name)
-            if letter in VALUED:
-                value = value if equals else value_of(f"--{name}", operands)
-            elif equals:
-                raise UsageError(f"option '--{name}' doesn't allow an argument")
-            apply(options, letter, value)
-            continue
-        letters = word[1:]
-        while letters:
-            letter, letters = letters[0], letters[1:]
-            if letter in VALUED:
-                apply(options, letter, letters or value_of(f"-{letter}", operands))
-                break
-            if letter not in FLAGS:
-                raise UsageError(f"invalid option -- '{letter}'")
-            apply(options, letter, "")
-        if options.answer is not None:
-            break
+def parsed(words: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Return the options, short, in their order, and from the first other word on the operands.
+
+    -h or -V is the only one then: flock(1) answers before it looks at the words after it. Raises
+    UsageError.
+    """
+    try:
+        given, operands = getopt.getopt(words, SHORT, list(LONG))
+    except getopt.GetoptError as error:
+        for end in range(len(words)):
+            with suppress(UsageError):
+                options, _ = parsed(words[:end])
+                if ANSWERS.keys() & options:
+                    return options, []
+        raise UsageError(error.msg) from None
+    options = {}
+    for option, value in given:
+        short = LONG.get(option[2:]) or LONG.get(f"{option[2:]}=") or option
+        if short in ANSWERS:
+            return {short: ""}, []
+        if short == "-w":
+            number(float, value, "timeout value")
+        elif short == "-E" and not 0 <= number(int, value, "exit code") <= 255:
+            raise UsageError("exit code out of range (expected 0 to 255)")
+        options.pop(short, None)
+        options[short] = value
     return options, operands
 
 
-def long_option(name: str) -> str:
-    """Return what stands for a long option; its beginning is enough, as with getopt_long(3)."""
-    if name in LONG:
-        return LONG[name]
-    meant = {letter for full, letter in LONG.items() if name and full.startswith(name)}
-    if len(meant) != 1:
-        raise UsageError(f"option '--{name}' is {'ambiguous' if meant else 'unknown'}")
-    return meant.pop()
-
-
-def value_of(option: str, operands: list[str]) -> str:
-    """Take the value of an option from the next word."""
-    if not operands:
-        raise UsageError(f"option '{option}' requires an argument")
-    return operands.pop(0)
-
-
-def apply(options: Options, letter: str, value: str) -> None:
-    """Enter one option. Raises UsageError."""
-    if letter == "s":
-        options.mode = Mode.SHARED
-    elif letter in ("x", "e"):
-        options.mode = Mode.EXCLUSIVE
-    elif letter == "u":
-        options.mode = None
-    elif letter == "n":
-        options.nonblock = True
-    elif letter == "w":
-        options.timeout = seconds(value)
-    elif letter == "E":
-        options.conflict = exit_status(value)
-    elif letter == "o":
-        options.close = True
-    elif letter == "F":
-        options.no_fork = True
-    elif letter == "verbose":
-        options.verbose = True
-    elif letter == "h":
-        options.answer = USAGE.rstrip()
-    else:
-        options.answer = "sage-flock of rebaser"
-
-
-def seconds(text: str) -> float:
-    """Return the value of -w."""
+def number(kind: type[int | float], text: str, what: str) -> int | float:
+    """Return the number that an option has been given."""
     try:
-        return float(text)
+        return kind(text)
     except ValueError:
-        raise UsageError(f"invalid timeout value: {text!r}") from None
-
-
-def exit_status(text: str) -> int:
-    """Return the value of -E."""
-    try:
-        status = int(text)
-    except ValueError:
-        raise UsageError(f"invalid exit code: {text!r}") from None
-    if not 0 <= status <= 255:
-        raise UsageError("exit code out of range (expected 0 to 255)")
-    return status
+        raise UsageError(f"invalid {what}: {text!r}") from None
 
 
 def lock_and_command(operands: list[str]) -> tuple[Flock, list[str]]:
@@ -252,74 +186,49 @@ def lock_and_command(operands: list[str]) -> tuple[Flock, list[str]]:
 
 def descriptor(text: str) -> int:
     """Return the number of a descriptor. Raises UsageError, LockFileError."""
-    try:
-        number = int(text)
-    except ValueError:
-        number = 2**31
-    if not -(2**31) <= number < 2**31:
+    if not text.lstrip("+-").isdecimal() or not -(2**31) <= (fd := number(int, text, "")) < 2**31:
         raise UsageError(
             f"bad file descriptor: {text!r}; a file or folder needs a command after it"
         )
-    if number < 0:
-        raise LockFileError(
-            "lock", f"descriptor {number}", OSError(errno.EBADF, os.strerror(errno.EBADF))
-        )
-    return number
+    if fd < 0:
+        error = OSError(errno.EBADF, os.strerror(errno.EBADF))
+        raise LockFileError("lock", f"descriptor {fd}", error)
+    return int(fd)
 
 
-def taken(lock: Flock, options: Options, command: list[str], words: list[str]) -> bool:
-    """Take or drop the lock; False when others kept it. The wait is told as SageMath tells it."""
-    timeout = options.timeout
+def taken(
+    lock: Flock, options: dict[str, str], command: list[str], *, talk: bool, verbose: bool
+) -> bool:
+    """Take or drop the lock; False when others kept it."""
+    mode = next((MODES[option] for option in reversed(options) if option in MODES), Mode.EXCLUSIVE)
+    timeout = float(options["-w"]) if "-w" in options else None
     if timeout is not None and not 0 <= timeout < LONGEST_WAIT:
         raise ExitError(EX_OSERR, f"cannot set up a timer of {timeout} seconds")
-    mode = options.mode
     if mode is None:
         lock.release()
         return True
-    waited = False
+    waits = had = False
 
     def begin() -> None:
-        nonlocal waited
-        waited = True
-        if timeout is not None:
-            need_fasteners(words)
+        nonlocal waits
         from locks.holders import describe_holders, printable
 
-        if options.verbose:
+        if verbose:
             complain(f"{lock.path} is {describe_holders(lock.fileno())}")
-        warning = self_lock_warning(lock)
+        warning = self_lock_warning(lock, mode) if verbose or talk else None
         if warning:
             complain(warning)
-        what = f"to run {printable(' '.join(command))}" if command else f"on {lock.path}"
-        say(f"Waiting for {mode.value} lock {what} ... ")
+        if talk:
+            waits = True
+            what = f"to run {printable(' '.join(command))}" if command else f"on {lock.path}"
+            say(f"Waiting for {mode.value} lock {what} ... ")
 
-    had = False
     try:
-        had = lock.acquire(mode, 0 if options.nonblock else timeout, begin)
+        had = lock.acquire(mode, 0 if "-n" in options else timeout, begin)
     finally:
-        if waited:
+        if waits:
             say("ok\n" if had else "failed\n")
     return had
-
-
-def need_fasteners(words: list[str]) -> None:
-    """Make sure that fasteners, which a wait with a time-out needs, can be imported.
-
-    Nothing else here needs more than the standard library, so that sage-flock works where no
-    virtual environment was made yet and nothing can be downloaded: in the midst of a build.
-    """
-    import importlib.util
-    import site
-
-    site.main()  # bin/sage-flock starts Python without it
-    if importlib.util.find_spec("fasteners"):
-        return
-    programs = f"{os.path.dirname(os.path.dirname(os.path.abspath(__file__)))}/bin"
-    if os.spawnv(os.P_WAIT, f"{programs}/make-venv", ["make-venv"]):
-        raise ExitError(
-            EX_OSERR, f"a wait with a time-out needs fasteners: run {programs}/make-venv"
-        )
-    os.execv(f"{programs}/sage-flock", ["sage-flock", *words])
 
 
 def status_of(error: LockFileError) -> int:

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 
 import fasteners
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from locks.flock import Flock, Mode
 
 
 class TimedLock(fasteners.InterProcessLock):  # type: ignore[misc]
     """fasteners' interprocess lock, except that flock(2) is what locks.
 
     fasteners itself takes POSIX record locks, which neither flock(1) nor SageMath's scripts see,
-    and which a process loses when it closes any descriptor of the file (fcntl(2)). The file is
-    the one that `flock` has open already; it stays open, whatever comes of the attempt.
+    and which a process loses when it closes any descriptor of the file (fcntl(2)).
     """
 
-    def __init__(self, flock: Flock, mode: Mode) -> None:
+    closed = False
+
+    def __init__(self, attempt: Callable[[], bool]) -> None:
         super().__init__("")  # no name: fasteners would make its folder and open it once more
-        self.lockfile = flock
-        self.mode = mode
+        self.lockfile = self  # open already, as `closed` says: it opens nothing itself
+        self.attempt = attempt
 
     def trylock(self) -> None:
         """Take the lock or raise BlockingIOError, upon which fasteners tries again."""
-        if not self.lockfile.try_acquire(self.mode):
+        if not self.attempt():
             raise BlockingIOError(errno.EAGAIN, "held by another process")
 
-    def unlock(self) -> None:
-        """Drop the lock."""
-        self.lockfile.release()
+
+def tried_for(seconds: float, longest_step: float, attempt: Callable[[], bool]) -> bool:
+    """Try until it succeeds or the time is up, `longest_step` seconds apart at most."""
+    timed = TimedLock(attempt)
+    return bool(timed.acquire(delay=0.002, max_delay=longest_step, timeout=seconds))

@@ -11,15 +11,16 @@ import argparse
 import errno
 import os
 import sys
+from collections.abc import Callable
 
 from locks.flock import Flock, LockFileError, Mode
+from locks.hold import run_command, say, self_lock_warning, shell_command
+from rebaser.cli import Parser
 from rebaser.errors import RebaserError
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from rebaser.cli import Parser
+from rebaser.text import printable
 
 EXIT_USAGE = 64
+EXIT_NOT_LOCKABLE = 65
 EXIT_NO_LOCK_FILE = 66
 EXIT_NOT_EXECUTABLE = 126
 EXIT_NOT_FOUND = 127
@@ -27,9 +28,9 @@ EXIT_NOT_FOUND = 127
 EPILOG = """\
 Every word after the first that is no option belongs to COMMAND.
 
-exit status: the command's; 1 or -E when the lock was not had; 64 usage, or no tree named;
-66 the lock file cannot be opened or locked; 126 COMMAND cannot be executed, 127 not found;
-130 interrupted while waiting.
+exit status: the command's; 1 or -E when others hold the lock; 64 usage, or no tree named;
+65 it cannot be locked; 66 the lock file cannot be opened; 126 COMMAND cannot be executed,
+127 not found; 130 interrupted while waiting.
 """
 
 
@@ -40,9 +41,12 @@ class LockUsageError(RebaserError):
 
 
 class NoLockFileError(RebaserError):
-    """The lock file cannot be opened or locked at all."""
+    """The lock file cannot be opened or locked at all; the statuses are flock(1)'s."""
 
-    exit_status = EXIT_NO_LOCK_FILE
+    def __init__(self, error: LockFileError) -> None:
+        named = "" if error.path.startswith("descriptor ") else " with --file or --lock-file"
+        super().__init__(f"{error}{named}")
+        self.exit_status = EXIT_NO_LOCK_FILE if error.action == "open" else EXIT_NOT_LOCKABLE
 
 
 def add_arguments(parser: Parser) -> None:
@@ -54,58 +58,34 @@ def add_arguments(parser: Parser) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--name", type=_name, help="lock NAME.lock, beside the rebase lock")
     which.add_argument("--file", metavar="PATH", help="lock this file or folder")
-    which.add_argument(
-        "--fd", type=_descriptor, metavar="N", help="lock a descriptor of the caller's and return"
-    )
+    fd = _number(2**31 - 1, "number of a descriptor")
+    which.add_argument("--fd", type=fd, metavar="N", help="lock the caller's descriptor and return")
     add("--root", help="the tree (default: the environment variable SAGE_LOCAL)")
     add(
         "--lock-file",
         metavar="PATH",
         help="the rebase lock (default: REBASER_LOCK_FILE, else ROOT/var/lock/rebase.lock)",
     )
-    add(
-        "-x",
-        "--exclusive",
-        dest="mode",
-        action="store_const",
-        const=Mode.EXCLUSIVE,
-        default=Mode.EXCLUSIVE,
-        help="nobody else holds it (default)",
-    )
-    add(
-        "-s",
-        "--shared",
-        dest="mode",
-        action="store_const",
-        const=Mode.SHARED,
-        help="others may hold it shared too",
-    )
-    add(
-        "-u",
-        "--unlock",
-        dest="mode",
-        action="store_const",
-        const=None,
-        help="drop the lock, with --fd",
-    )
+    for short, long, mode, text in (
+        ("-x", "--exclusive", Mode.EXCLUSIVE, "nobody else holds it (default)"),
+        ("-s", "--shared", Mode.SHARED, "others may hold it shared too"),
+        ("-u", "--unlock", None, "drop the lock, with --fd"),
+    ):
+        add(short, long, dest="mode", action="store_const", const=mode, help=text)
+    parser.set_defaults(mode=Mode.EXCLUSIVE)
     add("-n", "--nonblock", action="store_true", help="fail rather than wait")
     add("-w", "--wait", type=_seconds, metavar="SECONDS", help="wait that long at most")
-    add(
-        "-E",
-        "--conflict-exit-code",
-        type=_status,
-        default=1,
-        metavar="N",
-        help="exit status when the lock was not had (default: 1)",
-    )
-    add(
-        "-o",
-        "--close",
-        action="store_true",
-        help="the command does not inherit the lock: what it leaves running cannot keep it",
-    )
+    text = "exit status when others hold the lock (default: 1)"
+    status = _number(255, "exit status")
+    add("-E", "--conflict-exit-code", type=status, default=1, metavar="N", help=text)
+    text = "the command does not inherit the lock: what it leaves running cannot keep it"
+    add("-o", "--close", action="store_true", help=text)
     add("-c", "--command", dest="string", metavar="STRING", help="run STRING in $SHELL or /bin/sh")
-    add("--verbose", action="store_true", help="say who holds the lock, also where no one looks on")
+    talk = parser.add_mutually_exclusive_group()
+    text = "say nothing of who holds the lock"
+    talk.add_argument("-q", "--quiet", action="store_true", help=text)
+    text = "say who holds it, also without a terminal"
+    talk.add_argument("-v", "--verbose", action="store_true", help=text)
     add("words", nargs=argparse.REMAINDER, metavar="COMMAND", help=argparse.SUPPRESS)
 
 
@@ -118,36 +98,36 @@ def main(arguments: argparse.Namespace) -> int:
     try:
         return _run(arguments, command)
     except LockFileError as error:
-        named = " with --file or --lock-file" if arguments.fd is None else ""
-        raise NoLockFileError(f"{error}{named}") from error
+        raise NoLockFileError(error) from error
 
 
 def _run(arguments: argparse.Namespace, command: list[str]) -> int:
+    mode: Mode | None = arguments.mode
     if arguments.fd is not None:
-        lock = Flock.of_descriptor(arguments.fd)
-        if arguments.mode is None:
-            lock.release()
-            return 0
+        lock = Flock.of_descriptor(_callers(arguments.fd))
     else:
         # As flock(1), no folder is made for a name that may be misspelt.
         lock = Flock.open(_lock_file(arguments), make_parents=arguments.file is None)
-    mode: Mode = arguments.mode
-    talk = arguments.verbose or (sys.stderr is not None and sys.stderr.isatty())
+    if mode is None:
+        lock.release()
+        return 0
+
+    talk = not arguments.quiet
 
     def on_wait() -> None:
-        _tell_who(lock, mode, talk)
+        if arguments.verbose or (sys.stderr and sys.stderr.isatty()):
+            _say(f"waiting for the {mode.value} lock {lock.path}, {_who(lock)}")
+        warning = self_lock_warning(lock, mode)
+        if warning:
+            _say(warning)
 
-    if not lock.acquire(mode, 0 if arguments.nonblock else arguments.wait, on_wait):
+    wait = 0 if arguments.nonblock else arguments.wait
+    if not lock.acquire(mode, wait, on_wait if talk else None):
         if talk:
-            from locks.holders import describe_holders
-
-            _say(f"the lock was not had: {lock.path}, {describe_holders(lock.fileno())}")
+            _say(f"could not take the lock {lock.path}, {_who(lock)}")
         return int(arguments.conflict_exit_code)
     if not command:
         return 0
-
-    from locks.hold import run_command
-
     return run_command(command, lock, close=arguments.close, failed=lambda e: _failed(command, e))
 
 
@@ -158,8 +138,6 @@ def _command(arguments: argparse.Namespace) -> list[str]:
     if arguments.string is not None:
         if words or arguments.fd is not None:
             raise LockUsageError("-c STRING is the whole command: no COMMAND and no --fd with it")
-        from locks.hold import shell_command
-
         return shell_command(arguments.string)
     if arguments.fd is not None:
         if words:
@@ -188,15 +166,23 @@ def _lock_file(arguments: argparse.Namespace) -> str:
     return f"{os.path.dirname(path) or '.'}/{arguments.name}.lock" if arguments.name else str(path)
 
 
-def _tell_who(lock: Flock, mode: Mode, talk: bool) -> None:
-    from locks.hold import self_lock_warning
+def _who(lock: Flock) -> str:
     from locks.holders import describe_holders
 
-    if talk:
-        _say(f"waiting for the {mode.value} lock {lock.path}, {describe_holders(lock.fileno())}")
-    warning = self_lock_warning(lock)
-    if warning:
-        _say(warning)
+    return describe_holders(lock.fileno())
+
+
+def _callers(fd: int) -> int:
+    """Return a descriptor that our caller opened: one that came through exec. Raises LockFileError.
+
+    Where the caller had closed a standard stream, /dev/null is open there meanwhile.
+    """
+    try:
+        if os.get_inheritable(fd):
+            return fd
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    except OSError as error:
+        raise LockFileError("lock", f"descriptor {fd}", error) from error
 
 
 def _failed(command: list[str], error: OSError) -> int:
@@ -206,9 +192,6 @@ def _failed(command: list[str], error: OSError) -> int:
 
 
 def _say(text: str) -> None:
-    from locks.hold import say
-    from rebaser.text import printable
-
     say(f"rebaser: {printable(text)}\n")
 
 
@@ -221,12 +204,6 @@ def _name(text: str) -> str:
     return text
 
 
-def _descriptor(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) < 2**31):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of a descriptor")
-    return int(text)
-
-
 def _seconds(text: str) -> float:
     try:
         value = float(text)
@@ -237,7 +214,10 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _status(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) <= 255):
-        raise argparse.ArgumentTypeError(f"{text!r} is no exit status, 0 to 255")
-    return int(text)
+def _number(highest: int, what: str) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and int(text) <= highest):
+            raise argparse.ArgumentTypeError(f"{text!r} is no {what}, 0 to {highest}")
+        return int(text)
+
+    return number

@@ -83,12 +83,7 @@ class TreeLock:
         if self.is_exclusive:
             return
         if self._callers == "shared":
-            assert self._inherited is not None
-            raise BusyError(
-                f"there is work to do, but descriptor {self._inherited.descriptor}, which our "
-                f"caller opened, holds this lock shared: drop it first (flock -u "
-                f"{self._inherited.descriptor}); nothing was changed ({self.path})"
-            )
+            raise self._busy_by_caller()
         if self._callers != "exclusive":
             self._take(self._lock, Mode.EXCLUSIVE)
         with suppress(LockError):
@@ -130,7 +125,7 @@ class TreeLock:
         began = time.monotonic()
         wait = None if self._wait is None else max(0.0, self._wait - self.seconds_waited)
         try:
-            held = lock.acquire(mode, wait, lambda: self._say_who(lock))
+            held = lock.acquire(mode, wait, lambda: self._say_who(lock, mode))
         except LockFileError as error:
             raise LockError(
                 f"{error} with --lock-file or REBASER_LOCK_FILE. Nothing was changed"
@@ -145,17 +140,28 @@ class TreeLock:
                 f"run rebaser again when it is free{longer}"
             )
 
-    def _say_who(self, lock: Flock) -> None:
-        from locks.holders import describe_holders, holders
+    def _busy_by_caller(self) -> BusyError:
+        assert self._inherited is not None
+        return BusyError(
+            f"there is work to do, but descriptor {self._inherited.descriptor}, which our "
+            f"caller opened, holds this lock shared: drop it first (flock -u "
+            f"{self._inherited.descriptor}); nothing was changed ({self.path})"
+        )
+
+    def _say_who(self, lock: Flock, mode: Mode) -> None:
+        from locks.holders import ancestors, describe_holders, holders
+        from locks.inherited import only_callers_have
 
         text = f"waiting for the lock {lock.path}, {describe_holders(lock.path)}"
-        if self._callers == "unknown":
+        if self._callers == "unknown" and lock is self._lock:
             assert self._inherited is not None
+            if mode is Mode.EXCLUSIVE and only_callers_have(lock.path):
+                raise self._busy_by_caller()
             text += (
                 f"; descriptor {self._inherited.descriptor}, which our caller opened, is this "
                 "lock too: if it holds it shared, this wait never ends"
             )
-        above = _ancestors()
+        above = ancestors()
         for holder in holders(lock.path):
             if holder.mode and holder.pid in above:
                 text += (
@@ -185,18 +191,6 @@ def _words(pid: int) -> list[str]:
             return os.fsdecode(file.read()).split("\0")
     except OSError:
         return []
-
-
-def _ancestors() -> set[int]:
-    """Return our parent and its parents, as far as /proc tells them."""
-    from locks.holders import parent_of
-
-    found: set[int] = set()
-    pid = os.getppid()
-    while pid > 0 and pid not in found:
-        found.add(pid)
-        pid = parent_of(pid)
-    return found
 
 
 def _opened(path: str) -> Flock:

@@ -80,9 +80,13 @@ BUSY = [
 @pytest.mark.parametrize(("options", "status"), BUSY)
 def test_status_of_a_held_lock(tmp_path: Path, options: list[str], status: int) -> None:
     with held(FLOCK, lock=tmp_path / "lock"):
-        for program in (FLOCK, REBASER_LOCK):
-            done = program.run(*options, lock=tmp_path / "lock", command=("echo", "run"))
+        for program, more in ((FLOCK, ()), (REBASER_LOCK, ("--quiet",)), (REBASER_LOCK, ("-q",))):
+            done = program.run(*options, *more, lock=tmp_path / "lock", command=("echo", "run"))
             assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
+        done = REBASER_LOCK.run(*options, lock=tmp_path / "lock", command=("echo", "run"))
+        assert (done.returncode, done.stdout) == (status, "")
+        assert done.stderr.startswith(f"rebaser: could not take the lock {tmp_path}/lock, held ex")
+        assert done.stderr.count("\n") == 1
 
 
 @everyone
@@ -392,6 +396,7 @@ USAGE = [
     ["-c", "true", "true"],
     ["-c"],
     ["--root", "/nowhere/at/all", "true"],
+    ["--quiet", "--verbose", "true"],
 ]
 
 
@@ -409,16 +414,35 @@ def test_usage(tmp_path: Path, words: list[str]) -> None:
 def test_a_lock_file_that_cannot_be_opened_or_locked(tmp_path: Path) -> None:
     (tmp_path / "plain").touch()
     (tmp_path / "link").symlink_to("missing")
-    for words in (
-        ["--file", str(tmp_path / "plain/lock"), "true"],
-        ["--file", str(tmp_path / "link"), "true"],
-        ["--lock-file", str(tmp_path / "plain/lock"), "true"],
-        ["--fd", "99"],
-        ["-u", "--fd", "99"],
+    os.mkfifo(tmp_path / "fifo")
+    for words, status in (
+        (["--file", str(tmp_path / "plain/lock"), "true"], 66),
+        (["--file", str(tmp_path / "link"), "true"], 66),
+        (["--file", str(tmp_path / "fifo"), "true"], 66),
+        (["--lock-file", str(tmp_path / "plain/lock"), "true"], 66),
+        (["--fd", "99"], 65),
+        (["-u", "--fd", "99"], 65),
     ):
         done = run([*REBASER, *words], env=without_a_tree())
-        assert done.returncode == 66
+        assert done.returncode == status
         assert done.stderr.count("\n") == 1
+
+
+@needs_flock
+def test_a_standard_stream_that_the_caller_closed_is_no_descriptor(tmp_path: Path) -> None:
+    """/dev/null stands in for it meanwhile, which must not be what is locked."""
+    for stream, closing in ((0, "<&-"), (1, ">&-"), (2, "2>&-")):
+        for option in ("-x", "-u"):
+            words = ["sh", "-c", f'"$@" {closing}', "sh"]
+            done = run([*words, *REBASER, option, "--fd", str(stream)])
+            assert done.returncode == 65
+            if stream < 2:
+                assert f"cannot lock the lock file descriptor {stream}: Bad file" in done.stderr
+                assert run([*words, "flock", option, str(stream)]).returncode == 65
+    (tmp_path / "lock").touch()
+    with open(tmp_path / "lock") as file:
+        assert run([*REBASER, "--fd", "0"], stdin=file).returncode == 0
+        assert not is_free(tmp_path / "lock")
 
 
 # What it says.
@@ -433,11 +457,14 @@ def test_who_holds_it(tmp_path: Path) -> None:
         assert done.stderr.splitlines()[0].startswith(
             f"rebaser: waiting for the exclusive lock {tmp_path}/lo\\x1b[2Jck, {who}"
         )
-        assert done.stderr.splitlines()[1].startswith("rebaser: the lock was not had: ")
-        assert who in done.stderr.splitlines()[1]
-        # In a log file, without --verbose, nothing.
-        assert REBASER_LOCK.run("-w", "0.02", lock=lock).stderr == ""
-        assert "the lock was not had" in REBASER_LOCK.run("-n", "--verbose", lock=lock).stderr
+        failed = f"rebaser: could not take the lock {tmp_path}/lo\\x1b[2Jck, {who}"
+        assert done.stderr.splitlines()[1].startswith(failed)
+        # In a log file, without --verbose, only the failure.
+        for option in ("-w0.02", "-n"):
+            told = REBASER_LOCK.run(option, lock=lock).stderr
+            assert told.startswith(failed)
+            assert told.count("\n") == 1
+            assert REBASER_LOCK.run(option, "--quiet", lock=lock).stderr == ""
 
 
 @needs_flock
@@ -475,7 +502,7 @@ def test_a_stderr_that_is_closed_is_no_reason_to_lose_the_lock(
 def test_help_tells_every_exit_status() -> None:
     done = run([*REBASER, "--help"])
     assert done.returncode == 0
-    for status in ("64", "66", "126", "127", "130"):
+    for status in ("64", "65", "66", "126", "127", "130"):
         assert status in done.stdout
     assert done.stdout.startswith("usage: rebaser lock [options] [--] COMMAND [ARG ...]\n")
 
@@ -487,7 +514,7 @@ def test_a_free_lock_needs_none_of_the_slow_modules(tmp_path: Path) -> None:
     imported = set(re.findall(r"\| +([\w.]+)$", told, re.MULTILINE))
     assert "locks.hold" in imported
     assert imported.isdisjoint(
-        {"fasteners", "dataclasses", "subprocess", "inspect", "rich", "pefile", "pathlib"}
+        {"fasteners", "dataclasses", "subprocess", "inspect", "rich", "pefile", "pathlib", "typing"}
     )
 
 
@@ -505,3 +532,54 @@ def test_only_the_trees_own_folders_are_made(tmp_path: Path) -> None:
     words = [*REBASER_LOCK.start, "--root", str(tmp_path), "--name", "pip", "--", "true"]
     assert subprocess.run(words).returncode == 0
     assert (tmp_path / ".rebaser/pip.lock").exists()
+
+
+# Runs what is given with signals sent at the moment of the fork: `where` "before" to the process
+# alone, "parent" and "child" to either right after it, before it has done anything else.
+AT_THE_FORK = """
+import os, signal, sys, time
+where, number, *words = sys.argv[1:]
+if "{mask}" == "no mask" and hasattr(signal, "pthread_sigmask"):
+    del signal.pthread_sigmask  # Cygwin's Python has none
+real = os.fork
+def fork():
+    if where == "before":
+        os.kill(os.getpid(), int(number))
+    pid = real()
+    if pid and where == "parent" or not pid and where == "child":
+        os.kill(os.getpid(), int(number))
+    return pid
+os.fork = fork
+sys.argv[1:] = words
+"""
+PROGRAMS = {
+    "sage-flock": "from locks.sage_flock import main\nmain()",
+    "rebaser lock": "from rebaser.cli import main\nmain(['lock', '--file', *sys.argv[1:]])",
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("name", ["TERM", "HUP", "INT", "QUIT"])
+@pytest.mark.parametrize("where", ["before", "parent", "child"])
+def test_a_signal_at_the_fork_reaches_the_command_once_and_the_parent_lives_on(
+    tmp_path: Path, program: str, name: str, where: str
+) -> None:
+    number = signal.Signals[f"SIG{name}"]
+    script = (
+        f"trap 'echo came' {name}; echo $PPID; sleep 0.3; flock -n lock true || echo held; exit 7"
+    )
+    code = AT_THE_FORK.replace("{mask}", "no mask") + PROGRAMS[program]
+    order = ["-o", "lock"] if program == "sage-flock" else ["lock", "-o"]
+    words = [sys.executable, "-c", code, where, str(int(number)), *order, "sh", "-c", script]
+    environ = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    with started(words, cwd=tmp_path, env=environ) as child:
+        assert child.stdout
+        told = child.stdout.read().split()
+        status = shell_status(child.wait(20))
+    # A signal before the command has set its trap ends it: then it was not lost either.
+    lost = name in ("INT", "QUIT") and where == "parent"  # the keyboard's: left to the command
+    if lost:
+        assert (told, status) == ([str(child.pid), "held"], 7)
+    else:
+        assert (told[:1], status) in (([], 128 + number), ([str(child.pid)], 7))
+        assert status != 7 or told[1:] == ["came", "held"]

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from lock_programs import (
     started,
 )
 
+from locks.holders import holders
 from locks.sage_flock import UsageError, parsed
 
 pytestmark = needs_flock
@@ -275,8 +277,8 @@ def test_any_words_mean_the_same_to_both(
     except UsageError:
         usage_error = True
     else:
-        usage_error = options.answer is None and (
-            (options.close and options.no_fork)
+        usage_error = not {"-h", "-V"} & options.keys() and (
+            {"-o", "-F"} <= options.keys()
             or not operands
             or (len(operands) == 1 and not operands[0].isdigit())
             or (operands[1:2] == ["-c"] and len(operands) != 3)
@@ -301,11 +303,63 @@ def test_missing_folders_are_made(tmp_path: Path) -> None:
     assert lock.is_file()
 
 
-def test_what_it_says_while_it_waits(tmp_path: Path) -> None:
+def test_what_sage_math_is_told_of_a_wait(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    command = ("echo", "a\x1b[2J", "b")
+    for options in ((), ("-x",), ("--exclusive",), ("-s", "-x")):
+        with held(FLOCK, "-s", lock=lock) as holder:
+            words = SAGE_FLOCK.words(*options, lock=lock, command=command)
+            with started(words, stderr=subprocess.PIPE) as child:
+                assert child.stderr
+                said = "Waiting for exclusive lock to run echo a\\x1b[2J b ... "
+                assert child.stderr.read(len(said)) == said
+                assert holder.stdin
+                holder.stdin.close()
+                assert child.stderr.read() == "ok\n"
+                assert child.wait(20) == 0
+    assert SAGE_FLOCK.run(lock=lock).stderr == ""
+
+
+BESIDES = [
+    *("-n", "-w0.02", "-nE7", "-e -w 0.02", "--timeout=0.02", "--nb", "-s -w 0.02", "-xn"),
+    *("-ow0.02", "-Fw0.02", "--wait 0.02 --exclusive"),
+]
+
+
+@pytest.mark.parametrize("options", BESIDES)
+def test_with_an_option_of_flock_1_it_is_as_silent(tmp_path: Path, options: str) -> None:
+    lock = str(tmp_path / "lock")
+    with held(FLOCK, lock=lock):
+        for command in (("true",), ("-c", "true")):
+            ours, theirs = (
+                program.run(*options.split(), lock=lock, command=command)
+                for program in (SAGE_FLOCK, FLOCK)
+            )
+            assert (ours.returncode, ours.stdout, ours.stderr) == (
+                theirs.returncode,
+                theirs.stdout,
+                theirs.stderr,
+            )
+
+
+def test_a_string_for_the_shell_is_flock_1s_and_waits_in_silence(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    with held(FLOCK, lock=lock) as holder:
+        words = SAGE_FLOCK.words(lock=lock, command=("-c", "echo run"))
+        with started(words, stderr=subprocess.PIPE) as child:
+            with pytest.raises(subprocess.TimeoutExpired):
+                child.wait(0.3)
+            assert holder.stdin
+            holder.stdin.close()
+            assert child.stdout
+            assert child.stderr
+            assert (child.stdout.read(), child.stderr.read()) == ("run\n", "")
+
+
+def test_what_it_says_when_asked_to_be_verbose(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     with held(FLOCK, "-s", lock=lock) as holder:
-        command = ("echo", "a\x1b[2J", "b")
-        words = SAGE_FLOCK.words("--verbose", lock=lock, command=command)
+        words = SAGE_FLOCK.words("--verbose", lock=lock, command=("echo", "a"))
         with started(words, stderr=subprocess.PIPE) as child:
             assert child.stderr
             assert child.stderr.readline().startswith(
@@ -313,35 +367,34 @@ def test_what_it_says_while_it_waits(tmp_path: Path) -> None:
             )
             assert holder.stdin
             holder.stdin.close()
-            assert child.stderr.read() == (
-                "Waiting for exclusive lock to run echo a\\x1b[2J b ... ok\n"
-                "sage-flock: executing echo\n"
-            )
+            assert child.stderr.read() == "sage-flock: executing echo\n"
             assert child.wait(20) == 0
     with held(FLOCK, lock=lock):
-        done = SAGE_FLOCK.run("-s", "-w", "0.02", lock=lock)
-        assert done.stderr == "Waiting for shared lock to run true ... failed\n"
-        done = SAGE_FLOCK.run("-n", lock=lock)
-        assert (done.stdout, done.stderr) == ("", "")
-    assert SAGE_FLOCK.run(lock=lock).stderr == ""
+        done = SAGE_FLOCK.run("-n", "--verbose", lock=lock)
+        assert done.stderr == f"sage-flock: could not take the lock {lock}\n"
 
 
 def test_a_wait_for_our_own_caller_is_called_so(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
-    done = run(["flock", str(lock), *SAGE_FLOCK.words("-w", "0.02", lock=lock, command=("true",))])
+    words = SAGE_FLOCK.words("--verbose", "-w", "0.02", lock=lock, command=("true",))
+    done = run(["flock", str(lock), *words])
     assert done.returncode == 1
     assert "which this process has from its caller, holds this lock exclusive" in done.stderr
-    words = SAGE_FLOCK.words("-w", "0.02", lock=lock, command=("true",))
     with held(FLOCK, lock=lock):
-        assert "caller" not in run(words).stderr
+        assert "from its caller" not in run(words).stderr
+    # And on SageMath's own command line.
+    words = ["flock", str(lock), *SAGE_FLOCK.words("-s", lock=lock, command=("true",))]
+    with started(words, stderr=subprocess.PIPE) as child:
+        assert child.stderr
+        assert "which this process has from its caller, holds this" in child.stderr.readline()
 
 
 def test_help_names_every_option() -> None:
-    from locks.sage_flock import FLAGS, LONG, VALUED
+    from locks.sage_flock import LONG, SHORT
 
     told = run([*SAGE_FLOCK.start, "--help"]).stdout
-    assert all(f"-{letter}" in told for letter in (*FLAGS, *VALUED))
-    assert all(f"--{name}"[:10] in told for name in LONG if name != "nb")
+    assert all(f"-{letter}" in told for letter in SHORT.replace(":", ""))
+    assert all(f"--{name.rstrip('=')}"[:10] in told for name in LONG if name != "nb")
 
 
 # The program in a checkout.
@@ -388,30 +441,27 @@ def test_it_runs_through_a_symbolic_link(tmp_path: Path) -> None:
     assert run(script, env=environ, cwd=checkout / "bin").returncode == 5
 
 
-def test_a_wait_with_a_time_out_makes_the_virtual_environment_first(tmp_path: Path) -> None:
+def test_a_wait_with_a_time_out_needs_nothing_but_the_standard_library(tmp_path: Path) -> None:
     checkout = fresh_checkout(tmp_path / "checkout")
-    program = str(checkout / "bin/sage-flock")
+    make_venv = checkout / "bin/make-venv"
+    make_venv.write_text(f"#!/bin/sh\ntouch {tmp_path}/made\n")
+    make_venv.chmod(0o755)
     lock = str(tmp_path / "lock")
-    timed = [program, "-w", "0.02", "-E", "9", lock, "true"]
-    # A Python without fasteners, as the system's is.
-    bare = str(tmp_path / "python")
-    Path(bare).write_text(f'#!/bin/sh\nexec "{sys.base_prefix}/bin/python3" "$@"\n')
-    Path(bare).chmod(0o755)
-    if run([bare, "-c", "import fasteners"]).returncode == 0:
-        pytest.skip("this Python has fasteners installed")
-    environ = environment(REBASER_PYTHON=bare)
-    assert run(timed, env=environ).returncode == 0  # not needed while the lock is free
-    with held(FLOCK, lock=lock):
-        make_venv = checkout / "bin/make-venv"
-        make_venv.write_text("#!/bin/sh\nexit 1\n")
-        make_venv.chmod(0o755)
-        done = run(timed, env=environ)
-        assert done.returncode == 71
-        assert "a wait with a time-out needs fasteners: run " in done.stderr
-        make_venv.write_text(f'#!/bin/sh\nln -s "{sys.prefix}" "{checkout}/.venv"\n')
-        done = run(timed, env=environ)
-        assert done.returncode == 9
-        assert done.stderr == "Waiting for exclusive lock to run true ... failed\n"
+    timed = [str(checkout / "bin/sage-flock"), "-w", "0.2", "-E", "9", lock, "true"]
+    assert run(timed, env=environment()).returncode == 0
+    with held(FLOCK, lock=lock) as holder:
+        began = time.monotonic()
+        done = run(timed, env=environment())
+        assert (done.returncode, done.stdout, done.stderr) == (9, "", "")
+        assert time.monotonic() - began >= 0.2
+        with started([*timed[:2], "60", lock, "echo", "run"], env=environment()) as child:
+            assert eventually(lambda: len(holders(lock)) == 3)  # flock(1), its sh, and ours
+            assert holder.stdin
+            holder.stdin.close()
+            assert child.stdout
+            assert child.stdout.read() == "run\n"
+    assert not (tmp_path / "made").exists()
+    assert not (checkout / ".venv").exists()
 
 
 def test_a_python_without_fcntl_is_named(tmp_path: Path) -> None:

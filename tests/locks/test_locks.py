@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 from lock_programs import CHECKOUT, FLOCK, held, is_free, needs_flock
 
-from locks import Flock, LockFileError, Mode
+from locks.flock import Flock, LockFileError, Mode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -135,7 +135,7 @@ def test_the_descriptor_is_not_for_our_children_and_a_child_that_has_it_keeps_th
     child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[lock.fileno()])
     lock.close()
     lock.close()
-    assert lock.closed
+    assert lock.fileno() == -1
     with Flock.open(path) as other:
         assert not other.try_acquire(SHARED)
         child.communicate()
@@ -179,6 +179,38 @@ def test_a_lock_file_is_not_made_through_a_symbolic_link(tmp_path: Path) -> None
     with Flock.open(str(link)) as one, Flock.open(str(target)) as other:
         assert one.try_acquire(EXCLUSIVE)
         assert not other.try_acquire(SHARED)
+
+
+def test_a_link_is_not_followed_where_that_is_said(tmp_path: Path) -> None:
+    (tmp_path / "target").touch()
+    (tmp_path / "link").symlink_to("target")
+    folder = os.open(tmp_path, os.O_RDONLY)
+    try:
+        with pytest.raises(LockFileError, match="cannot open the lock file link: it is a symbolic"):
+            Flock.open("link", follow=False, dir_fd=folder)
+        with Flock.open("lock", follow=False, dir_fd=folder) as lock:
+            assert os.path.samestat(os.fstat(lock.fileno()), os.stat(tmp_path / "lock"))
+    finally:
+        os.close(folder)
+
+
+@pytest.mark.parametrize("readable_only", [False, True])
+def test_a_fifo_is_refused_and_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, readable_only: bool
+) -> None:
+    path = str(tmp_path / "lock")
+    os.mkfifo(path)
+    if readable_only:  # as for somebody who may not write it: opening it would wait for a writer
+        real = os.open
+
+        def refuse(path: str, flags: int, *args: int, **more: int | None) -> int:
+            if flags & os.O_ACCMODE == os.O_RDWR:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return real(path, flags, *args, **more)
+
+        monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(LockFileError, match="it is a FIFO, neither a file nor a folder; choose"):
+        Flock.open(path)
 
 
 def test_a_missing_file_is_not_made_when_it_should_not_be(tmp_path: Path) -> None:
@@ -317,11 +349,3 @@ def test_a_new_file_in_a_read_only_folder_ends_sage_flock_as_flock_1(open_folder
             return int(end.code or 0)
 
     assert as_nobody(action) == 66
-
-
-def test_a_name_that_is_not_there() -> None:
-    import locks
-
-    with pytest.raises(AttributeError, match="no attribute 'flocks'"):
-        locks.flocks  # noqa: B018
-    assert {name for name in locks.__all__ if getattr(locks, name) is None} == set()

@@ -12,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lock_programs import FLOCK, UNTIL_END, eventually, held, needs_flock, started
 
-from locks import Flock, Mode, describe_holders
-from locks.fdinfo import flock_in
-from locks.holders import blocked_in, holders, printable
+from locks.flock import Flock, Mode
+from locks.holders import blocked_in, describe_holders, flock_in, holders, printable
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc/PID/fdinfo")
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 from lock_programs import run
 
-from locks import Flock, Inherited, Mode, inherited_lock
-from locks.inherited import probe
+from locks.flock import Flock, Mode
+from locks.inherited import Inherited, inherited_lock, probe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +36,8 @@ def caller(tmp_path: Path) -> Iterator[int]:
 
 TELL = (
     "import sys\n"
-    "from locks import Flock, inherited_lock\n"
+    "from locks.flock import Flock\n"
+    "from locks.inherited import inherited_lock\n"
     "with Flock.open(sys.argv[1]):\n"
     "    print(inherited_lock(sys.argv[1]))\n"
 )
@@ -112,11 +113,15 @@ def test_without_fdinfo_while_another_process_holds_it(tmp_path: Path, caller: i
         assert probe(caller, str(tmp_path / "lock")) == "unlocked"
 
 
-@linux
-def test_on_cygwin_the_probe_is_what_is_used(
+def test_where_there_is_no_fdinfo_the_probe_is_what_is_used(
     tmp_path: Path, caller: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "platform", "cygwin")
+    real = open
+
+    def without_fdinfo(path: str, **how: str) -> object:
+        return real("/nowhere/at/all" if "/fdinfo/" in path else path, **how)  # type: ignore
+
+    monkeypatch.setattr("builtins.open", without_fdinfo)
     path = str(tmp_path / "lock")
     fcntl.flock(caller, fcntl.LOCK_SH)
     assert inherited_lock(path) == Inherited(caller, "unknown")
