@@ -83,12 +83,13 @@ class Flock:
         that exists is followed, since opening a lock file changes nothing in it, unless `follow`
         is false. What is neither a file nor a folder is refused, and no FIFO is waited for. The
         descriptor is close-on-exec and never 0, 1 or 2. `make_parents` makes the folders that are
-        missing. `path` is relative to the folder `dir_fd`, where given. Raises LockFileError.
+        missing. `dir_fd` is a descriptor of its folder, where that is open. Raises LockFileError.
         """
         try:
             if create and make_parents and os.path.dirname(path):
                 _make_folder(os.path.dirname(path))
-            return cls(_not_standard(_opened(path, create, follow, dir_fd)), path, owned=True)
+            name = path if dir_fd is None else os.path.basename(path)
+            return cls(_not_standard(_opened(name, create, follow, dir_fd)), path, owned=True)
         except OSError as error:
             raise LockFileError("open", path, error) from error
 

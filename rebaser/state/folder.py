@@ -69,6 +69,7 @@ class State:
         self.is_inside = folder.startswith(top)
         self._top, self._below = (root, folder[len(top) :]) if self.is_inside else (folder, "")
         self._folders: Folders | None = None
+        self._locks: Folders | None = None
         self._loaded: tuple[tuple[int, ...], Snapshot] | None = None
 
     def make_home(self) -> None:
@@ -99,13 +100,18 @@ class State:
         with _making(os.path.join(self.folder, below)):
             self._open(below, self._mode())
 
-    def make_folder_of(self, lock_file: str) -> None:
-        """Make the folder of the tree's lock, if it is to lie in the tree. Raises StateError."""
+    def folder_of(self, lock_file: str) -> int | None:
+        """Return a descriptor of the folder of a lock in the tree, made if it is missing.
+
+        It is good until the next call; None: the lock lies outside the tree. Raises StateError.
+        """
         top = self.root.rstrip("/") + "/"
         folder = os.path.dirname(lock_file)
-        if folder.startswith(top):
-            with _making(folder):
-                Folders(self.root).open(folder[len(top) :], self._mode())
+        if not folder.startswith(top):
+            return None
+        with _making(folder):
+            self._locks = Folders(self.root)
+            return self._locks.open(folder[len(top) :], self._mode())
 
     def _mode(self) -> int:
         # Who may write the root may write its state, and nobody else: find_tree believes it then.

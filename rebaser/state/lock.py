@@ -42,8 +42,7 @@ class TreeLock:
         self._wait = wait
         self._tell = tell
         self._inherited = inherited_lock(path)
-        state.make_folder_of(path)
-        self._lock = _opened(path)
+        self._lock = _opened(path, state)
         self._others: list[Flock] = []  # in the state folder, and of trees inside this one
 
     def __enter__(self) -> TreeLock:
@@ -71,10 +70,9 @@ class TreeLock:
             return self.is_exclusive
         if self._callers != "exclusive" and not self._lock.try_acquire(Mode.EXCLUSIVE):
             return False
-        inner = self._opened_inner()
         try:
-            self.is_exclusive = inner.try_acquire(Mode.EXCLUSIVE)
-        except LockFileError:
+            self.is_exclusive = self._opened_inner().try_acquire(Mode.EXCLUSIVE)
+        except (LockError, LockFileError):
             self.is_exclusive = True
         return self.is_exclusive
 
@@ -117,7 +115,7 @@ class TreeLock:
 
     def _opened_inner(self) -> Flock:
         self._state.make_home()
-        lock = _opened(self._state.lock_file)
+        lock = _opened(self._state.lock_file, self._state)
         self._others.append(lock)
         return lock
 
@@ -193,9 +191,13 @@ def _words(pid: int) -> list[str]:
         return []
 
 
-def _opened(path: str) -> Flock:
+def _opened(path: str, state: State) -> Flock:
+    """Open a lock file, made if it is missing; in the tree no link on the way is followed."""
     try:
-        return Flock.open(path, make_parents=True)
+        folder = state.folder_of(path)
+        if folder is None:
+            return Flock.open(path, make_parents=True)
+        return Flock.open(path, follow=False, dir_fd=folder)
     except LockFileError as error:
         raise LockError(
             f"{error} with --lock-file or REBASER_LOCK_FILE. Nothing was changed"
