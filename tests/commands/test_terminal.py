@@ -172,7 +172,7 @@ def test_run_shows_its_progress(terminal: Terminal, tmp_path: Path) -> None:
     root = tmp_path / "large"
     for number in range(1500):
         put(root / f"{number}.dll", 0x1_8000_0000, 2)
-    terminal.type("run", root, "--engine", "builtin", "--jobs", "2")
+    terminal.type("run", root, "--engine", "builtin")
     bar = re.compile(r"staging .*━.*(MB|GB|kB)|committing .*━.*\d+/1500")
     seen = terminal.until(lambda text: bar.search(text) or "ended:" in text)
     line = bar.search(seen)
@@ -207,7 +207,7 @@ def test_an_interrupt_is_one_line(terminal: Terminal, tmp_path: Path) -> None:
     root = tmp_path / "large"
     for number in range(1500):
         put(root / f"{number}.dll", 0x1_8000_0000, 2)
-    terminal.type("run", root, "--engine", "builtin", "--jobs", "2")
+    terminal.type("run", root, "--engine", "builtin")
     terminal.until(lambda text: "━" in text or "ended:" in text)
     subprocess.run([*terminal.tmux(), "send-keys", "C-c"], check=True, timeout=20)
     screen = terminal.result(130)
