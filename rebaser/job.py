@@ -12,6 +12,7 @@ from rebaser.plan.request import Request
 from rebaser.progress import Progress, Quiet
 from rebaser.scan.skip import globs_of_tree, skip_cause
 from rebaser.scan.snapshot import Seen, Snapshot
+from rebaser.state.folder import State
 from rebaser.tree import Tree
 
 TYPE_CHECKING = False
@@ -37,7 +38,7 @@ class Job:
     ) -> None:
         self.tree = tree
         self.options = options
-        self.state = tree.state
+        self.state = State(tree.state_dir, tree.root)
         self.progress = progress or Quiet()
         self.seconds: dict[str, float] = {}
         self.scan_began = time.monotonic()
