@@ -203,6 +203,7 @@ def _apply(job: Job, lock: TreeLock, found: Proposal, began: FileSystemTime) -> 
     try:
         apply(
             job.tree,
+            job.state,
             job.options,
             found,
             job.engine(),

@@ -17,6 +17,7 @@ from rebaser.apply.stage import StagingFolders, stage
 from rebaser.options import Options
 from rebaser.plan.proposal import Proposal
 from rebaser.progress import Progress
+from rebaser.state.folder import State
 from rebaser.tree import Tree
 
 # The disk must hold the copies of one batch, of this many bytes, beside the tree.
@@ -25,6 +26,7 @@ BATCH = 256 << 20
 
 def apply(
     tree: Tree,
+    state: State,
     options: Options,
     found: Proposal,
     engine: Engine,
@@ -41,7 +43,7 @@ def apply(
     files: those of what moves are taken out and closed. `rebasers` returns the other processes of
     rebaser.
     """
-    folders = StagingFolders(tree)
+    folders = StagingFolders(tree, state)
     moves = found.plan.moves
     sources = with_all_names(tree.root, moves, found.survey.sources)
     items = []

@@ -22,7 +22,7 @@ from rebaser.files import (
     open_folder,
     open_to_read,
 )
-from rebaser.state.folder import STAGING, TREES_OWN
+from rebaser.state.folder import STAGING, TREES_OWN, State
 from rebaser.state.staging import StagingFolder
 from rebaser.tree import Tree
 
@@ -44,13 +44,14 @@ class StagingFolders:
     both show the same file system (rename(2), EXDEV). `targets` are the folders of the tree.
     """
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Tree, state: State) -> None:
         self.targets = Folders(tree.root)
         self._tree = tree
+        self._state = state
         self._by_mount: dict[tuple[int, str], StagingFolder] = {}
         self._by_folder: dict[str, StagingFolder] = {}
-        own = tree.state.staging
-        if own is not None and tree.state.is_inside:
+        own = state.staging
+        if own is not None and state.is_inside:
             self._by_mount[_mount(own.descriptor)] = own
 
     def beside(self, folder: str) -> StagingFolder:
@@ -71,7 +72,7 @@ class StagingFolders:
         name = f"{STAGING}-{os.urandom(8).hex()}"
         path = "/".join([*(name for name, _ in chain[1:]), TREES_OWN, name])
         # Noted before it is made: a kill in between leaves nothing that nobody knows of.
-        self._tree.state.note_staging_elsewhere(path)
+        self._state.note_staging_elsewhere(path)
         parent = open_folder(TREES_OWN, chain[-1][1], make=0o755)
         try:
             return StagingFolder(self._tree.path(path), parent)

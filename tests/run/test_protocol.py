@@ -320,7 +320,7 @@ def test_a_file_where_the_folder_of_the_lock_should_be(rebaser: Rebaser, tree: P
     (tree / ".rebaser").touch()
     result = rebaser("run", tree)
     assert result.status == 1
-    assert f"{tree}/.rebaser is no folder" in result.err
+    assert f"{tree}/.rebaser: the folder cannot be made" in result.err
     assert "--file" not in result.err
 
 

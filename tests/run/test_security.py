@@ -23,6 +23,7 @@ from trees import (
 )
 from users import NOBODY, as_nobody, give
 
+from rebaser.state.folder import State
 from rebaser.tree import find_tree
 
 pytestmark = [
@@ -268,15 +269,16 @@ def test_staging_names_cannot_be_foreseen(tree: Path, tmp_path: Path) -> None:
 
     places = {"state_dir": str(tmp_path / "state"), "lock_file": str(tmp_path / "lock")}
     made = find_tree(str(tree), environ={}, **places)
-    made.state.make()
+    state = State(made.state_dir, made.root)
+    state.make()
     names = set()
     for _ in range(3):
-        folder = StagingFolders(made).beside("bin")
+        folder = StagingFolders(made, state).beside("bin")
         names.add(folder.path)
         assert stat.S_IMODE(os.stat(folder.path).st_mode) == 0o700
         assert os.path.dirname(folder.path) == str(tree / ".rebaser")
     assert len(names) == 3
-    made.state.clear_staging()
+    state.clear_staging()
     assert not any(os.path.exists(name) for name in names)
     assert not (tree / ".rebaser").exists()
     shutil.rmtree(tmp_path / "state")

@@ -17,7 +17,7 @@ class BuiltinEngine:
     starts_processes = False
 
     def relocate(self, staged: Sequence[Staged]) -> Mapping[str, str]:
-        """Move every copy; return {path: reason} for those that could not be moved."""
+        """Move every copy; return {staged: reason} for those that could not be moved."""
         reasons = {}
         for item in staged:
             try:
