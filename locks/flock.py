@@ -11,7 +11,8 @@ try:
 except ImportError as error:  # native Windows
     raise ImportError(
         "this Python has no fcntl: a native Windows Python sees no lock of Cygwin or MSYS2; "
-        "run rebaser with the python3 of Cygwin or the python of MSYS2"
+        "run rebaser with the python3 of Cygwin or the python of MSYS2",
+        name="fcntl",
     ) from error
 
 TYPE_CHECKING = False

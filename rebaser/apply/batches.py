@@ -64,18 +64,15 @@ def apply(
         Wanted(move, tree.path(move.path), sources[move.path].seen, images.get(move.path))
         for move in moves
     ]
+    progress.phase("moving", len(wanted), sum(item.seen.size for item in wanted))
     for batch in _batches(wanted, in_one=engine.starts_processes):
         folders.remove_copies()
         with _timed(applied, "stage"):
-            progress.phase("staging", sum(item.seen.size for item in batch), in_bytes=True)
-            staging = stage(
-                batch, folders, engine, touch=touch, jobs=jobs, advance=progress.advance
-            )
+            staging = stage(batch, folders, engine, touch=touch, jobs=jobs, advance=progress.copied)
             applied.skipped.update(staging.changed)
             applied.changed.update(staging.changed)
             applied.failed.update(staging.failed)
         with _timed(applied, "commit"):
-            progress.phase("committing", len(staging.ready))
             commit(
                 staging.ready,
                 tree,

@@ -80,7 +80,7 @@ def with_settings(arguments: Namespace, tree: Tree) -> Namespace:
     A command passes over the options that are another's. `settings` is the file's path, or None.
     Raises UsageError, or ends the program with 2, where a line is wrong.
     """
-    from rebaser.cli import command_parser, parsed
+    from rebaser.cli import command_parser
 
     path = f"{tree.state_dir}/{SETTINGS}"
     lines = read_settings(path)
@@ -91,12 +91,12 @@ def with_settings(arguments: Namespace, tree: Tree) -> Namespace:
         for number, line in lines:
             judge.where = f"{path}, line {number}"
             try:
-                options_from(parsed(judge, line))
+                options_from(judge.parsed(line))
             except UsageError as error:
                 raise UsageError(f"{judge.where}: {error}") from None
             if line[0].partition("=")[0] in known:
                 words += line
-        arguments = parsed(arguments.parser, [*words, *given])
+        arguments = arguments.parser.parsed([*words, *given])
     arguments.settings = path if lines else None
     return arguments
 

@@ -173,7 +173,9 @@ def test_run_shows_its_progress(terminal: Terminal, tmp_path: Path) -> None:
     for number in range(1500):
         put(root / f"{number}.dll", 0x1_8000_0000, 2)
     terminal.type("run", root, "--engine", "builtin", "--jobs", "2")
-    bar = re.compile(r"staging .*━.*(MB|GB|kB)|committing .*━.*\d+/1500")
+    bar = re.compile(
+        r"moving .*[━╸].* [MG]B, [\d,]+/1,500 DLLs \d+:\d\d:\d\d|moving .*/1,500 DLLs -:--:--"
+    )
     seen = terminal.until(lambda text: bar.search(text) or "ended:" in text)
     line = bar.search(seen)
     assert line, seen

@@ -426,7 +426,7 @@ def test_what_is_an_arena() -> None:
 def test_values_that_cannot_be(rebaser: Rebaser, tree: Path, words: list[str], said: str) -> None:
     result = rebaser("run", tree, *words)
     assert result.status == 2
-    assert result.err.endswith(f"rebaser run: {said}\n")
+    assert result.err == f"rebaser run: {said} (see rebaser run --help)\n"
 
 
 def test_no_room_changes_nothing(rebaser: Rebaser, tree: Path) -> None:
@@ -546,7 +546,6 @@ def test_a_person_is_told_what_was_done(rebaser: Rebaser, tree: Path) -> None:
     assert f"{tree}: moved 6 of 6 images" in result.out
     assert "no overlap is left" in result.out
     assert "engine builtin" in result.out
-    assert "staging: " in result.err
     again = rebaser("run", tree)
     assert (again.out, again.err) == (f"{tree}: 6 images, nothing to do\n", "")
 
@@ -626,7 +625,8 @@ def test_options_that_exclude_each_other(rebaser: Rebaser, tree: Path) -> None:
     ):
         result = rebaser("run", tree, *words)
         assert result.status == 2, words
-        assert result.err.startswith("usage: rebaser run")
+        assert result.err.startswith("rebaser run: ")
+        assert result.err.endswith(" (see rebaser run --help)\n")
 
 
 def test_output_into_a_pipe_that_closed(rebaser: Rebaser, tree: Path) -> None:
