@@ -119,6 +119,7 @@ def command_parser(name: str) -> Parser:
         allow_abbrev=False,
     )
     module.add_arguments(parser)
+    parser._action_groups.sort(key=lambda group: group.title == "advanced")  # comes last
     return parser
 
 

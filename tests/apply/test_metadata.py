@@ -157,7 +157,7 @@ def test_everything_else_is_left_alone(rebaser: Rebaser, tree: Path) -> None:
 def test_the_same_input_gives_the_same_bytes(rebaser: Rebaser, tmp_path: Path) -> None:
     one, other = make_tree(tmp_path / "one", 12), make_tree(tmp_path / "other", 12)
     rebaser.report("run", one)
-    rebaser.report("run", other, "--jobs", "1")
+    rebaser.report("run", other)
     assert contents(one) == contents(other)
 
 

@@ -130,7 +130,7 @@ class TestAction:
         output = ""
         for step in action["runs"]["steps"]:  # type: ignore[index]
             output = call("bash", "-eo", "pipefail", "-c", step["run"], env=environment)
-        assert "moved 2 of 2 images" in output
+        assert "moved 2 DLLs" in output
 
 
 def checkout(folder: Path) -> Path:
@@ -202,7 +202,7 @@ class TestWheel:
         tree.mkdir()
         for name in ("one.dll", "two.dll"):
             (tree / name).write_bytes(pe.build())
-        assert "moved 2 of 2" in call(rebaser, "run", tree, "--engine", "builtin")
+        assert "moved 2 DLLs" in call(rebaser, "run", tree, "--engine", "builtin")
         assert "nothing to do" in call(rebaser, "run", tree)
         assert "no overlap" in call(rebaser, "map", tree)
         assert str(rebaser) in call(rebaser, "hook", "cygwin", tree)

@@ -1,0 +1,51 @@
+"""The JSON of every command: one object with its format, and the shapes that several have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+
+from cygwin.address_space import machine_name
+from rebaser.plan.placement import Move
+from rebaser.text import address
+
+FORMAT = 1
+"""It grows when a field goes away or means something else; new fields may come without that."""
+
+
+def print_json(fields: Mapping[str, object]) -> None:
+    r"""Print one object, with its format first; docs/json.md describes what each command prints.
+
+    A byte of a path that is not UTF-8 is \udcNN, as Python has it in text (PEP 383).
+    """
+    print(json.dumps({"format": FORMAT, **fields}))
+
+
+def range_object(low: int, high: int) -> dict[str, object]:
+    """Return the addresses `[low, high)`."""
+    return {"low": address(low), "high": address(high)}
+
+
+def group_object(low: int, high: int, paths: Iterable[str], cure: str | None) -> dict[str, object]:
+    """Return DLLs that hang together by overlaps; `cure` is "run" where a run moves them apart."""
+    return {**range_object(low, high), "paths": list(paths), "cure": cure}
+
+
+def reason_objects(some: Iterable[tuple[str, str]]) -> list[dict[str, object]]:
+    """Return the (path, reason) of what was skipped or failed."""
+    return [{"path": path, "reason": reason} for path, reason in some]
+
+
+def move_objects(moves: Iterable[Move]) -> list[dict[str, object]]:
+    """Return moves; equal bases mean that only the flag DYNAMIC_BASE is cleared."""
+    return [
+        {
+            "path": move.path,
+            "machine": machine_name(move.machine),
+            "old_base": address(move.old_base),
+            "new_base": address(move.new_base),
+            "slot_size": move.slot_size,
+            "reason": move.reason,
+        }
+        for move in moves
+    ]
