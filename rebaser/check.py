@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 
 from cygwin.address_space import ARENA, GRANULARITY, SAFE, X86_64, Range, is_runtime
 from cygwin.aslr import mandatory_aslr
-from cygwin.fault import FAULTS
 from rebaser.errors import UsageError
 from rebaser.options import Options
-from rebaser.plan.overlap import MOST_PAIRS, Span, clusters, overlapping_pairs, pairs_with
+from rebaser.plan.overlap import Span, groups, overlapping_pairs
 from rebaser.plan.placement import Move, NoRoomError, Placed, Reserved, make_plan
 from rebaser.plan.reserved import in_tree, reservations
 from rebaser.plan.survey import Survey, spans, survey
 from rebaser.reading import open_to_read
+from rebaser.report import Group
 from rebaser.scan import snapshot as snapshots
-from rebaser.scan.skip import Skipped, globs_of_tree, same_file
+from rebaser.scan.skip import same_file
 from rebaser.scan.snapshot import Snapshot
 from rebaser.scan.walk import Rules, Scan, look_at_one, scan
 from rebaser.state.folder import State
@@ -49,28 +48,32 @@ class Run:
 class Findings:
     """What was found. Paths are absolute.
 
-    `groups` hang together by overlaps; `pairs` are the overlaps one by one, the first MOST_PAIRS.
-    `incurable` is what no rebase can cure, `unread` are (path, reason), `moves` is
-    what `runs` would move, by path. `outside` are the members of groups that lie in the same tree
-    as what was named, and outside of that.
+    `named` are the images that were asked about. `overlaps` concern one of them; `left` is what of
+    them is there when `runs` have made `moves` (by path). `incurable` is what no rebase can cure,
+    `unread` and `skipped` are (path, reason).
     """
 
-    images: int
-    groups: tuple[Sequence[Span], ...]
-    pairs: tuple[tuple[str, str], ...]
+    named: frozenset[str]
+    overlaps: tuple[Group, ...]
+    left: tuple[Group, ...]
     problems: tuple[Problem, ...]
     incurable: tuple[Problem, ...]
     unread: tuple[tuple[str, str], ...]
-    skipped: tuple[Skipped, ...]
+    skipped: tuple[tuple[str, str], ...]
     at_linkers_base: int
     moves: Mapping[str, Move]
     runs: tuple[Run, ...]
-    outside: frozenset[str]
 
     @property
     def breaks_fork(self) -> bool:
         """Whether fork fails, or may fail, because of something that was found."""
-        return bool(self.groups or self.problems or self.incurable)
+        return bool(self.overlaps or self.problems or self.incurable)
+
+    @property
+    def broken(self) -> frozenset[str]:
+        """The files asked about, each once, that break fork."""
+        found = {problem.path for problem in (*self.problems, *self.incurable)}
+        return frozenset(found.union(*(group.paths for group in self.overlaps)) & self.named)
 
     @property
     def exit_status(self) -> int:
@@ -80,57 +83,61 @@ class Findings:
 
 def check(
     paths: Sequence[str],
+    options: Options | None = None,
     *,
-    rules: Rules | None = None,
-    excludes: Sequence[str] = (),
-    database: str | None = None,
-    cygwin_root: str | None = None,
-    avoid: Sequence[str] = (),
     warn: Callable[[str], None] = lambda text: None,
 ) -> Findings:
     """Look at files, and at the images below folders, and say what breaks fork.
 
-    A folder inside another tree is looked at with that tree, as `run` does. Reads only, and takes
-    no lock. Raises UsageError for a path that does not exist.
+    A folder inside another tree is looked at with that tree, as `run` does; what the last run saw
+    and what is as it was is not read again. Reads only, and takes no lock. Raises UsageError for a
+    path that does not exist.
     """
-    rules = rules or Rules()
-    options = Options(None, database, cygwin_root, tuple(avoid), rules.suffixes)
-    seen = _seen(_apart(paths), rules)
+    options = options or Options()
+    parts = _parts(_apart(paths), options, warn)
     images: dict[str, Placed] = {}  # of all that was looked at
     dlls: set[str] = set()
     named: set[str] = set()
-    causes: dict[str, Skipped] = {}
+    reasons: dict[str, str] = {}
     problems: list[Problem] = []
     incurable = _of_windows()
     moves: dict[str, Move] = {}
     runs: list[Run] = []
     files: dict[object, str] = {}
-    for number, part in enumerate(seen):
-        known = reservations(part.own, options, warn)
+    for number, part in enumerate(parts):
+        known = reservations(
+            part.own,
+            database=options.database,
+            cygwin_root=options.cygwin_root,
+            avoid=options.avoid,
+            rules=options.rules,
+            warn=warn,
+        )
         surveyed = survey(
             part.now,
             part.before,
             may_move=part.may_move,
-            excludes=globs_of_tree(excludes, part.tree.scope),
+            keep_aslr=options.keep_aslr,
+            force_signed=options.force_signed,
             database_slots=known.database_slots,
             top=part.tree.path(""),
         )
         # A file that was seen under another name is no other image.
-        sources = {
-            path: source
+        here = {
+            path: any(map(part.holds, source.names))
             for path, source in surveyed.sources.items()
             if path in surveyed.dlls
             and path == files.setdefault(same_file(path, source.seen), path)
         }
-        here = {path for path, source in sources.items() if any(map(part.holds, source.names))}
-        causes.update((one.path, one) for one in surveyed.skipped)
+        mine = {path for path, is_named in here.items() if is_named}
+        reasons.update(surveyed.skipped)
         incurable += [one for one in _of_programs(surveyed) if part.holds(one.path)]
-        for machine, of_machine in spans(surveyed.images, here).items():
+        for machine, of_machine in spans(surveyed.images, mine).items():
             problems += _on_others(of_machine, known.ranges.get(machine, ()))
         if part.is_runs:
-            others = [other for other in seen[:number] if other.tree.root != part.tree.root]
+            others = [other for other in parts[:number] if other.tree.root != part.tree.root]
             try:
-                planned = _plan(part, surveyed, known.ranges, others, images, moves, rules)
+                planned = _plan(part, surveyed, known.ranges, others, images, moves, options)
             except NoRoomError as error:
                 incurable.append(Problem(part.path, str(error)))
                 planned = {}
@@ -138,40 +145,32 @@ def check(
             if planned:
                 runs.append(Run(part.path, tuple(other.path for other in others)))
         images.update(surveyed.images)
-        dlls |= set(sources)
-        named |= here
-    problems += [
-        Problem(path, what) for path in sorted(named) for what in _problems(path, images[path])
-    ]
-    all_spans = spans(images, dlls).values()
-    pairs = [
-        (low.path, high.path)
-        for of_machine in all_spans
-        for low, high in islice(pairs_with(named, of_machine), MOST_PAIRS)
-    ]
-    groups = [
-        group
-        for of_machine in all_spans
-        for group in clusters(of_machine)
-        if any(span.path in named for span in group)
-    ]
-    stuck = spans(images, dlls & causes.keys()).values()
-    curable = [problem for problem in problems if problem.path not in causes]
-    staying = [problem for problem in problems if problem.path in causes]
-    staying += [problem for of_machine in stuck for problem in _stuck(of_machine, named)]
-    incurable += _with_causes(staying, causes)
+        dlls |= here.keys()
+        named |= mine
+    problems += [Problem(path, what) for path in named for what in _problems(path, images[path])]
+    overlaps, left = (
+        tuple(
+            group
+            for group in groups(spans(images, dlls, made), images.keys() - moves.keys(), named)
+            if not named.isdisjoint(group.paths)
+        )
+        for made in ((), moves.values())
+    )
     broken = {problem.path for problem in problems}
+    incurable += _staying(problems, left, reasons)
     return Findings(
-        images=len(named),
-        groups=tuple(groups),
-        pairs=tuple(pairs),
-        problems=tuple(sorted(curable, key=lambda problem: problem.path)),
+        named=frozenset(named),
+        overlaps=overlaps,
+        left=left,
+        problems=tuple(
+            sorted((one for one in problems if one.path not in reasons), key=lambda one: one.path)
+        ),
         incurable=tuple(incurable),
-        unread=tuple(pair for part in seen for pair in part.unread),
+        unread=tuple(pair for part in parts for pair in part.unread),
         skipped=tuple(
-            cause
-            for path, cause in sorted(causes.items())
-            if not path.lower().endswith(PROGRAM) and any(part.holds(path) for part in seen)
+            (path, reason)
+            for path, reason in sorted(reasons.items())
+            if not path.lower().endswith(PROGRAM) and any(part.holds(path) for part in parts)
         ),
         at_linkers_base=sum(
             path not in broken and images[path].base >= ARENA[X86_64].high
@@ -180,7 +179,6 @@ def check(
         ),
         moves=moves,
         runs=tuple(runs),
-        outside=frozenset(span.path for group in groups for span in group) - named,
     )
 
 
@@ -214,39 +212,38 @@ class _Part:
         return name if name and (self.is_runs or self.holds(name)) else None
 
 
-def _seen(paths: Sequence[str], rules: Rules) -> list[_Part]:
-    """Look at files and folders afresh; files come first, so that the runs keep off them."""
-    found: dict[tuple[str, Rules], Scan] = {}
-    parts = []
-    for path in paths:
-        parts.append(_folder(path, rules, found) if os.path.isdir(path) else _file(path))
+def _parts(paths: Sequence[str], options: Options, warn: Callable[[str], None]) -> list[_Part]:
+    """Look at files and folders; files come first, so that the runs keep off them."""
+    found: dict[tuple[str, Rules], Scan] = {}  # of several folders in one tree the scan is one
+    parts = [
+        _folder(path, options.rules, found, warn) if os.path.isdir(path) else _file(path)
+        for path in paths
+    ]
     return sorted(parts, key=lambda part: part.is_runs)
 
 
-def _folder(path: str, rules: Rules, found: dict[tuple[str, Rules], Scan]) -> _Part:
-    with_programs = rules._replace(suffixes=(*rules.suffixes, PROGRAM))
-
-    def look(root: str, rules: Rules) -> Scan:
-        if (root, rules) not in found:
-            found[root, rules] = scan(root, rules)
-        return found[root, rules]
-
+def _folder(
+    path: str,
+    rules: Rules,
+    found: dict[tuple[str, Rules], Scan],
+    warn: Callable[[str], None],
+) -> _Part:
+    rules = rules._replace(suffixes=(*rules.suffixes, PROGRAM))
     tree = find_tree(path)
-    scanned = look(tree.root, with_programs)
-    before = _absolute(tree, State(tree.state_dir, tree.root).load_snapshot(lambda text: None))
+    before = State(tree.state_dir, tree.root).load_snapshot(warn)
+    key = tree.root, rules.below(tree.scope)
+    if key not in found:
+        found[key] = scan(*key, before)
+    scanned = found[key]
     is_runs = tree.scope.rstrip("/") in scanned.snapshot.folders
     if not is_runs:  # the outer tree leaves it out, so a run would too
-        tree = Tree(path, "", "")
-        scanned = look(path, with_programs)
-    part = _Part(path, tree, scanned.snapshot, before, (), is_runs)
+        tree, before = Tree(path, "", ""), snapshots.blank()
+        scanned = scan(path, rules)
+    folders = {tree.path(name).rstrip("/"): one for name, one in before.folders.items()}
+    part = _Part(path, tree, scanned.snapshot, before._replace(folders=folders), (), is_runs)
     failed = [(tree.path("" if name == "." else name), why) for name, why in scanned.failed]
     unread = [(name.rstrip("/") or "/", why) for name, why in failed]
     return replace(part, unread=[pair for pair in unread if part.holds(pair[0])])
-
-
-def _absolute(tree: Tree, snapshot: Snapshot) -> Snapshot:
-    folders = {tree.path(path).rstrip("/"): folder for path, folder in snapshot.folders.items()}
-    return snapshot._replace(folders=folders)
 
 
 def _file(path: str) -> _Part:
@@ -258,7 +255,7 @@ def _file(path: str) -> _Part:
     snapshot, failed = look_at_one(folder, name)
     unread = [(tree.path(inside), reason) for inside, reason in failed]
     unread += [
-        (path, Skipped(path, FAULTS[seen.fault], snapshot.details[seen.detail]).reason)
+        (path, snapshot.texts[seen.fault])
         for _, seen in snapshot.files()
         if not seen.base_width and seen.mtime_ns != snapshots.NEVER
     ]
@@ -272,7 +269,7 @@ def _plan(
     others: Sequence[_Part],
     images: Mapping[str, Placed],
     moves: Mapping[str, Move],
-    rules: Rules,
+    options: Options,
 ) -> dict[str, Move]:
     """Return what a run on this part would move, after `moves`, keeping off what `others` hold."""
 
@@ -285,39 +282,48 @@ def _plan(
         if any(other.holds(image.path) for other in others):
             slot = Range(image.base // GRANULARITY * GRANULARITY, image.end)
             ranges.setdefault(image.machine, []).append(Reserved(slot, image.path))
-    looked_at = PROGRAM in map(str.lower, rules.suffixes)
+    looked_at = PROGRAM in map(str.lower, options.suffixes)
     placed = [
         after(image)
         for path, image in surveyed.images.items()
         if looked_at or not path.lower().endswith(PROGRAM)
     ]
-    return {move.path: move for move in make_plan(placed, ARENA, ranges).moves}
+    return {move.path: move for move in make_plan(placed, options.arenas, ranges).moves}
 
 
-def _stuck(of_machine: Sequence[Span], named: Collection[str]) -> list[Problem]:
-    """Return the overlaps of images neither of which may be moved, one of each image."""
-    other: dict[str, str] = {}
-    for low, high in islice(pairs_with(named, of_machine), MOST_PAIRS):
-        other.setdefault(low.path, high.path)
-        other.setdefault(high.path, low.path)
-    return [Problem(path, f"overlaps {other[path]}") for path in sorted(other)]
-
-
-def _with_causes(problems: Sequence[Problem], causes: Mapping[str, Skipped]) -> list[Problem]:
-    """Return one problem of each image, with the reason why it stays as it is."""
+def _staying(
+    problems: Sequence[Problem], left: Sequence[Group], reasons: Mapping[str, str]
+) -> list[Problem]:
+    """Return one problem of each image that no run cures, with the reason why it stays."""
     found: dict[str, list[str]] = {}
     for problem in problems:
         found.setdefault(problem.path, []).append(problem.what)
+    for group in left:
+        for path in group.paths:
+            found.setdefault(path, []).append("overlaps others")
     return [
-        Problem(path, "; ".join([*whats, _stays(causes[path])]))
+        Problem(path, "; ".join([*whats, _stays(reasons[path])]))
         for path, whats in sorted(found.items())
+        if path in reasons
     ]
 
 
-def _stays(skipped: Skipped) -> str:
+# What to do about an image that stays where it is, by a word of its reason.
+_NEXT_STEPS = {
+    "stripped": "link it again without --disable-reloc-section or /FIXED",
+    "4 GiB": "link it again with an image base above 0x200000000 if what it is linked to allows "
+    "that, else leave it",
+    "signature": "do so if nobody checks the signature",
+    "runtime": "leave it, and move what overlaps it",
+    "damaged": "install it again",
+    "truncated": "install it again",
+}
+
+
+def _stays(reason: str) -> str:
     """Return why a run leaves an image where it is, and what else can be done."""
-    advice = skipped.cause.advice
-    return f"no run moves it: {skipped.reason}" + (f"; {advice}" if advice else "")
+    step = next((step for word, step in _NEXT_STEPS.items() if word in reason), "")
+    return f"no run moves it: {reason}" + (f"; {step}" if step else "")
 
 
 def _apart(paths: Sequence[str]) -> list[str]:
@@ -341,11 +347,9 @@ def _problems(path: str, image: Placed) -> list[str]:
     found = []
     safe = SAFE.get(image.machine)
     if image.base % GRANULARITY:
-        found.append(f"its base {address(image.base)} is not a multiple of 64 KiB")
+        found.append("its address is not a multiple of 64 KiB")
     if safe and not safe.low <= image.base < image.end <= safe.high:
-        found.append(
-            f"its base {address(image.base)} lies outside {address(safe.low)}-{address(safe.high)}"
-        )
+        found.append(f"it lies outside {address(safe.low)}-{address(safe.high)}")
     if image.clear_dynamic_base and image.machine == X86_64:
         found.append("DYNAMIC_BASE is set, so Windows loads it at another address each time")
     return found
@@ -384,7 +388,9 @@ def _of_programs(surveyed: Survey) -> list[Problem]:
             "rebaser flags --high-entropy-va=0",
         )
         for path, source in sorted(surveyed.sources.items())
-        if source.seen.high_entropy_va and path.lower().endswith(PROGRAM) and _is_cygwins(path)
+        if source.seen.flags & snapshots.HIGH_ENTROPY
+        and path.lower().endswith(PROGRAM)
+        and _is_cygwins(path)
     ]
 
 
