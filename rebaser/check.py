@@ -26,6 +26,7 @@ from rebaser.tree import Tree, find_tree
 
 PROGRAM = ".exe"
 NO_FILE = "not a regular file"
+LOADED_ANYWHERE = "DYNAMIC_BASE is set, so Windows loads it at another address each time"
 
 
 @dataclass(frozen=True)
@@ -351,7 +352,7 @@ def _problems(path: str, image: Placed) -> list[str]:
     if safe and not safe.low <= image.base < image.end <= safe.high:
         found.append(f"it lies outside {address(safe.low)}-{address(safe.high)}")
     if image.clear_dynamic_base and image.machine == X86_64:
-        found.append("DYNAMIC_BASE is set, so Windows loads it at another address each time")
+        found.append(LOADED_ANYWHERE)
     return found
 
 

@@ -57,10 +57,11 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def names(paths: Sequence[str], most: int = 3) -> str:
-    """Return some names as a person lists them: `a.dll, b.dll, c.dll and 160 more`."""
-    shown = ", ".join(map(printable, paths[:most]))
-    return f"{shown} and {len(paths) - most:,} more" if len(paths) > most else shown
+def names(paths: Sequence[str]) -> str:
+    """Return names as a person lists them: `a.dll, b.dll, c.dll`, or `a.dll and 162 more`."""
+    if len(paths) > 3:
+        return f"{paths[0]} and {len(paths) - 1:,} more"
+    return ", ".join(paths)
 
 
 def terminal_width() -> int:

@@ -15,7 +15,7 @@ import shlex
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 
-from rebaser.check import Findings, Problem, check
+from rebaser.check import LOADED_ANYWHERE, Findings, Problem, check
 from rebaser.commands.shared import (
     add_place_arguments,
     add_plan_arguments,
@@ -119,18 +119,29 @@ def of_check(
         causes += _commands(findings, options)
     if number := findings.at_linkers_base:
         causes.append(f"{dlls(number)} still lie where the linker put them, and may stay there")
-    kinds = (
-        ("breaks fork:", [(one.path, one.what) for one in findings.problems]),
-        ("no run cures", [(one.path, one.what) for one in findings.incurable]),
-        ("cannot be judged:", findings.unread),
-    )
     rows: list[str] = []
-    for what, pairs in kinds:
+    for what, pairs in _kinds(findings, verbose=verbose):
         if verbose:
             rows += lines_of(what, pairs)
         else:
             causes += by_reason(what, [(path.removeprefix(top), why) for path, why in pairs])
     return Verdict(colour, sentence, causes, [*_groups(findings), *rows] if verbose else ())
+
+
+def _kinds(findings: Findings, *, verbose: bool) -> Iterator[tuple[str, Sequence[tuple[str, str]]]]:
+    """Yield (path, what) of each kind of problem; only `verbose` tells a file's more than once."""
+    relocated = {path for path, move in findings.moves.items() if move.new_base != move.old_base}
+    problems = [
+        (one.path, one.what)
+        for one in findings.problems
+        if verbose or one.what == LOADED_ANYWHERE or one.path not in relocated
+    ]
+    yield "breaks fork:", problems
+    stay = {one.path for one in findings.incurable}
+    yield "no run moves", [pair for pair in findings.skipped if verbose or pair[0] in stay]
+    told = set() if verbose else {path for path, _ in findings.skipped}
+    yield "no run cures", [(p.path, p.what) for p in findings.incurable if p.path not in told]
+    yield "cannot be judged:", findings.unread
 
 
 def _broken(findings: Findings, options: Sequence[str]) -> str:

@@ -209,10 +209,7 @@ def where_they_lay(moves: Iterable[Move], verb: str) -> Iterator[str]:
     if outside:
         low, high = (address(f(move.old_base for move in outside)) for f in (min, max))
         where = low if low == high else f"{low}-{high}"
-        yield (
-            f"{len(outside):,} {verb} at {where}, where linkers put DLLs, and one linked tomorrow "
-            f"may too: {names([move.path for move in outside])}"
-        )
+        yield f"{len(outside):,} {verb} at {where}, where one linked tomorrow may lie too"
     inside = [move.path for move in relocated if _is_in_arena(move)]
     if inside:
         yield f"{len(inside):,} {verb} where another does: {names(inside)}"
