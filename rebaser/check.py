@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from cygwin.address_space import ARENA, GRANULARITY, SAFE, X86_64, Range, is_runtime
 from cygwin.aslr import mandatory_aslr
+from cygwin.fault import FAULTS, Fault
 from rebaser.errors import UsageError
 from rebaser.options import Options
 from rebaser.plan.overlap import Span, groups, overlapping_pairs
@@ -17,7 +18,7 @@ from rebaser.plan.survey import Survey, spans, survey
 from rebaser.reading import open_to_read
 from rebaser.report import Group
 from rebaser.scan import snapshot as snapshots
-from rebaser.scan.skip import same_file
+from rebaser.scan.skip import Skipped, globs_of_tree, same_file
 from rebaser.scan.snapshot import Snapshot
 from rebaser.scan.walk import Rules, Scan, look_at_one, scan
 from rebaser.state.folder import State
@@ -26,6 +27,7 @@ from rebaser.tree import Tree, find_tree
 
 PROGRAM = ".exe"
 NO_FILE = "not a regular file"
+UNJUDGED = (Fault.EMPTY, Fault.TRUNCATED, Fault.DAMAGED)
 LOADED_ANYWHERE = "DYNAMIC_BASE is set, so Windows loads it at another address each time"
 
 
@@ -51,7 +53,8 @@ class Findings:
 
     `named` are the images that were asked about. `overlaps` concern one of them; `left` is what of
     them is there when `runs` have made `moves` (by path). `incurable` is what no rebase can cure,
-    `unread` and `skipped` are (path, reason).
+    `unread` are (path, reason) of what could not be read. `skipped` is what no run moves, and
+    `unjudged` what of it may be a DLL that breaks fork when it is whole.
     """
 
     named: frozenset[str]
@@ -60,7 +63,8 @@ class Findings:
     problems: tuple[Problem, ...]
     incurable: tuple[Problem, ...]
     unread: tuple[tuple[str, str], ...]
-    skipped: tuple[tuple[str, str], ...]
+    skipped: tuple[Skipped, ...]
+    unjudged: tuple[Skipped, ...]
     at_linkers_base: int
     moves: Mapping[str, Move]
     runs: tuple[Run, ...]
@@ -79,7 +83,7 @@ class Findings:
     @property
     def exit_status(self) -> int:
         """0 where nothing breaks fork and everything could be looked at, else 1."""
-        return int(self.breaks_fork or bool(self.unread))
+        return int(self.breaks_fork or bool(self.unread or self.unjudged))
 
 
 def check(
@@ -99,7 +103,7 @@ def check(
     images: dict[str, Placed] = {}  # of all that was looked at
     dlls: set[str] = set()
     named: set[str] = set()
-    reasons: dict[str, str] = {}
+    causes: dict[str, Skipped] = {}
     problems: list[Problem] = []
     incurable = _of_windows()
     moves: dict[str, Move] = {}
@@ -120,6 +124,7 @@ def check(
             may_move=part.may_move,
             keep_aslr=options.keep_aslr,
             force_signed=options.force_signed,
+            excludes=globs_of_tree(options.excludes, part.tree.scope),
             database_slots=known.database_slots,
             top=part.tree.path(""),
         )
@@ -131,7 +136,7 @@ def check(
             and path == files.setdefault(same_file(path, source.seen), path)
         }
         mine = {path for path, is_named in here.items() if is_named}
-        reasons.update(surveyed.skipped)
+        causes.update((one.path, one) for one in surveyed.skipped)
         incurable += [one for one in _of_programs(surveyed) if part.holds(one.path)]
         for machine, of_machine in spans(surveyed.images, mine).items():
             problems += _on_others(of_machine, known.ranges.get(machine, ()))
@@ -158,21 +163,23 @@ def check(
         for made in ((), moves.values())
     )
     broken = {problem.path for problem in problems}
-    incurable += _staying(problems, left, reasons)
+    skipped = [
+        one
+        for path, one in sorted(causes.items())
+        if not path.lower().endswith(PROGRAM) and any(part.holds(path) for part in parts)
+    ]
+    incurable += _staying(problems, left, causes)
     return Findings(
         named=frozenset(named),
         overlaps=overlaps,
         left=left,
         problems=tuple(
-            sorted((one for one in problems if one.path not in reasons), key=lambda one: one.path)
+            sorted((one for one in problems if one.path not in causes), key=lambda one: one.path)
         ),
         incurable=tuple(incurable),
         unread=tuple(pair for part in parts for pair in part.unread),
-        skipped=tuple(
-            (path, reason)
-            for path, reason in sorted(reasons.items())
-            if not path.lower().endswith(PROGRAM) and any(part.holds(path) for part in parts)
-        ),
+        skipped=tuple(skipped),
+        unjudged=tuple(one for one in skipped if one.cause in UNJUDGED),
         at_linkers_base=sum(
             path not in broken and images[path].base >= ARENA[X86_64].high
             for path in named
@@ -215,7 +222,7 @@ class _Part:
 
 def _parts(paths: Sequence[str], options: Options, warn: Callable[[str], None]) -> list[_Part]:
     """Look at files and folders; files come first, so that the runs keep off them."""
-    found: dict[tuple[str, Rules], Scan] = {}  # of several folders in one tree the scan is one
+    found: dict[str, Scan] = {}  # of several folders in one tree the scan is one
     parts = [
         _folder(path, options.rules, found, warn) if os.path.isdir(path) else _file(path)
         for path in paths
@@ -226,16 +233,15 @@ def _parts(paths: Sequence[str], options: Options, warn: Callable[[str], None]) 
 def _folder(
     path: str,
     rules: Rules,
-    found: dict[tuple[str, Rules], Scan],
+    found: dict[str, Scan],
     warn: Callable[[str], None],
 ) -> _Part:
     rules = rules._replace(suffixes=(*rules.suffixes, PROGRAM))
     tree = find_tree(path)
     before = State(tree.state_dir, tree.root).load_snapshot(warn)
-    key = tree.root, rules.below(tree.scope)
-    if key not in found:
-        found[key] = scan(*key, before)
-    scanned = found[key]
+    if tree.root not in found:
+        found[tree.root] = scan(tree.root, rules, before)
+    scanned = found[tree.root]
     is_runs = tree.scope.rstrip("/") in scanned.snapshot.folders
     if not is_runs:  # the outer tree leaves it out, so a run would too
         tree, before = Tree(path, "", ""), snapshots.blank()
@@ -256,7 +262,7 @@ def _file(path: str) -> _Part:
     snapshot, failed = look_at_one(folder, name)
     unread = [(tree.path(inside), reason) for inside, reason in failed]
     unread += [
-        (path, snapshot.texts[seen.fault])
+        (path, Skipped(path, FAULTS[seen.fault], snapshot.details[seen.detail]).reason)
         for _, seen in snapshot.files()
         if not seen.base_width and seen.mtime_ns != snapshots.NEVER
     ]
@@ -293,7 +299,7 @@ def _plan(
 
 
 def _staying(
-    problems: Sequence[Problem], left: Sequence[Group], reasons: Mapping[str, str]
+    problems: Sequence[Problem], left: Sequence[Group], causes: Mapping[str, Skipped]
 ) -> list[Problem]:
     """Return one problem of each image that no run cures, with the reason why it stays."""
     found: dict[str, list[str]] = {}
@@ -303,28 +309,10 @@ def _staying(
         for path in group.paths:
             found.setdefault(path, []).append("overlaps others")
     return [
-        Problem(path, "; ".join([*whats, _stays(reasons[path])]))
+        Problem(path, "; ".join([*whats, f"no run moves it: {causes[path].reason}"]))
         for path, whats in sorted(found.items())
-        if path in reasons
+        if path in causes
     ]
-
-
-# What to do about an image that stays where it is, by a word of its reason.
-_NEXT_STEPS = {
-    "stripped": "link it again without --disable-reloc-section or /FIXED",
-    "4 GiB": "link it again with an image base above 0x200000000 if what it is linked to allows "
-    "that, else leave it",
-    "signature": "do so if nobody checks the signature",
-    "runtime": "leave it, and move what overlaps it",
-    "damaged": "install it again",
-    "truncated": "install it again",
-}
-
-
-def _stays(reason: str) -> str:
-    """Return why a run leaves an image where it is, and what else can be done."""
-    step = next((step for word, step in _NEXT_STEPS.items() if word in reason), "")
-    return f"no run moves it: {reason}" + (f"; {step}" if step else "")
 
 
 def _apart(paths: Sequence[str]) -> list[str]:
@@ -389,9 +377,7 @@ def _of_programs(surveyed: Survey) -> list[Problem]:
             "rebaser flags --high-entropy-va=0",
         )
         for path, source in sorted(surveyed.sources.items())
-        if source.seen.flags & snapshots.HIGH_ENTROPY
-        and path.lower().endswith(PROGRAM)
-        and _is_cygwins(path)
+        if source.seen.high_entropy_va and path.lower().endswith(PROGRAM) and _is_cygwins(path)
     ]
 
 

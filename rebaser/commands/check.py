@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import shlex
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from rebaser.check import LOADED_ANYWHERE, Findings, Problem, check
 from rebaser.commands.shared import (
@@ -29,6 +29,7 @@ from rebaser.commands.verdict import (
     RED,
     YELLOW,
     Verdict,
+    by_cause,
     by_reason,
     dlls,
     lines_of,
@@ -37,6 +38,7 @@ from rebaser.commands.verdict import (
 )
 from rebaser.errors import UsageError
 from rebaser.progress import make_progress
+from rebaser.scan.skip import Stay
 from rebaser.text import address, names, plural
 from rebaser.tree import find_tree
 
@@ -62,12 +64,12 @@ def main(arguments: Namespace) -> int:
     paths = arguments.paths or [path for path in [os.environ.get("SAGE_LOCAL")] if path]
     if not paths:
         raise UsageError("nothing is named: give PATH, or set the environment variable SAGE_LOCAL")
+    options = _options(arguments)  # those of a tree need not be repeated
     folders = [path for path in paths if os.path.isdir(path)]
     if len(folders) == 1:  # several trees may have options that contradict each other
         places = {"lock_file": arguments.lock_file, "state_dir": arguments.state_dir}
         arguments = with_settings(arguments, find_tree(folders[0], **places))
     findings = check(paths, options_from(arguments), warn=make_progress("never", False).tell)
-    options = _options(arguments)
     if arguments.json:
         print_json(findings, options)
     elif not arguments.quiet:
@@ -102,15 +104,16 @@ def of_check(
 
     `top` is left out before the paths, but for the lines of `verbose`.
     """
-    unread = f"{plural(len(findings.unread), 'file')} could not be judged"
-    count = len(findings.named)
+    number = len({path for path, *_ in (*findings.unread, *findings.unjudged)})
+    unread = f"{plural(number, 'file')} could not be judged"
+    count = dlls(len(findings.named))
     if findings.breaks_fork:
         colour, sentence = RED, _broken(findings, options)
-        sentence += f". {unread}" if findings.unread else ""
-    elif findings.unread:
-        colour, sentence = YELLOW, f"nothing found in {dlls(count)} that breaks fork, but {unread}"
+        sentence += f". {unread}" if number else ""
+    elif number:
+        colour, sentence = YELLOW, f"nothing found in {count} that breaks fork, but {unread}"
     else:
-        colour, sentence = GREEN, f"nothing here breaks fork: {dlls(count)}"
+        colour, sentence = GREEN, f"nothing here breaks fork: {count}"
     causes = list(where_they_lay(findings.moves.values(), "lie"))
     if findings.overlaps:
         paths = [path.removeprefix(top) for group in findings.overlaps for path in group.paths]
@@ -119,29 +122,34 @@ def of_check(
         causes += _commands(findings, options)
     if number := findings.at_linkers_base:
         causes.append(f"{dlls(number)} still lie where the linker put them, and may stay there")
-    rows: list[str] = []
-    for what, pairs in _kinds(findings, verbose=verbose):
-        if verbose:
-            rows += lines_of(what, pairs)
-        else:
-            causes += by_reason(what, [(path.removeprefix(top), why) for path, why in pairs])
-    return Verdict(colour, sentence, causes, [*_groups(findings), *rows] if verbose else ())
-
-
-def _kinds(findings: Findings, *, verbose: bool) -> Iterator[tuple[str, Sequence[tuple[str, str]]]]:
-    """Yield (path, what) of each kind of problem; only `verbose` tells a file's more than once."""
+    if verbose:
+        return Verdict(colour, sentence, causes, [*_groups(findings), *_rows(findings)])
     relocated = {path for path, move in findings.moves.items() if move.new_base != move.old_base}
-    problems = [
-        (one.path, one.what)
-        for one in findings.problems
-        if verbose or one.what == LOADED_ANYWHERE or one.path not in relocated
-    ]
-    yield "breaks fork:", problems
-    stay = {one.path for one in findings.incurable}
-    yield "no run moves", [pair for pair in findings.skipped if verbose or pair[0] in stay]
-    told = set() if verbose else {path for path, _ in findings.skipped}
-    yield "no run cures", [(p.path, p.what) for p in findings.incurable if p.path not in told]
-    yield "cannot be judged:", findings.unread
+    # That others lie at a bad address is said above, by address.
+    told = [p for p in findings.problems if p.what == LOADED_ANYWHERE or p.path not in relocated]
+    causes += by_reason("breaks fork:", _pairs(told, top))
+    skipped = {one.path for one in findings.skipped}
+    stay = {one.path for one in findings.incurable} & skipped
+    staying = [one for one in findings.skipped if one.path in stay]
+    for what, some in (("no run moves", staying), ("cannot be judged:", findings.unjudged)):
+        causes += by_cause(what, [o._replace(path=o.path.removeprefix(top)) for o in some])
+    others = [one for one in findings.incurable if one.path not in stay]
+    causes += by_reason("no run cures", _pairs(others, top))
+    causes += by_reason(
+        "cannot be judged:", [(path.removeprefix(top), why) for path, why in findings.unread]
+    )
+    return Verdict(colour, sentence, causes)
+
+
+def _pairs(problems: Iterable[Problem], top: str) -> list[tuple[str, str]]:
+    return [(one.path.removeprefix(top), one.what) for one in problems]
+
+
+def _rows(findings: Findings) -> Iterator[str]:
+    yield from lines_of("breaks fork:", _pairs(findings.problems, ""))
+    yield from lines_of("no run moves", [(one.path, one.reason) for one in findings.skipped])
+    yield from lines_of("no run cures", _pairs(findings.incurable, ""))
+    yield from lines_of("cannot be judged:", findings.unread)
 
 
 def _broken(findings: Findings, options: Sequence[str]) -> str:
@@ -149,15 +157,14 @@ def _broken(findings: Findings, options: Sequence[str]) -> str:
     sentence = f"BREAKS FORK: {broken:,} of {dlls(count)}" if broken else "BREAKS FORK"
     parts = []
     if findings.moves:
-        moves = f"{len(findings.moves):,}"
-        parts.append(
-            f"{_commands(findings, options)[0]} moves {moves}"
-            if len(findings.runs) == 1
-            else f"the runs below move {moves}"
-        )
+        one = len(findings.runs) == 1
+        who = _commands(findings, options)[0] if one else "the runs below"
+        parts.append(f"{who} move{'s' if one else ''} {len(findings.moves):,}")
     stay = {one.path for one in findings.incurable} & findings.named
     if stay:
-        parts.append(f"{len(stay):,} {'stays' if len(stay) == 1 else 'stay'}")
+        are, stays = ("is", "stays") if len(stay) == 1 else ("are", "stay")
+        signed = {one.path for one in findings.skipped if one.cause is Stay.SIGNED}
+        parts.append(f"{len(stay):,} {f'{are} signed and ' if stay <= signed else ''}{stays}")
     return f"{sentence}. {'; '.join(parts)}" if parts else sentence
 
 
@@ -202,7 +209,8 @@ def print_json(findings: Findings, options: Sequence[str]) -> None:
             "problems": problems(findings.problems),
             "incurable": problems(findings.incurable),
             "failed": json_output.reason_objects(findings.unread),
-            "skipped": json_output.reason_objects(findings.skipped),
+            "skipped": json_output.reason_objects((o.path, o.reason) for o in findings.skipped),
+            "unjudged": [one.path for one in findings.unjudged],
             "at_linkers_base": findings.at_linkers_base,
             "would_move": json_output.move_objects(findings.moves.values()),
             "runs": _commands(findings, options),

@@ -11,6 +11,7 @@ from typing import NamedTuple, TextIO
 
 from cygwin.address_space import ARENA
 from rebaser.report import Group, Report
+from rebaser.scan.skip import Skipped, Stay
 from rebaser.text import (
     address,
     address_size,
@@ -24,6 +25,7 @@ from rebaser.tree import Tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from cygwin.fault import Fault
     from rebaser.plan.placement import Move
 
 # So many lines follow the verdict, which takes three at most, on a screen of 24.
@@ -236,6 +238,20 @@ def by_reason(what: str, pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
             yield f"{what} {of_reason[0]}: {reason}"
         else:
             yield f"{what} {len(of_reason):,} files ({names(of_reason)}): {reason}"
+
+
+def by_cause(what: str, skipped: Iterable[Skipped]) -> Iterator[str]:
+    """Yield a line for each cause, with the number of files, some names, and what helps."""
+    of: dict[Fault | Stay, list[Skipped]] = {}
+    for one in skipped:
+        of.setdefault(one.cause, []).append(one)
+    for cause, some in sorted(of.items(), key=lambda item: -len(item[1])):
+        paths = [one.path for one in some]
+        count = f"{len(some):,} files ({names(paths)})" if len(some) > 1 else paths[0]
+        why = cause.sentence if len(some) > 1 else some[0].reason
+        names_option = isinstance(cause, Stay) and cause.option  # and so says what helps
+        helps = f"; {cause.advice}" if cause.advice and not names_option else ""
+        yield f"{what} {count}: {why}{helps}"
 
 
 def shared(groups: Collection[Group]) -> str:

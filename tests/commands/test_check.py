@@ -133,7 +133,7 @@ class TestWhatNoRebaseCures:
         (tmp_path / "x.dll").write_bytes(pe.build(**shape))
         result = rebaser("check", tmp_path)
         assert result.status == 1
-        assert result.out.startswith("BREAKS FORK: 1 of 1 DLL. 1 stays\n")
+        assert result.out.startswith("BREAKS FORK: 1 of 1 DLL. 1 ")
         _, _, incurable = result.out.partition("no run moves ")
         assert incurable.count(reason) == 1, result.words
         assert "rebaser run" not in result.out
@@ -185,4 +185,5 @@ def test_globs_are_relative_to_the_folder_that_was_named(rebaser: Rebaser, tmp_p
     for name in "ab":
         add_dll(tree / "venv/lib" / f"{name}.dll", FLOOR, dll_characteristics=0)
     assert rebaser("check", tree / "venv").status == 1
-    assert rebaser("check", tree / "venv", "--exclude", "lib/b*").status == 0
+    moves = rebaser.report("check", tree / "venv", "--exclude", "lib/b*", status=1)["would_move"]
+    assert [move["path"] for move in moves] == [str(tree / "venv/lib/a.dll")]
