@@ -110,14 +110,7 @@ def check(
     runs: list[Run] = []
     files: dict[object, str] = {}
     for number, part in enumerate(parts):
-        known = reservations(
-            part.own,
-            database=options.database,
-            cygwin_root=options.cygwin_root,
-            avoid=options.avoid,
-            rules=options.rules,
-            warn=warn,
-        )
+        known = reservations(part.own, options, warn)
         surveyed = survey(
             part.now,
             part.before,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from _thread import allocate_lock  # threading itself takes 2 ms to import
 from contextlib import suppress
 
 from rebaser.text import byte_count, plural, printable
@@ -40,16 +41,11 @@ class Progress:
         """Take away what does not stay."""
 
 
-Quiet = Progress
-
-
 class Lines(Progress):
     """For log files: one line for the work, if it lasts."""
 
     def __init__(self) -> None:
-        from threading import Lock
-
-        self._lock = Lock()
+        self._lock = allocate_lock()
         self._began = time.monotonic()
         self.phase("")
 

@@ -16,7 +16,6 @@ exit status:
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 
@@ -35,6 +34,7 @@ from rebaser.options import ENGINES, first_not_there, named_paths, read_only_fro
 from rebaser.progress import make_progress
 from rebaser.report import Report
 from rebaser.run import run
+from rebaser.scan.skip import Skipped
 from rebaser.state.folder import State
 from rebaser.text import printable
 from rebaser.tree import Tree, find_tree
@@ -162,7 +162,7 @@ def print_report_json(report: Report) -> None:
         {
             **fields,
             "moved": move_objects(report.moved),
-            "skipped": reason_objects(report.skipped),
+            "skipped": reason_objects((one.path, one.reason) for one in report.skipped),
             "failed": reason_objects(report.failed),
             "overlaps": [
                 group_object(group.low, group.high, group.paths, group.cure)
@@ -173,19 +173,20 @@ def print_report_json(report: Report) -> None:
     )
 
 
-def _of_concern(
-    report: Report, scope: str, only: frozenset[str] | None
-) -> tuple[tuple[str, str], ...]:
+def _of_concern(report: Report, scope: str, only: frozenset[str] | None) -> tuple[Skipped, ...]:
     """Return what was skipped of the files that were asked for, or overlaps one of them."""
     overlapping = {path for group in report.overlaps for path in group.paths}
     return tuple(
-        (path, reason)
-        for path, reason in report.skipped
-        if path in overlapping or (path.startswith(scope) and (only is None or path in only))
+        one
+        for one in report.skipped
+        if one.path in overlapping
+        or (one.path.startswith(scope) and (only is None or one.path in only))
     )
 
 
 def _of_one_file(path: str) -> str:
+    import shlex  # only where something goes wrong
+
     folder = os.environ.get("SAGE_LOCAL") or os.path.dirname(path) or "."
     command = f"echo {shlex.quote(os.path.abspath(path))} | rebaser run {shlex.quote(folder)}"
     return (

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TextIO
 
 from cygwin.address_space import ARENA
-from rebaser.report import Group, Report
+from rebaser.report import Report
 from rebaser.scan.skip import Skipped, Stay
 from rebaser.text import (
     address,
@@ -94,7 +93,7 @@ def of_run(report: Report, tree: Tree, *, verbose: bool, is_first: bool) -> Verd
     folder = tree.path(tree.scope).rstrip("/") or "/"
     stuck = {path for group in report.overlaps for path in group.paths}
     had_work = report.moved or report.run is not None or report.exit_status
-    told = [one for one in report.skipped if verbose or is_first or had_work or one[0] in stuck]
+    told = [one for one in report.skipped if verbose or is_first or had_work or one.path in stuck]
     parts = [_done(report), *_left(report)]
     if hidden := len(report.skipped) - len(told):
         parts.append(f"{hidden:,} left alone (-v says why)")
@@ -102,23 +101,25 @@ def of_run(report: Report, tree: Tree, *, verbose: bool, is_first: bool) -> Verd
     if tree.scope:
         causes.append(f"{folder} as part of the tree {tree.root}")
     causes += where_they_lay(report.moved, "lie" if report.planned else "lay")
-    changed = [path for path in report.unfinished if path not in dict(told)]
+    changed = [path for path in report.unfinished if path not in {one.path for one in told}]
     if changed:
         causes.append(f"changed meanwhile: {names(changed)}; run rebaser again")
     curable = [path for group in report.overlaps if group.cure for path in group.paths]
     if curable:
         causes.append(f"still in each other's way: {names(curable)}")
     if report.others:
+        from shlex import quote
+
         causes.append(
             f"{dlls(report.others)} not asked for overlap too: "
-            f"{shlex.join(['rebaser', 'run', tree.root])} moves them"
+            f"rebaser run {quote(tree.root)} moves them"
         )
     rows: list[str] = []
     if verbose:
-        rows += lines_of("skipped", told)
+        rows += lines_of("skipped", [(one.path, one.reason) for one in told])
         rows.append("; ".join(_facts(report)))
     else:
-        causes += by_reason("skipped", told)
+        causes += by_cause("skipped", told)
     if report.planned:
         rows = [*_table(report.moved), *rows]
     elif verbose:
@@ -153,9 +154,11 @@ def _left(report: Report) -> Iterator[str]:
     for cure in ("run", None):
         groups = [group for group in report.overlaps if group.cure == cure]
         if groups:
-            count = sum(len(group.paths) for group in groups)
-            what = "can still be moved apart" if cure else f"still share {shared(groups)}"
-            yield f"{dlls(count)} {what}"
+            paths = {path for group in groups for path in group.paths}
+            signed = {one.path for one in report.skipped if one.cause is Stay.SIGNED}
+            where = "one address range" if len(groups) == 1 else "addresses"
+            what = "can still be moved apart" if cure else f"still share {where}"
+            yield f"{dlls(len(paths), 'signed' if paths <= signed else '')} {what}"
     if report.moved and not (
         report.overlaps or report.failed or report.unfinished or report.planned
     ):
@@ -202,6 +205,8 @@ def _table(moves: Sequence[Move]) -> list[str]:
 def where_they_lay(moves: Iterable[Move], verb: str) -> Iterator[str]:
     """Yield a line for each reason why DLLs do not stay where they lay; `verb` is lay or lie."""
     relocated = [move for move in moves if move.new_base != move.old_base]
+    if not relocated:
+        return
     outside = [move for move in relocated if not _is_in_arena(move)]
     bases = Counter(move.old_base for move in outside)
     for base, count in bases.most_common(3):
@@ -252,11 +257,6 @@ def by_cause(what: str, skipped: Iterable[Skipped]) -> Iterator[str]:
         names_option = isinstance(cause, Stay) and cause.option  # and so says what helps
         helps = f"; {cause.advice}" if cause.advice and not names_option else ""
         yield f"{what} {count}: {why}{helps}"
-
-
-def shared(groups: Collection[Group]) -> str:
-    """Return where the DLLs of some groups lie, for a sentence."""
-    return "one address range" if len(groups) == 1 else "addresses"
 
 
 def dlls(count: int, kind: str = "") -> str:

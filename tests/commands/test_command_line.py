@@ -84,7 +84,7 @@ def test_common_options_stand_before_or_behind_the_command(rebaser: Rebaser, tre
     for words in (["-n", "run", tree], ["run", "-n", tree], ["--dry-run", "run", tree]):
         assert rebaser(*words).out.startswith("would move 1 DLL\n")
     assert rebaser("-q", "run", tree).out == ""
-    assert "engine builtin" in rebaser("-v", "run", tree).out
+    assert f"\ntree {tree}" in rebaser("-v", "run", tree).out
 
 
 def test_how_one_file_is_moved(rebaser: Rebaser, tree: Path) -> None:

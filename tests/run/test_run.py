@@ -588,7 +588,7 @@ def test_what_is_skipped_is_listed_once(rebaser: Rebaser, tree: Path) -> None:
 
 def test_a_first_run_without_work_lists_what_is_skipped(rebaser: Rebaser, tmp_path: Path) -> None:
     (tmp_path / "empty.dll").touch()
-    assert "skipped empty.dll: empty\n" in rebaser("run", tmp_path).out
+    assert "skipped empty.dll: empty; install it again\n" in rebaser("run", tmp_path).out
 
 
 def test_only_what_was_named_is_listed_as_skipped(rebaser: Rebaser, tree: Path) -> None:
