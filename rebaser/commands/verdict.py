@@ -66,14 +66,15 @@ def show(verdict: Verdict, *, verbose: bool, out: TextIO | None = None) -> None:
 
 def _fitted(text: str, width: int, first: str, indent: str) -> list[str]:
     """Return a text as lines of `width` columns, or as one line where that is 0."""
-    words = printable(text).split(" ")
+    # A command stays on one line with its folder, to be copied.
+    words = printable(text).replace("rebaser run ", "rebaser\0run\0").split(" ")
     lines = [first + words[0]]
     for word in words[1:]:
         if width and len(lines[-1]) + 1 + len(word) > width:
             lines.append(indent + word)
         else:
             lines[-1] += f" {word}"
-    return lines
+    return [line.replace("\0", " ") for line in lines]
 
 
 def _shortened(line: str, width: int) -> str:
