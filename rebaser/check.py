@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from cygwin.address_space import ARENA, GRANULARITY, SAFE, X86_64, Range, is_runtime
+from cygwin.address_space import ARENA, GRANULARITY, SAFE, X86_64, is_runtime
 from cygwin.aslr import mandatory_aslr
 from cygwin.fault import FAULTS, Fault
 from rebaser.errors import UsageError
@@ -109,8 +109,11 @@ def check(
     moves: dict[str, Move] = {}
     runs: list[Run] = []
     files: dict[object, str] = {}
-    for number, part in enumerate(parts):
-        known = reservations(part.own, options, warn)
+    for part in parts:
+        # What the command will say: trees that are looked at together keep off each other.
+        others = tuple(other.path for other in parts if other.tree.root != part.tree.root)
+        asked = options._replace(avoid=(*options.avoid, *others))
+        known = reservations(part.own, asked, warn)
         surveyed = survey(
             part.now,
             part.before,
@@ -132,17 +135,21 @@ def check(
         causes.update((one.path, one) for one in surveyed.skipped)
         incurable += [one for one in _of_programs(surveyed) if part.holds(one.path)]
         for machine, of_machine in spans(surveyed.images, mine).items():
-            problems += _on_others(of_machine, known.ranges.get(machine, ()))
+            foreign = [
+                reserved
+                for reserved in known.ranges.get(machine, ())
+                if not any(other.holds(reserved.owner) for other in parts)
+            ]
+            problems += _on_others(of_machine, foreign)
         if part.is_runs:
-            others = [other for other in parts[:number] if other.tree.root != part.tree.root]
             try:
-                planned = _plan(part, surveyed, known.ranges, others, images, moves, options)
+                planned = _plan(surveyed, known.ranges, options)
             except NoRoomError as error:
                 incurable.append(Problem(part.path, str(error)))
-                planned = {}
-            moves.update(planned)
+                planned = ()
+            moves.update((move.path, move) for move in planned)
             if planned:
-                runs.append(Run(part.path, tuple(other.path for other in others)))
+                runs.append(Run(part.path, others))
         images.update(surveyed.images)
         dlls |= here.keys()
         named |= mine
@@ -263,32 +270,16 @@ def _file(path: str) -> _Part:
 
 
 def _plan(
-    part: _Part,
-    surveyed: Survey,
-    reserved: Mapping[int, Sequence[Reserved]],
-    others: Sequence[_Part],
-    images: Mapping[str, Placed],
-    moves: Mapping[str, Move],
-    options: Options,
-) -> dict[str, Move]:
-    """Return what a run on this part would move, after `moves`, keeping off what `others` hold."""
-
-    def after(image: Placed) -> Placed:
-        move = moves.get(image.path)
-        return replace(image, base=move.new_base) if move else image
-
-    ranges = {machine: list(of_machine) for machine, of_machine in reserved.items()}
-    for image in map(after, images.values()):
-        if any(other.holds(image.path) for other in others):
-            slot = Range(image.base // GRANULARITY * GRANULARITY, image.end)
-            ranges.setdefault(image.machine, []).append(Reserved(slot, image.path))
+    surveyed: Survey, reserved: Mapping[int, Sequence[Reserved]], options: Options
+) -> Sequence[Move]:
+    """Return what a run would move; programs, which only we look at, are none of it."""
     looked_at = PROGRAM in map(str.lower, options.suffixes)
     placed = [
-        after(image)
+        image
         for path, image in surveyed.images.items()
         if looked_at or not path.lower().endswith(PROGRAM)
     ]
-    return {move.path: move for move in make_plan(placed, options.arenas, ranges).moves}
+    return make_plan(placed, options.arenas, reserved).moves
 
 
 def _staying(

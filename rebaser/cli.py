@@ -35,6 +35,10 @@ COMMANDS = {
 # What may stand before the command too.
 EVERYWHERE = {"-n": "--dry-run", "-q": "--quiet", "-v": "--verbose"}
 
+# Messages are English whatever the language: half of them in another is no help, and looking for a
+# catalogue takes an import and a dozen system calls of each run.
+argparse._ = str  # type: ignore[attr-defined]
+
 EXIT_INTERRUPTED = 130
 
 OWN_PACKAGES = ("rebaser", "locks", "cygwin")

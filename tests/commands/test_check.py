@@ -5,12 +5,24 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pe
 import pytest
-from trees import FLOOR, Rebaser, Result, add_dll, add_dlls, bases, make_tree
+from trees import (
+    FLOOR,
+    Rebaser,
+    Result,
+    add_dll,
+    add_dlls,
+    bases,
+    clean_environment,
+    make_tree,
+)
 from users import ROOT_ONLY, as_nobody
 
 SLOT = 0x10000
@@ -74,7 +86,7 @@ class TestThePlanIsThatOfRun:
         result = rebaser("check", tmp_path / "a", tmp_path / "b")
         cure(result, rebaser)
         assert rebaser("check", tmp_path / "a", tmp_path / "b").status == 0
-        assert bases(tmp_path / "a") == {"a.dll": FLOOR}
+        assert bases(tmp_path / "b") == {"b.dll": FLOOR}
 
 
 def test_the_advice_repeats_the_options(rebaser: Rebaser, tmp_path: Path) -> None:
@@ -187,3 +199,60 @@ def test_globs_are_relative_to_the_folder_that_was_named(rebaser: Rebaser, tmp_p
     assert rebaser("check", tree / "venv").status == 1
     moves = rebaser.report("check", tree / "venv", "--exclude", "lib/b*", status=1)["would_move"]
     assert [move["path"] for move in moves] == [str(tree / "venv/lib/a.dll")]
+
+
+def test_the_options_of_a_tree_hold_for_a_check(rebaser: Rebaser, tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "tree", 0)
+    for name in "ab":
+        add_dll(tree / f"bin/{name}.dll", FLOOR, directories=SIGNED)
+    assert rebaser("check", tree).out.startswith(
+        "BREAKS FORK: 2 of 2 DLLs. 2 are signed and stay\n"
+    )
+    (tree / "var/lib/rebaser").mkdir(parents=True)
+    (tree / "var/lib/rebaser/options").write_text("--force-signed\n")
+    result = rebaser("check", tree)
+    assert f"rebaser run {tree} moves 2\n" in result.out, "the run reads them too"
+    cure(result, rebaser)
+    assert rebaser("check", tree).status == 0
+
+
+def test_a_tree_that_could_not_be_judged_is_not_called_sound(
+    rebaser: Rebaser, tmp_path: Path
+) -> None:
+    data = add_dll(tmp_path / "x.dll", FLOOR, dll_characteristics=0, data_size=0x4000)
+    (tmp_path / "x.dll").write_bytes(data[:-0x1000])
+    result = rebaser("check", tmp_path)
+    assert result.status == 1
+    assert result.out.startswith("nothing found in 0 DLLs that breaks fork, but 1 file could not")
+    assert "cannot be judged: x.dll: truncated or still being written: " in result.out
+    assert rebaser.report("check", tmp_path, status=1)["unjudged"] == [str(tmp_path / "x.dll")]
+
+
+def test_what_a_run_has_seen_is_not_read_again(rebaser: Rebaser, tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "tree", 30)
+    assert rebaser("run", tree).status == 0
+    assert rebaser("run", tree).status == 0
+    for path in tree.glob("bin/*"):
+        os.utime(path, ns=(10**18, 10**18))
+    read = tmp_path / "read.py"
+    read.write_text(
+        "import cygwin.image, sys\n"
+        "count, original = [], cygwin.image.read_image\n"
+        "def counted(*words, **options):\n"
+        "    count.append(1)\n"
+        "    return original(*words, **options)\n"
+        "cygwin.image.read_image = counted\n"
+        "from rebaser.check import check\n"
+        "check([sys.argv[1]])\n"
+        "print(len(count))\n"
+    )
+    count = [sys.executable, str(read), str(tree)]
+
+    def images_read() -> int:
+        done = subprocess.run(count, env=clean_environment(), capture_output=True, check=True)
+        return int(done.stdout)
+
+    assert images_read() == 30
+    time.sleep(2.2)  # what was touched a moment ago is trusted by the run after
+    assert rebaser("run", tree).status == 0
+    assert images_read() == 0
