@@ -10,12 +10,12 @@ from cygwin.address_space import ARENA, GRANULARITY, SAFE, X86_64, is_runtime
 from cygwin.aslr import mandatory_aslr
 from cygwin.fault import FAULTS, Fault
 from rebaser.errors import UsageError
+from rebaser.files import open_to_read
 from rebaser.options import Options
 from rebaser.plan.overlap import Span, groups, overlapping_pairs
 from rebaser.plan.placement import Move, NoRoomError, Placed, Reserved, make_plan
 from rebaser.plan.reserved import in_tree, reservations
 from rebaser.plan.survey import Survey, spans, survey
-from rebaser.reading import open_to_read
 from rebaser.report import Group
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.skip import Skipped, globs_of_tree, same_file

@@ -30,6 +30,7 @@ COMMANDS = {
     "flags": "show or set PE flags, as Cygwin's peflags",
     "lock": "run a command while holding a lock",
     "hook": "print the hook for a package manager",
+    "forget": "take away what rebaser keeps of a tree",
 }
 
 # What may stand before the command too.

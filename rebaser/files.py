@@ -1,11 +1,19 @@
-"""The one way in which a file is put in place, DLLs and state alike."""
+"""How files are opened, and the one way in which they are put in place, DLLs and state alike."""
 
 from __future__ import annotations
 
 import errno
 import os
+import stat as modes
 import time
 from contextlib import suppress
+
+# A symbolic link that has taken a file's place is not followed, and a pipe is not waited for.
+_SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+# Looking at a file is no access: its owner may ask Linux not to note it.
+_NO_ATIME = getattr(os, "O_NOATIME", 0)
+# To go through a folder one need not be able to list it.
+_FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 
 # A virus scanner or an indexer on Windows holds a new file open for a moment; elsewhere the first
 # two are the final word.
@@ -13,27 +21,136 @@ MOMENTARY = (errno.EACCES, errno.EPERM, errno.EBUSY)
 PAUSES = (0.01, 0.02, 0.05, 0.12, 0.3)  # seconds, half a second together
 
 
-def put_in_place(staged: str, target: str) -> None:
-    """Rename `staged`, which is durable already, over `target`; patient for half a second.
-
-    Raises OSError; then `target` is what it was.
-    """
-    momentary = MOMENTARY if on_cygwin() else (errno.EBUSY,)
-    for pause in (*PAUSES, None):
-        try:
-            os.replace(staged, target)
-            return
-        except OSError as error:
-            if pause is None or error.errno not in momentary:
-                raise
-            time.sleep(pause)
-
-
 def on_cygwin() -> bool:
     """Return whether this is Cygwin or MSYS2, where Windows decides about files."""
     import sys
 
     return sys.platform in ("cygwin", "msys")
+
+
+def open_to_read(path: str, folder: int | None = None) -> int:
+    """Return a descriptor that reads `path`, leaving its access time alone where that can be.
+
+    `folder` is a descriptor of the folder that `path` is relative to, here and below.
+    """
+    try:
+        return os.open(path, os.O_RDONLY | _SAFELY | _NO_ATIME, dir_fd=folder)
+    except PermissionError:
+        return os.open(path, os.O_RDONLY | _SAFELY, dir_fd=folder)
+
+
+def make_file(path: str, folder: int | None = None, mode: int = 0o600) -> int:
+    """Make a file that was not there, and return a descriptor that reads and writes it."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _SAFELY, mode, dir_fd=folder)
+
+
+def read_file(path: str, most: int, folder: int | None = None) -> tuple[bytes, os.stat_result]:
+    """Return what a regular file of at most so many bytes holds. Raises OSError for any other."""
+    with os.fdopen(open_to_read(path, folder), "rb") as file:
+        st = os.fstat(file.fileno())
+        if not modes.S_ISREG(st.st_mode):
+            raise OSError(errno.EINVAL, "is no regular file", path)
+        if st.st_size > most:
+            raise OSError(errno.EFBIG, f"holds {st.st_size} bytes, which no run writes", path)
+        return file.read(most), st
+
+
+class Folders:
+    """The folders below one, opened name by name from its own descriptor; no link is followed.
+
+    So nobody who can exchange a folder for a link can lead what is done there elsewhere. `chain`
+    are the folder that was opened last and those above it, the outermost first: name, descriptor.
+    """
+
+    def __init__(self, top: str) -> None:
+        # `top` itself is trusted as it was named.
+        self.chain = [("", os.open(top, _FOLDER))]
+
+    def open(self, folder: str, make: int | None = None) -> int:
+        """Return a descriptor of `folder`, a path relative to the top, good until the next call.
+
+        With `make`, a mode, what is missing is made. Raises OSError, ELOOP at a symbolic link.
+        """
+        names = folder.split("/") if folder else []
+        kept = 1
+        for (known, _), name in zip(self.chain[1:], names):
+            if known != name:
+                break
+            kept += 1
+        self._close(kept)
+        for name in names[kept - 1 :]:
+            self.chain.append((name, open_folder(name, self.chain[-1][1], make)))
+        return self.chain[-1][1]
+
+    def __del__(self) -> None:
+        """Close all descriptors."""
+        with suppress(AttributeError, OSError):
+            self._close(0)
+
+    def _close(self, kept: int) -> None:
+        while len(self.chain) > kept:
+            os.close(self.chain.pop()[1])
+
+
+def open_folder(name: str, parent: int, make: int | None = None) -> int:
+    """Return a descriptor of a folder in another one, as `Folders.open` does."""
+    if name in ("", ".", ".."):
+        raise OSError(errno.EINVAL, "is no name of a folder", name)
+    try:
+        return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=parent)
+    except OSError as error:
+        if error.errno == errno.ENOENT and make is not None:
+            with suppress(FileExistsError):
+                os.mkdir(name, make, dir_fd=parent)
+            return open_folder(name, parent)
+        if error.errno not in (errno.ELOOP, errno.ENOTDIR) or not _is_link(name, parent):
+            raise
+        text = f"{name} is a symbolic link, which is not followed"
+        raise LinkError(errno.ELOOP, text, name) from None
+
+
+class LinkError(OSError):
+    """There is a symbolic link where a folder was looked for."""
+
+
+def _is_link(name: str, parent: int) -> bool:
+    with suppress(OSError):
+        return modes.S_ISLNK(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
+    return False
+
+
+def names_in(folder: int) -> list[str]:
+    """Return the names in a folder."""
+    descriptor = _listable(folder)
+    try:
+        return os.listdir(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _listable(folder: int | str) -> int:
+    # A descriptor that was opened to go through it can neither be listed nor synchronized.
+    path, above = (folder, None) if isinstance(folder, str) else (".", folder)
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=above)
+
+
+def put_in_place(
+    staged: str, target: str, staging: int | None = None, folder: int | None = None
+) -> None:
+    """Rename `staged`, which is durable already, over `target`; patient for half a second.
+
+    `staging` and `folder` are descriptors of the folders that they are relative to. Raises
+    OSError; then `target` is what it was.
+    """
+    momentary = MOMENTARY if on_cygwin() else (errno.EBUSY,)
+    for pause in (*PAUSES, None):
+        try:
+            os.replace(staged, target, src_dir_fd=staging, dst_dir_fd=folder)
+            return
+        except OSError as error:
+            if pause is None or error.errno not in momentary:
+                raise
+            time.sleep(pause)
 
 
 def make_durable(descriptor: int) -> None:
@@ -54,11 +171,11 @@ def begin_to_make_durable(descriptor: int) -> None:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def make_names_durable(folder: str) -> None:
+def make_names_durable(folder: int | str) -> None:
     """Wait until the names in a folder are on the disk; on Cygwin this does nothing."""
     if on_cygwin():
         return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptor = _listable(folder)
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -69,24 +186,28 @@ def make_names_durable(folder: str) -> None:
         os.close(descriptor)
 
 
-def write_file(path: str, data: bytes, temporary: str) -> None:
+def write_file(
+    path: str,
+    data: bytes,
+    temporary: str,
+    *,
+    folder: int | None = None,
+    staging: int | None = None,
+) -> None:
     """Replace the file `path` by one that holds `data`; old or new after a crash, never mixed.
 
-    `temporary` is a name on the same file system that nobody else uses; it is gone afterwards.
+    `temporary`, relative to `staging`, is a name on the same file system that nobody else uses; it
+    is gone afterwards. Raises OSError.
     """
+    descriptor = make_file(temporary, staging, 0o666)
     try:
-        descriptor = os.open(
-            temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666
-        )
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             make_durable(descriptor)
-        put_in_place(temporary, path)
+        put_in_place(temporary, path, staging, folder)
     except BaseException:
-        try:
-            os.unlink(temporary)
-        except OSError:
-            pass
+        with suppress(OSError):
+            os.unlink(temporary, dir_fd=staging)
         raise
-    make_names_durable(os.path.dirname(path))
+    make_names_durable(os.path.dirname(path) or "." if folder is None else folder)

@@ -12,7 +12,6 @@ from rebaser.plan.request import Request
 from rebaser.progress import Progress
 from rebaser.scan.skip import globs_of_tree, skip_cause
 from rebaser.scan.snapshot import Seen, Snapshot
-from rebaser.state.folder import State
 from rebaser.tree import Tree
 
 TYPE_CHECKING = False
@@ -38,7 +37,7 @@ class Job:
     ) -> None:
         self.tree = tree
         self.options = options
-        self.state = State(tree.state_dir, tree.root)
+        self.state = tree.state
         self.progress = progress or Progress()
         self.seconds: dict[str, float] = {}
         self.scan_began = time.monotonic()

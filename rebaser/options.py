@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from cygwin.address_space import ARENA, GRANULARITY, I386, SAFE, X86_64, Range, machine_name
 from rebaser.errors import UsageError
-from rebaser.reading import open_to_read
+from rebaser.files import open_to_read
 from rebaser.scan.walk import Rules
 from rebaser.text import address
 

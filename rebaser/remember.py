@@ -19,7 +19,7 @@ from rebaser.state.lock import LockError, TreeLock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from rebaser.apply.batches import Applied
+    from rebaser.apply.outcome import Applied
     from rebaser.plan.proposal import Proposal
     from rebaser.state.records import Record
 
@@ -47,12 +47,10 @@ def settled_report(job: Job, found: Scan, before: Snapshot) -> Report | None:
     if before.pending:
         from rebaser.apply.in_use import users_of
 
-        used = users_of([job.tree.path(name) for name in before.pending])
+        used = users_of(before.pending, job.tree)
         if len(used) < len(before.pending):
             return None
-        skipped += [
-            Skipped(name, Stay.IN_USE, used[job.tree.path(name)]) for name in before.pending
-        ]
+        skipped += [Skipped(name, Stay.IN_USE, used[name]) for name in before.pending]
     left = (Group(*overlap, cure=None, ours=False) for overlap in before.overlaps)
     return Report(
         root=job.tree.root,

@@ -10,7 +10,6 @@ from rebaser.options import Options
 from rebaser.progress import Progress
 from rebaser.remember import before_the_scan, remember_look, remember_work, settled_report
 from rebaser.report import Report, Seconds
-from rebaser.scan.skip import Skipped, Stay
 from rebaser.scan.snapshot import is_racy
 from rebaser.scan.walk import AtFirstWork, Scan, scan_for_work
 from rebaser.state import records
@@ -24,7 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cygwin.fault import Fault
     from cygwin.image import Image
-    from rebaser.apply.batches import Applied
+    from rebaser.apply.outcome import Applied
     from rebaser.plan.placement import Move
     from rebaser.plan.proposal import Proposal
     from rebaser.scan.snapshot import Seen, Snapshot
@@ -72,7 +71,7 @@ def run(
 
 def _dry_run(job: Job) -> Report:
     """Report the plan, and what it would leave; change nothing, and take no lock."""
-    from rebaser.apply.batches import Applied
+    from rebaser.apply.outcome import Applied
 
     job.engine()
     found = _plan(job, job.snapshot())
@@ -189,35 +188,32 @@ def _scan(job: Job, before: Snapshot, at_first_work: AtFirstWork | None = None) 
 
 def _apply(job: Job, lock: TreeLock, found: Proposal, began: FileSystemTime) -> Applied:
     """Carry out the plan, less what is in use: that is an obstacle for the others."""
-    from rebaser.apply.batches import Applied, apply
-    from rebaser.apply.commit import in_use_reason
-    from rebaser.apply.hard_links import with_all_names
+    from rebaser.apply.batches import apply
     from rebaser.apply.in_use import users_of
+    from rebaser.apply.outcome import Applied
 
     applied = Applied()
     while True:
-        targets = {job.tree.path(move.path): move.path for move in found.plan.moves}
-        used = {targets[t]: user for t, user in users_of(targets, lock.rebasers).items()}
+        used = users_of((move.path for move in found.plan.moves), job.tree, lock.rebasers)
         if not used:
             break
-        applied.skipped.update({path: in_use_reason(user) for path, user in used.items()})
+        for name, user in used.items():
+            applied.note_in_use(name, user)
         found = job.planner().without(found, used)
-    moves = found.plan.moves
     try:
         apply(
-            moves,
-            with_all_names(job.tree.root, moves, found.survey.sources),
-            _images(found, began),
             job.tree,
-            job.state,
+            job.options,
+            found,
             job.engine(),
             applied,
-            touch=job.options.touch,
-            jobs=2,
+            images=_images(found, began),
+            open_files=found.scan.open_files,
             rebasers=lock.rebasers,
             progress=job.progress,
         )
     finally:
+        found.scan.close()
         for stage, seconds in applied.seconds.items():
             job.seconds[stage] = job.seconds.get(stage, 0.0) + seconds
     return applied
@@ -245,7 +241,7 @@ def _report(job: Job, found: Proposal, applied: Applied | None = None) -> Report
     moved: tuple[Move, ...] = ()
     changed: set[str] = set()
     if applied:
-        skipped.update({p: Skipped(p, Stay.CHANGED, r) for p, r in applied.skipped.items()})
+        skipped.update(applied.skipped)
         failed.update(applied.failed)
         changed = applied.changed
         moved = tuple(sorted(applied.moved, key=lambda move: move.path))

@@ -9,6 +9,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from rebaser.errors import UsageError
 from rebaser.files import on_cygwin
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rebaser.state.folder import State
+
 # Where a tree may have its state, folder by folder, and what a run makes in it.
 STATES = (("var", "lib", "rebaser"), (".rebaser",))
 RUNS = "runs"
@@ -23,7 +27,7 @@ class Tree:
     """
 
     # No dataclass: `rebaser lock` needs this class and must not pay for that import.
-    __slots__ = ("find_again", "lock_file", "root", "scope", "state_dir")
+    __slots__ = ("_state", "find_again", "lock_file", "root", "scope", "state_dir")
 
     def __init__(
         self,
@@ -38,6 +42,16 @@ class Tree:
         self.state_dir = state_dir
         self.scope = scope
         self.find_again = find_again or (lambda: self)
+        self._state: State | None = None
+
+    @property
+    def state(self) -> State:
+        """What this tree keeps of itself."""
+        if self._state is None:
+            from rebaser.state.folder import State
+
+            self._state = State(self.state_dir, self.root)
+        return self._state
 
     def path(self, relative: str) -> str:
         """Return the absolute path of a path relative to the root."""

@@ -4,103 +4,92 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
+from cygwin.image import Image
 from rebaser.apply.commit import commit
 from rebaser.apply.engines import Engine
-from rebaser.apply.stage import StagingFolders, Wanted, stage
-from rebaser.plan.placement import Move
-from rebaser.plan.survey import Source
+from rebaser.apply.hard_links import with_all_names
+from rebaser.apply.outcome import Applied
+from rebaser.apply.replacement import Replacement
+from rebaser.apply.stage import StagingFolders, stage
+from rebaser.options import Options
+from rebaser.plan.proposal import Proposal
 from rebaser.progress import Progress
-from rebaser.state.folder import State
 from rebaser.tree import Tree
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from cygwin.image import Image
 
 # The disk must hold the copies of one batch, of this many bytes, beside the tree.
 BATCH = 256 << 20
 
 
-@dataclass
-class Applied:
-    """What became of a plan's moves: those carried out, and {path: reason} of the others.
-
-    `now` is the stat of each moved file's new self, `folders` those that were committed to;
-    `changed` are the paths of `skipped` at which another file lies by now, or none.
-    """
-
-    moved: list[Move] = field(default_factory=list)
-    now: dict[str, os.stat_result] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    changed: set[str] = field(default_factory=set)
-    folders: set[str] = field(default_factory=set)
-    seconds: dict[str, float] = field(default_factory=dict)
-
-
 def apply(
-    moves: Sequence[Move],
-    sources: Mapping[str, Source],
-    images: Mapping[str, Image],
     tree: Tree,
-    state: State,
+    options: Options,
+    found: Proposal,
     engine: Engine,
     applied: Applied,
     *,
-    touch: bool,
-    jobs: int,
+    images: Mapping[str, Image],
+    open_files: dict[str, int],
     rebasers: Callable[[], Collection[int]],
     progress: Progress,
 ) -> None:
-    """Stage and commit `moves`; what was done is in `applied`, also when this is interrupted."""
-    folders = StagingFolders(tree, state)
-    wanted = [
-        Wanted(move, tree.path(move.path), sources[move.path].seen, images.get(move.path))
-        for move in moves
-    ]
-    progress.phase("moving", len(wanted), sum(item.seen.size for item in wanted))
-    for batch in _batches(wanted, in_one=engine.starts_processes):
-        folders.remove_copies()
-        with _timed(applied, "stage"):
-            staging = stage(batch, folders, engine, touch=touch, jobs=jobs, advance=progress.copied)
-            applied.skipped.update(staging.changed)
-            applied.changed.update(staging.changed)
-            applied.failed.update(staging.failed)
-        with _timed(applied, "commit"):
-            commit(
-                staging.ready,
-                tree,
-                sources,
-                applied,
-                rebasers=rebasers,
-                advance=progress.advance,
-            )
+    """Stage and commit what was planned; what was done is in `applied`, also when interrupted.
+
+    `images` are those that were read and need not be read again, `open_files` descriptors of
+    files: those of what moves are taken out and closed. `rebasers` returns the other processes of
+    rebaser.
+    """
+    folders = StagingFolders(tree)
+    moves = found.plan.moves
+    sources = with_all_names(tree.root, moves, found.survey.sources)
+    items = []
+    for move in moves:
+        kept = images.get(move.path), open_files.pop(move.path, None)
+        items.append(Replacement(move, sources[move.path], *kept))
+    progress.phase("moving", len(items), sum(item.source.seen.size for item in items))
+    try:
+        for batch in _batches(items, tree, in_one=engine.starts_processes):
+            folders.remove_copies()
+            with _timed(applied, "stage"):
+                ready = stage(
+                    batch, folders, engine, applied, touch=options.touch, advance=progress.copied
+                )
+            with _timed(applied, "commit"):
+                commit(
+                    ready,
+                    tree,
+                    folders.targets,
+                    applied,
+                    rebasers=rebasers,
+                    advance=progress.advance,
+                )
+    finally:
+        for item in items:
+            item.close()
 
 
-def _batches(wanted: Sequence[Wanted], *, in_one: bool) -> Iterator[Sequence[Wanted]]:
+def _batches(
+    items: Sequence[Replacement], tree: Tree, *, in_one: bool
+) -> Iterator[Sequence[Replacement]]:
     """Divide what is to be staged so that each file system can hold its copies.
 
     All of it at once (`in_one`) where the engine starts processes: once a DLL that our own Python
     has loaded is replaced, Cygwin's fork fails in this process.
     """
     if in_one:
-        yield wanted
+        yield items
         return
-    batch: list[Wanted] = []
+    batch: list[Replacement] = []
     room: dict[int, int] = {}  # bytes that the batch may still take, by device
-    for item in wanted:
-        device, size = item.seen.device, item.seen.size
+    for item in items:
+        device, size = item.source.seen.device, item.source.seen.size
         if batch and size > room.get(device, size):
             yield batch
             batch, room = [], {}
         if device not in room:
-            room[device] = min(BATCH, _free_bytes(item.target) // 2)
+            room[device] = min(BATCH, _free_bytes(tree.path(item.name)) // 2)
         batch.append(item)
         room[device] -= size
     if batch:

@@ -2,138 +2,111 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Collection, Sequence
 
 from rebaser.apply.in_use import users_of
-from rebaser.apply.stage import Copy, is_as_seen
-from rebaser.files import make_names_durable, put_in_place
-from rebaser.plan.placement import Move
-from rebaser.plan.survey import Source
-from rebaser.scan.snapshot import Seen
+from rebaser.apply.outcome import Applied
+from rebaser.apply.replacement import Replacement, is_as_seen
+from rebaser.files import Folders, LinkError, make_names_durable, put_in_place
 from rebaser.tree import Tree
 
 
-class Outcome(Protocol):
-    """Where the commit notes what it did: moves, new stats, and {path: reason} of the others.
-
-    `changed` are the paths at which another file lies by now, or none; `folders` those in which
-    names were replaced, relative to the root.
-    """
-
-    moved: list[Move]
-    now: dict[str, os.stat_result]
-    skipped: dict[str, str]
-    failed: dict[str, str]
-    changed: set[str]
-    folders: set[str]
-
-
 def commit(
-    copies: Sequence[Copy],
+    items: Sequence[Replacement],
     tree: Tree,
-    sources: Mapping[str, Source],
-    outcome: Outcome,
+    folders: Folders,
+    applied: Applied,
     *,
     rebasers: Callable[[], Collection[int]],
     advance: Callable[[int], None],
 ) -> None:
     """Rename the copies over their originals, one by one, after a last look at each.
 
-    A file that changed since it was read, or is in use, keeps its old self. `advance` is told of
-    each file. All names are durable when this returns.
+    A file that changed since it was read, or is in use, keeps its old self. `folders` are those
+    of the tree; `advance` is told of each file. All names are durable when this returns.
     """
-    targets = {copy.move.path: tree.path(copy.move.path) for copy in copies}
-    used = users_of(targets.values(), rebasers)
-    folders: set[str] = set()
-    for copy in copies:
-        target = targets[copy.move.path]
-        if target in used:
-            outcome.skipped[copy.move.path] = in_use_reason(used[target])
+    used = users_of((item.name for item in items), tree, rebasers)
+    touched: set[str] = set()
+    for item in items:
+        if item.name in used:
+            applied.note_in_use(item.name, used[item.name])
         else:
-            _commit_one(copy, target, sources[copy.move.path], tree, outcome, folders)
+            _commit_one(item, folders, applied, touched)
         advance(1)
-    outcome.folders.update(folders)
-    for folder in folders:
+    applied.folders.update(touched)
+    for folder in sorted(touched):
         try:
-            make_names_durable(tree.path(folder))
+            make_names_durable(folders.open(folder))
         except OSError as error:
-            outcome.failed.setdefault(
+            applied.failed.setdefault(
                 folder or ".",
                 f"its names may not survive a power failure ({error.strerror}); "
                 "every file in it is sound",
             )
 
 
-def _commit_one(
-    copy: Copy, target: str, source: Source, tree: Tree, outcome: Outcome, folders: set[str]
-) -> None:
-    path = copy.move.path
+def _commit_one(item: Replacement, folders: Folders, applied: Applied, touched: set[str]) -> None:
+    staging = item.staging.descriptor
+    name = item.name
+    others = {}
     try:
-        if not is_as_seen(os.stat(target, follow_symlinks=False), source.seen):
-            outcome.skipped[path] = CHANGED
-            outcome.changed.add(path)
+        if not is_as_seen(_look(folders, name), item.source.seen):
+            applied.note_changed(name)
             return
-    except FileNotFoundError:
-        outcome.skipped[path] = REMOVED
-        outcome.changed.add(path)
+    except (FileNotFoundError, NotADirectoryError, LinkError):
+        applied.note_changed(name, "it was removed meanwhile")
         return
     except OSError as error:
-        outcome.failed[path] = f"cannot be looked at ({error.strerror}); it stays as it was"
+        applied.failed[name] = f"cannot be looked at ({error.strerror}); it stays as it was"
         return
     try:
-        put_in_place(copy.path, target)
+        # Links to the copy, not to what lies in its place once it is there: that may be anything.
+        for other in item.source.names[1:]:
+            others[other] = link = item.staging.new_name()
+            os.link(item.staged, link, src_dir_fd=staging, dst_dir_fd=staging)
+        put_in_place(item.staged, os.path.basename(name), staging, _folder(folders, name))
     except OSError as error:
-        advice = (
-            "run rebaser again"  # somebody cleared our staging folder away
-            if isinstance(error, FileNotFoundError)
-            else "run rebaser as the owner of the tree, with the folder writable"
-        )
-        outcome.failed[path] = (
+        applied.failed[name] = (
             f"its moved copy could not be put in place ({error.strerror}); it stays as it was; "
-            f"{advice}"
+            f"{_advice(error)}"
         )
         return
-    outcome.moved.append(copy.move)
-    for name in source.names:
-        folders.add(name.rpartition("/")[0])
-    for name in source.names[1:]:
-        reason = _link(target, tree.path(name), copy.path, source.seen)
-        if reason:
-            outcome.failed[name] = reason
+    applied.moved.append(item.move)
+    touched.add(os.path.dirname(name))
+    for other, link in others.items():
+        try:
+            # Else it is no longer a name of the file that moved.
+            if item.is_named(_look(folders, other)):
+                put_in_place(link, os.path.basename(other), staging, _folder(folders, other))
+                touched.add(os.path.dirname(other))
+        except (FileNotFoundError, NotADirectoryError, LinkError):
+            pass
+        except OSError as error:
+            applied.failed[other] = (
+                f"this further name of {name} could not be moved with it ({error.strerror}); "
+                "it is a sound file at the old base; run rebaser again"
+            )
     try:
-        outcome.now[path] = os.stat(target, follow_symlinks=False)
+        applied.now[name] = _look(folders, name)
     except OSError:
         pass  # somebody has removed it since
 
 
-CHANGED = "it changed since it was read; run rebaser again"
-REMOVED = "it was removed meanwhile"
+def _folder(folders: Folders, name: str) -> int:
+    return folders.open(os.path.dirname(name))
 
 
-def in_use_reason(user: str) -> str:
-    """Return why a file that somebody has mapped was skipped."""
-    return f"in use by {user}; run rebaser again when that has ended"
+def _look(folders: Folders, name: str) -> os.stat_result:
+    """Return the stat of a file of the tree, a symbolic link's own where there is one."""
+    folder = _folder(folders, name)
+    return os.stat(os.path.basename(name), dir_fd=folder, follow_symlinks=False)
 
 
-def _link(target: str, name: str, temporary: str, seen: Seen) -> str | None:
-    """Make `name`, another name of the old file, one of the new file; return what went wrong."""
-    try:
-        if not is_same_file(os.stat(name, follow_symlinks=False), seen):
-            return None  # it is no longer a name of the file that moved
-        os.link(target, temporary)
-        put_in_place(temporary, name)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        return (
-            f"this further name of {target} could not be moved with it ({error.strerror}); "
-            "it is a sound file at the old base; run rebaser again"
-        )
-    return None
-
-
-def is_same_file(st: os.stat_result, seen: Seen) -> bool:
-    """Return whether this is the file that was seen, whatever its times are by now."""
-    return (st.st_ino, st.st_dev, st.st_size) == (seen.inode, seen.device, seen.size)
+def _advice(error: OSError) -> str:
+    if error.errno == errno.ENOENT:
+        return "run rebaser again"  # somebody cleared our staging folder away
+    if error.errno == errno.EXDEV:
+        return "another mount shows it under this name: run rebaser on that folder alone"
+    return "run rebaser as the owner of the tree, with the folder writable"

@@ -19,26 +19,28 @@ from typing import NamedTuple
 
 from cygwin.address_space import machine_name, slot_size
 from cygwin.fault import FAULTS
-from rebaser.commands.shared import add_scan_arguments
+from rebaser.commands.shared import add_scan_arguments, with_settings
 from rebaser.errors import RebaserError, UsageError
 from rebaser.plan.overlap import Span, clusters
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.skip import Skipped, is_excluded, same_file
 from rebaser.scan.walk import Rules, look_at_one, scan
+from rebaser.state.folder import State
 from rebaser.text import address, printable
+from rebaser.tree import Tree, find_tree
 
 
 class Line(NamedTuple):
-    """One image as it is listed; `size` is SizeOfImage in bytes.
+    """One image as it is listed: `size` is SizeOfImage in bytes, `file` is the same for all names.
 
-    `file` tells a file from others, whatever its names.
+    `flags` are called as `rebaser flags` and a run call them.
     """
 
     path: str
     machine: int
     base: int
     size: int
-    flags: str
+    flags: Sequence[str]
     file: str
 
 
@@ -47,7 +49,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.intermixed = True  # type: ignore[attr-defined]  # cli.Parser's
     parser.add_argument("paths", metavar="PATH", nargs="*", help="images, and folders of images")
     parser.add_argument("--db", metavar="FILE", help="list Cygwin's rebase database FILE")
-    parser.add_argument("--json", action="store_true", help="print one JSON list")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_scan_arguments(parser)
 
 
@@ -59,16 +61,11 @@ def main(arguments: Namespace) -> int:
     if arguments.db:
         lines = _of_database(arguments.db)
     else:
-        rules = Rules(tuple(arguments.suffix))
-        lines = [
-            line
-            for path in arguments.paths
-            for line in _of_path(path, rules, arguments.exclude, failed)
-        ]
+        lines = [line for path in arguments.paths for line in _of_path(path, arguments, failed)]
     lines.sort(key=lambda line: (line.base, line.path))
     overlapping = _overlapping(lines)
     if arguments.json:
-        _print_json(lines, overlapping)
+        _print_json(lines, overlapping, failed)
     else:
         _print(lines, overlapping)
     for path, reason in failed:
@@ -84,20 +81,20 @@ def _of_database(path: str) -> list[Line]:
     except DatabaseError as error:
         raise RebaserError(f"{error}; it was not changed") from error
     return [
-        Line(entry.path, database.machine, entry.base, entry.size, "", entry.path)
+        Line(entry.path, database.machine, entry.base, entry.size, (), entry.path)
         for entry in database.entries
     ]
 
 
-def _of_path(
-    path: str, rules: Rules, excludes: Sequence[str], failed: list[tuple[str, str]]
-) -> Iterable[Line]:
+def _of_path(path: str, asked: Namespace, failed: list[tuple[str, str]]) -> Iterable[Line]:
     if os.path.isdir(path):
-        found = scan(path, rules)
+        tree = find_tree(path)
+        asked = with_settings(asked, tree)
+        found = scan(path, Rules(tuple(asked.suffix)), _seen_last(tree))
         snapshot = found.snapshot
         failed += [(os.path.join(path, inside), reason) for inside, reason in found.failed]
         for inside, seen in snapshot.files():
-            if seen.base_width and not is_excluded(inside, excludes):
+            if seen.base_width and not is_excluded(inside, asked.exclude):
                 yield _line(os.path.join(path, inside), seen)
     elif not os.path.isfile(path):
         gone = not os.path.lexists(path)
@@ -114,18 +111,27 @@ def _of_path(
                 )
 
 
+def _seen_last(tree: Tree) -> snapshots.Snapshot:
+    """Return what the last run saw of the part that was asked for, as a snapshot of that alone."""
+    seen = State(tree.state_dir, tree.root).load_snapshot(lambda text: None)
+    start = len(tree.scope)
+    return seen._replace(
+        folders={
+            path[start:]: of_path
+            for path, of_path in seen.folders.items()
+            if f"{path}/".startswith(tree.scope)
+        }
+    )
+
+
 def _line(path: str, seen: snapshots.Seen) -> Line:
-    file = str(same_file(os.path.realpath(path), seen))
-    return Line(path, seen.machine, seen.base, seen.image_size, _flags(seen), file)
-
-
-def _flags(seen: snapshots.Seen) -> str:
-    flags = {
+    is_set = {
         "dynamicbase": seen.dynamic_base,
         "high-entropy-va": seen.high_entropy_va,
         "signed": seen.flags & snapshots.SIGNED,
     }
-    return ",".join(name for name, is_set in flags.items() if is_set)
+    flags = [name for name in is_set if is_set[name]]
+    return Line(path, seen.machine, seen.base, seen.image_size, flags, str(same_file(path, seen)))
 
 
 def _overlapping(lines: Sequence[Line]) -> set[str]:
@@ -149,25 +155,24 @@ def _print(lines: Sequence[Line], overlapping: set[str]) -> None:
         mark = "*" if line.file in overlapping else " "
         print(
             f"{name:<{width}} base 0x{line.base:012x} size 0x{line.size:08x} "
-            f"{machine_name(line.machine):<6} {mark} {line.flags}".rstrip()
+            f"{machine_name(line.machine):<6} {mark} {','.join(line.flags)}".rstrip()
         )
 
 
-def _print_json(lines: Sequence[Line], overlapping: set[str]) -> None:
-    import json
+def _print_json(
+    lines: Sequence[Line], overlapping: set[str], failed: Sequence[tuple[str, str]]
+) -> None:
+    from rebaser.commands.json_output import print_json, reason_objects
 
-    print(
-        json.dumps(
-            [
-                {
-                    "path": line.path,
-                    "base": address(line.base),
-                    "size": line.size,
-                    "machine": machine_name(line.machine),
-                    "flags": line.flags.split(",") if line.flags else [],
-                    "overlaps": line.file in overlapping,
-                }
-                for line in lines
-            ]
-        )
-    )
+    images = [
+        {
+            "path": line.path,
+            "base": address(line.base),
+            "size": line.size,
+            "machine": machine_name(line.machine),
+            "flags": list(line.flags),
+            "overlaps": line.file in overlapping,
+        }
+        for line in lines
+    ]
+    print_json({"images": images, "failed": reason_objects(failed)})

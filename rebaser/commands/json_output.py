@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from cygwin.address_space import machine_name
 from rebaser.plan.placement import Move
 from rebaser.text import address
+from rebaser.view.address_map import AddressMap
 
 FORMAT = 1
 """It grows when a field goes away or means something else; new fields may come without that."""
@@ -24,6 +25,18 @@ def print_json(fields: Mapping[str, object]) -> None:
 def range_object(low: int, high: int) -> dict[str, object]:
     """Return the addresses `[low, high)`."""
     return {"low": address(low), "high": address(high)}
+
+
+def room_object(found: AddressMap) -> dict[str, object]:
+    """Return what of the addresses for rebased DLLs is used and free, in bytes."""
+    use = found.use()
+    return {
+        "range": range_object(*found.arena),
+        "used": use.images,
+        "kept_for_others": use.others,
+        "free": use.free,
+        "largest_gap": range_object(*use.largest_gap) if use.largest_gap else None,
+    }
 
 
 def group_object(low: int, high: int, paths: Iterable[str], cure: str | None) -> dict[str, object]:

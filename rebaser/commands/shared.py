@@ -6,14 +6,13 @@ from argparse import ArgumentParser, Namespace
 
 from rebaser.errors import UsageError
 from rebaser.options import SETTINGS, Options, parse_arena, read_settings
-from rebaser.text import address, printable
+from rebaser.text import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import _ArgumentGroup as Group
     from typing import TextIO
 
-    from rebaser.address_map import AddressMap
     from rebaser.tree import Tree
 
 # So many lines of a kind are shown; --verbose shows all.
@@ -142,26 +141,6 @@ def options_from(arguments: Namespace) -> Options:
             if name in given
         },
     )
-
-
-def range_object(low: int, high: int) -> dict[str, str]:
-    """Return a range of addresses as the JSON of every command shows it."""
-    return {"low": address(low), "high": address(high)}
-
-
-def arena_object(found: AddressMap) -> dict[str, object]:
-    """Return what of an arena is used and free, in bytes, as JSON shows it."""
-    from rebaser.address_map import use_of
-
-    use = use_of(found)
-    gap = use.largest_gap
-    return {
-        "arena": range_object(found.arena.low, found.arena.high),
-        "arena_used": use.images,
-        "arena_kept_for_others": use.others,
-        "arena_free": use.free,
-        "largest_gap": range_object(gap.low, gap.high) if gap else None,
-    }
 
 
 def print_lines(lines: list[str], most: int, file: TextIO | None = None) -> None:

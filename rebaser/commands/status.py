@@ -13,21 +13,23 @@ from __future__ import annotations
 import os
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from cygwin.address_space import machine_name
 from locks.holders import Holder, describe_holders, holders
-from rebaser.address_map import AddressMap, binary_size, use_of
 from rebaser.commands.map import add_look_arguments, look_as_asked
-from rebaser.commands.shared import SHOWN, arena_object, print_lines
-from rebaser.look import Look
+from rebaser.commands.shared import SHOWN, print_lines
 from rebaser.state.folder import State
 from rebaser.state.records import Record, newest_first
-from rebaser.text import address, byte_count, plural, printable
-from rebaser.tree import Tree
+from rebaser.text import address, byte_count, plural
+from rebaser.tree import RUNS, Tree
+from rebaser.view.overview import Overview
+from rebaser.view.picture import room, summary
 
 # The last runs that are printed.
 LAST_RUNS = 10
+# What of a run's record is printed as it is.
+AS_IT_IS = ("number", "began", "finished", "engine", "moved", "bytes_written", "unfinished")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -40,75 +42,75 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def main(arguments: Namespace) -> int:
     """Look, print, and return the exit status."""
-    tree, found = look_as_asked(arguments)
+    tree, found, settings = look_as_asked(arguments)
     records = list(newest_first(State(tree.state_dir, tree.root)))
     others = holders(tree.lock_file)
+    free = _is_free(tree.lock_file, others)
     if arguments.json:
-        _print_json(tree, found, records, others)
+        _print_json(tree, found, records, others, free, settings)
     else:
-        _print(tree, found, records, others)
+        how = "free" if free else describe_holders(tree.lock_file)
+        if free is None and not others:
+            how = "cannot be looked at"
+        lines = [tree.root, *_of_dlls(found), f"lock: {how} ({tree.lock_file})"]
+        lines.append(f"state: {tree.state_dir}")
+        if settings:
+            lines.append(f"settings: {settings} was read")
+        works = any(holder.mode == "exclusive" for holder in others)
+        print_lines([*lines, *_of_runs(tree, records, works)], sys.maxsize)
     print_lines([f"{path}: {reason}" for path, reason in found.failed], SHOWN, sys.stderr)
     return int(bool(found.failed))
 
 
-def _print(tree: Tree, found: Look, records: Sequence[Record], others: Sequence[Holder]) -> None:
-    print(printable(tree.root))
+def _of_dlls(found: Overview) -> Iterator[str]:
     for one in found.maps:
-        print_lines(_machine(one), sys.maxsize)
+        hint = " ('rebaser check' says what helps)" if one.colliding else ""
+        yield f"{summary(one)}{hint}"
+        yield f"  address range {address(one.arena.low)}-{address(one.arena.high)}"
+        for text in room(one):
+            yield f"    {text}"
     if found.skipped:
-        print(f"skipped: {plural(len(found.skipped), 'file')} ('rebaser run --verbose' says why)")
-    print(printable(f"lock: {tree.lock_file}: {_lock(tree.lock_file, others)}"))
-    print(printable(f"state: {tree.state_dir}"))
-    if not records:
-        print(f"runs: {_no_runs(State(tree.state_dir, tree.root).runs)}")
-        return
-    print("runs:" if len(records) <= LAST_RUNS else f"runs (the last {LAST_RUNS}):")
-    for number, record in enumerate(records[:LAST_RUNS]):
-        newest_works = number == 0 and any(holder.mode == "exclusive" for holder in others)
-        print(printable(f"  {_run(record, at_work=newest_works)}"))
+        count = plural(len(found.skipped), "file")
+        yield f"skipped: {count} ('rebaser run --verbose' says why)"
 
 
-def _machine(found: AddressMap) -> list[str]:
-    use = use_of(found)
-    overlap = (
-        f"{found.colliding:,} overlapping ('rebaser map' shows where, 'rebaser run' moves them)"
-        if found.colliding
-        else "no overlap"
-    )
-    kept = f", {binary_size(use.others)} kept for others" if use.others else ""
-    gap = use.largest_gap
-    largest = f", largest gap {binary_size(gap.high - gap.low)}" if gap else ""
-    return [
-        f"{machine_name(found.machine)}: {plural(len(found.images), 'DLL')}, {overlap}",
-        f"  arena {address(found.arena.low)}-{address(found.arena.high)}: "
-        f"{binary_size(use.images)} used{kept}, {binary_size(use.free)} free{largest}",
-    ]
-
-
-def _lock(path: str, others: Sequence[Holder]) -> str:
+def _of_runs(tree: Tree, records: Sequence[Record], works: bool) -> list[str]:
+    if records:
+        heading = "runs:" if len(records) <= LAST_RUNS else f"runs (the last {LAST_RUNS}):"
+        newest = records[0]
+        return [
+            heading,
+            *(f"  {_run(one, works and one is newest)}" for one in records[:LAST_RUNS]),
+        ]
     try:
-        os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return "not made yet"
-    except OSError as error:
-        return f"cannot be looked at ({error.strerror})"
-    if any(holder.mode for holder in others) or (others and sys.platform != "linux"):
-        return describe_holders(path)
-    return "nobody else who can be seen from here holds it"
-
-
-def _no_runs(folder: str) -> str:
-    """Return why no run is listed."""
-    try:
-        os.listdir(folder)
+        os.listdir(f"{tree.state_dir}/{RUNS}")
     except (FileNotFoundError, NotADirectoryError):
         pass
     except OSError as error:
-        return f"cannot be looked at ({error.strerror})"
-    return "none that had work to do"
+        return [f"runs: cannot be looked at ({error.strerror})"]
+    return ["runs: none that had work to do"]
 
 
-def _run(record: Record, *, at_work: bool) -> str:
+def _is_free(path: str, others: Sequence[Holder]) -> bool | None:
+    """Return whether nobody holds the lock; None where that cannot be told."""
+    try:
+        inode = os.stat(path).st_ino
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return None
+    if sys.platform != "linux":  # only who has it open is known there
+        return None if others else True
+    try:
+        # Other users' processes cannot be looked into, but their locks are listed (proc(5)).
+        with open("/proc/locks", encoding="ascii", errors="replace") as file:
+            listed = any(" FLOCK " in line and f":{inode} " in line for line in file)
+    except OSError:
+        listed = False
+    return not (listed or any(holder.mode for holder in others))
+
+
+def _run(record: Record, at_work: bool) -> str:
     asked = ""
     if record.request.only is not None:
         asked = f" for {plural(len(record.request.only), 'named file')}"
@@ -120,55 +122,56 @@ def _run(record: Record, *, at_work: bool) -> str:
     left = []
     if record.failed:
         left.append(f"{len(record.failed):,} failed")
+    if record.unfinished:
+        left.append(f"{len(record.unfinished):,} changed meanwhile")
     if record.overlaps:
-        left.append(f"{plural(len(record.overlaps), 'overlap')} left")
+        left.append(f"{plural(sum(len(g.paths) for g in record.overlaps), 'DLL')} still overlap")
     ended = ", ".join(left) or "no overlap left"
-    return (
-        f"{record.number}  {record.began}{asked}  moved {record.moved:,} "
-        f"({byte_count(record.bytes_written)}), {ended}"
-    )
+    moved = f"moved {plural(record.moved, 'DLL')} ({byte_count(record.bytes_written)})"
+    return f"{record.number}  {record.began}{asked}  {moved}, {ended}"
 
 
 def _print_json(
-    tree: Tree, found: Look, records: Sequence[Record], others: Sequence[Holder]
+    tree: Tree,
+    found: Overview,
+    records: Sequence[Record],
+    others: Sequence[Holder],
+    free: bool | None,
+    settings: str | None,
 ) -> None:
-    import json
+    from rebaser.commands.json_output import group_object, print_json, reason_objects, room_object
 
-    machines = {}
-    for one in found.maps:
-        machines[machine_name(one.machine)] = {
+    machines = {
+        machine_name(one.machine): {
             "images": len(one.images),
             "overlapping": one.colliding,
-            **arena_object(one),
+            **room_object(one),
         }
-    print(
-        json.dumps(
-            {
-                "root": tree.root,
-                "machines": machines,
-                "skipped": [{"path": p, "reason": r} for p, r in found.skipped],
-                "failed": [{"path": p, "reason": r} for p, r in found.failed],
-                "lock": {
-                    "path": tree.lock_file,
-                    "open_in": [
-                        {"pid": h.pid, "command": h.command, "mode": h.mode, "waiting": h.waiting}
-                        for h in others
-                    ],
-                },
-                "state": tree.state_dir,
-                "runs": [
-                    {
-                        "number": record.number,
-                        "began": record.began,
-                        "finished": record.finished,
-                        "engine": record.engine,
-                        "moved": record.moved,
-                        "bytes_written": record.bytes_written,
-                        "failed": [{"path": p, "reason": r} for p, r in record.failed],
-                        "overlaps": [list(group.paths) for group in record.overlaps],
-                    }
-                    for record in records
+        for one in found.maps
+    }
+    print_json(
+        {
+            "root": tree.root,
+            "machines": machines,
+            "skipped": reason_objects(found.skipped),
+            "failed": reason_objects(found.failed),
+            "lock": {
+                "path": tree.lock_file,
+                "free": free,
+                "open_in": [
+                    {name: getattr(one, name) for name in ("pid", "command", "mode", "waiting")}
+                    for one in others
                 ],
-            }
-        )
+            },
+            "state": tree.state_dir,
+            "settings": settings,
+            "runs": [
+                {
+                    **{name: getattr(record, name) for name in AS_IT_IS},
+                    "failed": reason_objects(record.failed),
+                    "overlaps": [group_object(*group[1:5]) for group in record.overlaps],
+                }
+                for record in records
+            ],
+        }
     )

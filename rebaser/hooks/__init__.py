@@ -6,101 +6,52 @@ import os
 import re
 import shlex
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from rebaser.errors import RebaserError, UsageError
-from rebaser.tree import Tree
-
-MARK = "Written by 'rebaser hook"
-"""A file that holds this is ours to replace."""
+from rebaser.errors import UsageError
 
 
-@dataclass(frozen=True)
-class Hook:
-    """A text and the file that it belongs into, an absolute path, with the mode of that file."""
+class Hook(NamedTuple):
+    """A text, the absolute path of the file that it belongs in, and what takes it away again."""
 
-    path: str
+    place: str
     text: str
-    mode: int = 0o644
+    undo: str
 
 
-def pacman_hook(root: str, command: Sequence[str], prefix: str) -> Hook:
-    """Return MSYS2's hook (alpm-hooks(5)); `root` is the folder that pacman's paths start from."""
-    path = f"{prefix}/etc/pacman.d/hooks/rebaser.hook"
-    words = {"PLACE": path, "REBASER": shlex.join(command), "ROOT": _quoted(root)}
-    return Hook(path, _filled("pacman.hook", words))
+def pacman_hook(root: str, rebaser: str) -> Hook:
+    """Return MSYS2's hook (alpm-hooks(5)); `root` is the folder that pacman's paths start from.
 
-
-def cygwin_hook(tree: Tree, command: Sequence[str], prefix: str) -> Hook:
-    """Return the script that setup runs last of all (its perpetual scripts `zp_*`).
-
-    `prefix` is put before Cygwin's own folders, /etc and /var, also when the script runs.
+    `rebaser` is the command that a shell, or pacman, calls it by.
     """
-    name = "rebaser" + tree.root.rstrip("/").replace("/", "-")
-    if not re.fullmatch(r"[A-Za-z0-9._/]*", tree.root):
-        # /opt/a-b and /opt/a/b are two trees, and need two names.
-        sum_ = zlib.crc32(tree.root.encode("utf-8", "surrogateescape"))
-        name = f"{re.sub('[^A-Za-z0-9._-]+', '-', name)}-{sum_:08x}"
-    path = f"{prefix}/etc/postinstall/zp_{name}.dash"
-    words = {
-        "PLACE": path,
-        "REBASER": shlex.join(command),
-        "ROOT": _quoted(tree.root),
-        "STATE": _quoted(tree.state_dir),
-        "DESTDIR": _quoted(prefix) if prefix else "",
-        "NAME": name,
-    }
-    return Hook(path, _filled("cygwin.dash", words), 0o755)
+    place = "/etc/pacman.d/hooks/rebaser.hook"
+    text = _filled("pacman.hook", PLACE=place, REBASER=rebaser, ROOT=_quoted(root))
+    return Hook(place, text, f"rm {place}")
 
 
-def sage_text(sage_root: str | None, command: Sequence[str]) -> str:
-    """Return the lines for SageMath's sage-spkg."""
-    place = sage_spkg(sage_root or "$SAGE_ROOT")
-    return _filled("sage.sh", {"PLACE": place, "REBASER": shlex.join(command)})
+def cygwin_hook(root: str, state_dir: str, rebaser: str) -> Hook:
+    """Return the script that setup runs last of all (its perpetual scripts `zp_*`)."""
+    # /opt/a-b and /opt/a/b are two trees, and need two names.
+    sum_ = zlib.crc32(os.fsencode(root))
+    name = f"rebaser{re.sub('[^A-Za-z0-9._]+', '-', root.rstrip('/'))}-{sum_:08x}"
+    place = f"/etc/postinstall/zp_{name}.dash"
+    advert = f"/var/lib/rebase/localpath.d/{name}"
+    words = {"ROOT": _quoted(root), "STATE": _quoted(state_dir), "ADVERT": advert}
+    text = _filled("cygwin.dash", PLACE=place, REBASER=rebaser, **words)
+    return Hook(place, text, f"rm {place} {advert}")
 
 
-def sage_spkg(sage_root: str) -> str:
-    """Return where SageMath keeps the script that installs a package."""
-    return f"{sage_root}/build/bin/sage-spkg"
+def sage_hook(sage_root: str, rebaser: str) -> Hook:
+    """Return the lines for the script with which SageMath installs a package."""
+    place = f"{sage_root}/build/bin/sage-spkg"
+    quoted = f'"{sage_root}"' if sage_root.startswith("$") else shlex.quote(sage_root)
+    text = _filled("sage.sh", PLACE=place, REBASER=rebaser)
+    return Hook(place, text, f"git -C {quoted} checkout build/bin/sage-spkg")
 
 
-_LOCK = re.compile(r"sage-flock\s+-s\s+200\b")
-_UNLOCK = re.compile(r"sage-flock\s+-u\s+200\b")
-_REBASE = re.compile(
-    r"sage-flock\s+-x\s+(?:\\\n\s*)?\S*rebase\.lock\"?\s+(?:\\\n\s*)?sage-rebase\.sh\b"
-)
-
-
-def sage_edit(text: str, command: Sequence[str]) -> str:
-    """Return sage-spkg with rebaser in its lines for rebase; the same text, if done before.
-
-    Raises RebaserError where a line that is to be replaced is not there.
-    """
-    program = shlex.join(command)
-    wanted = (
-        (_LOCK, f"{program} lock --fd 200 -s", "sage-flock -s 200"),
-        (_UNLOCK, f"{program} lock --fd 200 -u", "sage-flock -u 200"),
-        (_REBASE, f"{program} run", "sage-flock -x .../rebase.lock sage-rebase.sh ..."),
-    )
-    for pattern, line, words in wanted:
-        if line in text and not pattern.search(text):
-            continue
-        # A function, so that nothing in the line is taken for a group of the pattern.
-        text, count = pattern.subn(lambda _, line=line: line, text)  # type: ignore[misc]
-        if not count:
-            raise RebaserError(
-                f"it has no line '{words}', so this is not the sage-spkg that is known here: paste "
-                "what 'rebaser hook sage' prints by hand"
-            )
-    return text
-
-
-def _filled(name: str, words: Mapping[str, str]) -> str:
-    path = os.path.join(os.path.dirname(__file__), name)
-    with open(path, encoding="utf-8", newline="\n") as file:
-        text = file.read()
-    return re.sub(r"@([A-Z]+)@", lambda found: words[found[1]], text)
+def _filled(name: str, **words: str) -> str:
+    with open(f"{os.path.dirname(__file__)}/{name}", encoding="utf-8", newline="\n") as file:
+        return re.sub(r"@([A-Z]+)@", lambda found: words[found[1]], file.read())
 
 
 def _quoted(path: str) -> str:

@@ -1,6 +1,5 @@
 # @PLACE@
-# The lines of 'rebaser hook sage'. They replace those with sage-flock and sage-rebase.sh;
-# 'rebaser hook sage --install' makes the replacement of the first way by itself.
+# The lines of 'rebaser hook sage'. They replace those with sage-flock and sage-rebase.sh.
 #
 # First way, with the installers' shared lock. Right when packages are built in parallel and write
 # straight into SAGE_LOCAL, as SageMath does: while any package is being installed no DLL is replaced,

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from cygwin.address_space import GRANULARITY, Range, slot_size
 from cygwin.paths import host_path
 from rebaser.errors import UsageError
+from rebaser.files import open_to_read
 from rebaser.options import Options
 from rebaser.plan.databases import database_files, root_of
 from rebaser.plan.placement import OF_RUNTIME, Reserved
-from rebaser.reading import open_to_read
 from rebaser.scan.walk import Rules, scan
 from rebaser.tree import Tree
 

@@ -14,7 +14,7 @@ from rebaser.scan.snapshot import Folder, Seen, Snapshot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from rebaser.apply.batches import Applied
+    from rebaser.apply.outcome import Applied
 
 
 # Windows loads no image of 2 GiB; a damaged one that says so is no obstacle for the others.

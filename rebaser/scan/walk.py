@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, Optional
 
 from cygwin.fault import Fault
-from rebaser.reading import open_to_read
+from rebaser.files import open_to_read
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.snapshot import Folder, Seen, Snapshot
 

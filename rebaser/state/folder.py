@@ -2,228 +2,267 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import stat as modes
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from rebaser.errors import RebaserError
-from rebaser.files import write_file
-from rebaser.reading import open_to_read
+from rebaser.files import Folders, make_file, names_in, read_file, write_file
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.snapshot import Snapshot
 from rebaser.tree import RUNS
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rebaser.state.staging import StagingFolder
+
 SNAPSHOT = "seen"
 STAGING = "staging"
 LOCK = "state.lock"
+MARK = "made-by-rebaser"  # is in every staging folder
+PROBE = "probe"  # tells the file system's time
+TREES_OWN = ".rebaser"  # our folder where a tree has no `var`, and on each file system below it
+
+LARGEST_SNAPSHOT = 1 << 30  # bytes; a tree of a million DLLs has 130 MB
 
 # Nobody waits longer than this for the file system's clock to tick (FAT: two seconds).
 LONGEST_TICK = 0.06  # seconds
+# The tick of a clock that was not seen to tick: FAT's, the coarsest there is, and a bit.
+UNSEEN_TICK = 2_100_000_000  # nanoseconds
+# Times may be finer than what they are made from: the kernel's clock ticks every 10 ms at the most
+# (HZ=100), that of Windows every 15.6 ms.
+LEAST_TICK = 20_000_000  # nanoseconds
 
 
 class StateError(RebaserError):
     """The state folder cannot be used."""
 
 
-def make_folder(path: str, owner_of: str) -> None:
-    """Make the folder `path` and those above it, unless they are there.
-
-    A symbolic link in its place is followed only if it belongs to root, to us, or to the owner of
-    `owner_of`: anybody else could have planted it to have us write elsewhere. Raises StateError.
-    """
+@contextmanager
+def _making(folder: str) -> Iterator[None]:
     try:
-        # Who may write the root may write its state, and nobody else: find_tree believes it then.
-        writers = os.stat(owner_of).st_mode & 0o022
-        os.makedirs(path, 0o755 | writers, exist_ok=True)
-        st = os.lstat(path)
-        if modes.S_ISLNK(st.st_mode) and st.st_uid not in (
-            0,
-            os.geteuid(),
-            os.stat(owner_of).st_uid,
-        ):
-            raise StateError(
-                f"{path} is a symbolic link that user {st.st_uid} made: it was not followed; "
-                "remove it, or name another folder"
-            )
+        yield
     except OSError as error:
         raise StateError(
-            f"{path}: the folder cannot be made ({error.strerror}); nothing was changed. "
+            f"{folder}: the folder cannot be made ({error.strerror}); nothing was changed. "
             "Make ROOT writable, or name another place with --state-dir and --lock-file"
         ) from error
 
 
 class State:
-    """The state folder of one tree. Everything but reading needs the exclusive lock."""
+    """The state folder of one tree. Everything but reading needs the exclusive lock.
+
+    Inside the tree it is opened folder by folder, and no symbolic link is followed, whoever made
+    it; outside, it is trusted as it was named. What it holds is named relative to it.
+    """
 
     def __init__(self, folder: str, root: str) -> None:
         self.folder = folder
         self.root = root
         self.snapshot_file = f"{folder}/{SNAPSHOT}"
-        self.staging = f"{folder}/{STAGING}"
         self.runs = f"{folder}/{RUNS}"
         self.lock_file = f"{folder}/{LOCK}"
+        self.staging: StagingFolder | None = None
+        top = root.rstrip("/") + "/"
+        self.is_inside = folder.startswith(top)
+        self._top, self._below = (root, folder[len(top) :]) if self.is_inside else (folder, "")
+        self._folders: Folders | None = None
         self._loaded: tuple[tuple[int, ...], Snapshot] | None = None
 
     def make_home(self) -> None:
-        """Make the folder itself. Raises StateError."""
-        make_folder(self.folder, self.root)
+        """Make the folder itself, or find it anew. Raises StateError."""
+        self._folders = None
+        self._make("")
 
     def make(self) -> None:
         """Make the folders and clear away what a killed run left. Raises StateError."""
+        from rebaser.state.staging import StagingFolder
+
         self.make_home()
+        path = f"{self.folder}/{STAGING}"
         try:
             self._remove_staging()
+            self.staging = StagingFolder(path, self._open())
         except OSError as error:
             raise StateError(
-                f"{self.staging}, which a killed run left, cannot be removed ({error.strerror}); "
-                "nothing was changed. Make ROOT writable, and run rebaser as its owner"
+                f"{path}, where copies are made, cannot be made anew ({error.strerror}); nothing "
+                "was changed. Move what is there away, and run rebaser as the owner of ROOT"
             ) from error
-        make_folder(self.staging, self.root)
-        make_folder(self.runs, self.root)
+        self._make(RUNS)
+
+    def _make(self, below: str) -> None:
+        if not self.is_inside:
+            with _making(self.folder):
+                os.makedirs(self.folder, self._mode(), exist_ok=True)
+        with _making(os.path.join(self.folder, below)):
+            self._open(below, self._mode())
+
+    def make_folder_of(self, lock_file: str) -> None:
+        """Make the folder of the tree's lock, if it is to lie in the tree. Raises StateError."""
+        top = self.root.rstrip("/") + "/"
+        folder = os.path.dirname(lock_file)
+        if folder.startswith(top):
+            with _making(folder):
+                Folders(self.root).open(folder[len(top) :], self._mode())
+
+    def _mode(self) -> int:
+        # Who may write the root may write its state, and nobody else: find_tree believes it then.
+        return 0o755 | os.stat(self.root).st_mode & 0o022
+
+    def _open(self, below: str = "", make: int | None = None) -> int:
+        """Return a descriptor of the folder, or of one in it; good until the next call."""
+        if self._folders is None:
+            self._folders = Folders(self._top)
+        return self._folders.open("/".join(filter(None, (self._below, below))), make)
 
     def was_left(self) -> bool:
         """Return whether a killed run left its staging folder behind.
 
         To be asked with the lock held, exclusive or shared: a live run holds it exclusively.
         """
-        return os.path.lexists(self.staging)
+        try:
+            names = self.names(STAGING)
+        except OSError:
+            return False
+        return not names or MARK in names
 
     def clear_staging(self) -> None:
         """Remove the staging folder, and those that it says lie on other file systems.
 
         Where that fails, it is left to the next run.
         """
+        self.staging = None
         with suppress(OSError):
             self._remove_staging()
 
     def _remove_staging(self) -> None:
-        with suppress(OSError):
-            os.rmdir(self.staging)  # as a run that ended well leaves it: empty
-        if not os.path.lexists(self.staging):
-            return
-        import shutil  # 2 ms
+        from rebaser.state.staging import NOTE, remove_staging
 
-        for folder in self._elsewhere():
-            shutil.rmtree(folder, ignore_errors=True)
-            try:
-                os.rmdir(os.path.dirname(folder))
-            except OSError:
-                pass
-        if os.path.islink(self.staging):
-            os.unlink(self.staging)
-        else:
-            shutil.rmtree(self.staging)
+        try:
+            notes = [name for name in self.names(STAGING) if name.startswith(NOTE)]
+        except FileNotFoundError:
+            return
+        for name in notes:
+            # A note may say anything: what it names is removed only if a run has made it.
+            with suppress(OSError, ValueError):
+                folder = os.fsdecode(self.read(f"{STAGING}/{name}", 1 << 16))
+                parent, _, name = folder.rpartition("/")
+                if name.startswith(f"{STAGING}-") and f"/{parent}".endswith(f"/{TREES_OWN}"):
+                    folders = Folders(self.root)
+                    remove_staging(name, folders.open(parent))
+                    if not names_in(folders.chain[-1][1]):
+                        os.rmdir(TREES_OWN, dir_fd=folders.chain[-2][1])
+        remove_staging(STAGING, self._open())
 
     def note_staging_elsewhere(self, folder: str) -> None:
-        """Remember a staging folder on another file system, to be cleared away with ours."""
-        note = f"{self.staging}/elsewhere-{len(self._elsewhere())}"
-        write_file(note, os.fsencode(folder), f"{self.staging}/new")
+        """Remember a staging folder, relative to the root, to be cleared away with ours."""
+        from rebaser.state.staging import NOTE
 
-    def _elsewhere(self) -> list[str]:
-        folders = []
+        number = sum(name.startswith(NOTE) for name in self.names(STAGING))
+        self.write(f"{STAGING}/{NOTE}{number}", os.fsencode(folder))
+
+    # Files, by their names relative to the folder.
+
+    def names(self, folder: str) -> list[str]:
+        """Return the names in a folder of the state. Raises OSError."""
+        return names_in(self._open(folder))
+
+    def holds(self, name: str) -> bool:
+        """Return whether something of that name is there."""
         try:
-            notes = [name for name in os.listdir(self.staging) if name.startswith("elsewhere-")]
-            for name in notes:
-                with open(f"{self.staging}/{name}", "rb") as file:
-                    folder = os.fsdecode(file.read())
-                if self._may_be_ours(folder):
-                    folders.append(folder)
+            folder, name = self._at(name)
+            os.stat(name, dir_fd=folder, follow_symlinks=False)
         except OSError:
-            pass
-        return folders
+            return False
+        return True
 
-    def _may_be_ours(self, folder: str) -> bool:
-        """Return whether a run can have made this staging folder: no other is ever removed."""
-        parent, name = os.path.split(folder)
-        return (
-            name.startswith(f"{STAGING}-")
-            and os.path.basename(parent) == ".rebaser"
-            and folder.startswith(self.root.rstrip("/") + "/")
-            and os.path.realpath(folder) == folder
-        )
+    def read(self, name: str, most: int) -> bytes:
+        """Return what a file of at most so many bytes holds. Raises OSError."""
+        folder, name = self._at(name)
+        return read_file(name, most, folder)[0]
 
-    def read(self, path: str, most: int) -> bytes:
-        """Return what a state file holds. Raises OSError, also for more than `most` bytes."""
-        with os.fdopen(open_to_read(path), "rb") as file:
-            st = os.fstat(file.fileno())
-            if not modes.S_ISREG(st.st_mode) or st.st_size > most:
-                raise OSError(errno.EINVAL, "it is no file of rebaser's", path)
-            return file.read()
+    def write(self, name: str, data: bytes) -> None:
+        """Replace a file. Raises StateError; then the old one is still there."""
+        from rebaser.state.staging import NEW
 
-    def write(self, path: str, data: bytes) -> None:
-        """Replace a state file. Raises StateError; then the old one is still there."""
+        path = name
         try:
-            write_file(path, data, f"{self.staging}/new")
+            assert self.staging is not None
+            folder, name = self._at(name)
+            write_file(name, data, NEW, folder=folder, staging=self.staging.descriptor)
         except OSError as error:
             raise StateError(
-                f"{path} cannot be written ({error.strerror}); the old one is kept"
+                f"{self.folder}/{path} cannot be written ({error.strerror}); the old one is kept"
             ) from error
+
+    def remove(self, name: str) -> None:
+        """Remove a file. Raises OSError."""
+        folder, name = self._at(name)
+        os.unlink(name, dir_fd=folder)
+
+    def _at(self, name: str) -> tuple[int, str]:
+        below, _, name = name.rpartition("/")
+        return self._open(below), name
 
     # The snapshot of what was seen.
 
     def load_snapshot(self, warn: Callable[[str], None]) -> Snapshot:
         """Return what was seen last; nothing, with one warning, where that is lost."""
         try:
-            descriptor = open_to_read(self.snapshot_file)
+            folder = self._open()
+            st = os.stat(SNAPSHOT, dir_fd=folder, follow_symlinks=False)
+            # Look, then look again: most times it is the same file still.
+            if self._loaded is None or self._loaded[0] != _which(st):
+                data, st = read_file(SNAPSHOT, LARGEST_SNAPSHOT, folder)
+                self._loaded = _which(st), snapshots.load(data)
+            return self._loaded[1]
         except FileNotFoundError:
-            return snapshots.blank()
+            pass
         except OSError as error:
             warn(
                 f"{self.snapshot_file} cannot be read ({error.strerror}); every image is read again"
             )
-            return snapshots.blank()
-        try:
-            with os.fdopen(descriptor, "rb") as file:
-                st = os.fstat(descriptor)
-                which = (st.st_ino, st.st_dev, st.st_size, st.st_mtime_ns, st.st_ctime_ns)
-                # Look, then look again: most times it is the same file still.
-                if self._loaded is None or self._loaded[0] != which:
-                    self._loaded = which, snapshots.load(file.read())
-                return self._loaded[1]
-        except (OSError, snapshots.SnapshotLostError) as error:
-            warn(f"{self.snapshot_file} cannot be used ({error}); every image is read again")
-            return snapshots.blank()
+        except (snapshots.SnapshotLostError, MemoryError) as error:
+            what = error if str(error) else "no memory for it"
+            warn(f"{self.snapshot_file} cannot be used ({what}); every image is read again")
+        return snapshots.blank()
 
     def save_snapshot(self, snapshot: Snapshot, now: FileSystemTime) -> None:
         """Write what was seen by a scan that began at `now`. Raises StateError."""
         if not now.folders_move:
-            snapshot = snapshot._replace(
-                folders={
-                    path: folder._replace(stat=(snapshots.NEVER, *folder.stat[1:]))
-                    for path, folder in snapshot.folders.items()
-                }
-            )
+            snapshot = snapshots.without_times(snapshot, files=False)
         trusted = snapshots.trusted(snapshot, now.nanoseconds, now.device)
-        self.write(self.snapshot_file, snapshots.dump(trusted))
+        self.write(SNAPSHOT, snapshots.dump(trusted))
 
     def time(self) -> FileSystemTime:
         """Return the file system's own time, once it is later than that of all earlier changes.
 
         Waits for a tick of its clock, but not longer than LONGEST_TICK. Raises StateError.
         """
-        probe = f"{self.staging}/probe"
+        assert self.staging is not None
+        folder = self.staging.descriptor
         try:
-            before = os.lstat(self.staging)
-            first = _touch(probe)
+            before = os.fstat(folder)
+            first = _touch(folder)
             deadline = time.monotonic() + LONGEST_TICK
             now = first
             while now <= first and time.monotonic() < deadline:
                 time.sleep(0.001)
-                now = _touch(probe)
-            after = os.lstat(self.staging)
-            os.unlink(probe)
+                now = _touch(folder)
+            after = os.fstat(folder)
+            os.unlink(PROBE, dir_fd=folder)
         except OSError as error:
-            raise StateError(f"{self.staging} cannot be written ({error.strerror})") from error
+            raise StateError(f"{self.staging.path} cannot be written ({error.strerror})") from error
         # Where the clock did not tick in time nothing is known of what happened in this tick.
-        return FileSystemTime(now, after.st_mtime_ns > before.st_mtime_ns, after.st_dev)
+        # A step of a clock is a tick, or several.
+        tick = max(now - first, LEAST_TICK) if now > first else UNSEEN_TICK
+        return FileSystemTime(now, after.st_mtime_ns > before.st_mtime_ns, after.st_dev, tick)
 
 
 class FileSystemTime(NamedTuple):
-    """The own time of the file system `device`.
+    """The own time of the file system `device`, in nanoseconds; its clock steps by `tick` at most.
 
     `folders_move`: its folders' times change when names come and go; FAT's do not.
     """
@@ -231,22 +270,22 @@ class FileSystemTime(NamedTuple):
     nanoseconds: int
     folders_move: bool
     device: int
+    tick: int = UNSEEN_TICK
 
     def before(self, seconds: float) -> FileSystemTime:
-        """Return a time that was certainly past so many seconds before this one was taken.
-
-        FAT's clock ticks every two seconds.
-        """
-        return self._replace(nanoseconds=self.nanoseconds - int((seconds + 2.1) * 1e9))
+        """Return a time that was certainly past so many seconds before this one was taken."""
+        return self._replace(nanoseconds=self.nanoseconds - int(seconds * 1e9) - self.tick)
 
 
-def _touch(path: str) -> int:
-    """Make a new file in place of `path` and return its time in nanoseconds."""
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+def _which(st: os.stat_result) -> tuple[int, ...]:
+    return st.st_ino, st.st_dev, st.st_size, st.st_mtime_ns, st.st_ctime_ns
+
+
+def _touch(folder: int) -> int:
+    """Make a new probe in place of the old one and return its time in nanoseconds."""
+    with suppress(FileNotFoundError):
+        os.unlink(PROBE, dir_fd=folder)
+    descriptor = make_file(PROBE, folder)
     try:
         return os.fstat(descriptor).st_mtime_ns
     finally:

@@ -42,6 +42,7 @@ class TreeLock:
         self._wait = wait
         self._tell = tell
         self._inherited = inherited_lock(path)
+        state.make_folder_of(path)
         self._lock = _opened(path)
         self._others: list[Flock] = []  # in the state folder, and of trees inside this one
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from rebaser.plan.request import Request
 from rebaser.report import Group, Report
 from rebaser.state.folder import State, StateError
+from rebaser.tree import RUNS
 
 KEPT_RECORDS = 30
 
@@ -67,7 +68,8 @@ def begin(state: State, request: Request, looked: float) -> Record:
     _write(state, record)
     for number in numbers[: -KEPT_RECORDS + 1]:
         with suppress(OSError):  # an old record more does no harm
-            os.unlink(_path(state, number))
+            if _read(state, number):  # and what is none is not ours
+                state.remove(_path(number))
     return record
 
 
@@ -77,7 +79,7 @@ def finish(state: State, record: Record, report: Report) -> None:
     Not where the records were cleared away since it began: who was asked after that does not know
     this run's number, and would take it for a later one.
     """
-    if os.path.lexists(_path(state, record.number)):
+    if state.holds(_path(record.number)):
         _write(
             state,
             record._replace(
@@ -126,7 +128,7 @@ def newest_first(state: State, after: int = 0) -> Iterator[Record]:
 
 def _numbers(state: State) -> list[int]:
     try:
-        names = os.listdir(state.runs)
+        names = state.names(RUNS)
     except (FileNotFoundError, NotADirectoryError):
         return []
     stems = [name[:-5] for name in names if name.endswith(".json") and len(name) < LONGEST_NAME]
@@ -134,8 +136,8 @@ def _numbers(state: State) -> list[int]:
     return [number for number in numbers if f"{number}.json" in names]
 
 
-def _path(state: State, number: int) -> str:
-    return f"{state.runs}/{number}.json"
+def _path(number: int) -> str:
+    return f"{RUNS}/{number}.json"
 
 
 def _write(state: State, record: Record) -> None:
@@ -157,7 +159,7 @@ def _write(state: State, record: Record) -> None:
             for group in record.overlaps
         ],
     }
-    state.write(_path(state, record.number), json.dumps(fields, indent=1).encode("ascii"))
+    state.write(_path(record.number), json.dumps(fields, indent=1).encode("ascii"))
 
 
 def _read(state: State, number: int) -> Record | None:
@@ -165,7 +167,7 @@ def _read(state: State, number: int) -> Record | None:
     import json  # 4 ms that a run with nothing to do need not spend
 
     try:
-        data = state.read(_path(state, number), LARGEST_RECORD)
+        data = state.read(_path(number), LARGEST_RECORD)
         fields = json.loads(data)
         request = fields["request"]
         only = request["only"]

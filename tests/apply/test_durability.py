@@ -79,7 +79,7 @@ def check_order(events: Sequence[Event], root: Path) -> None:
 _CALL = re.compile(r"^(\d+) +(\w+)\((.*)$")
 _RESUMED = re.compile(r"^(\d+) +<\.\.\. (\w+) resumed>(.*)$")
 _DESCRIPTOR = re.compile(r"^\d+<(.*?)>[,)]?")
-_STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
+_NAME = re.compile(r'(?:(?:\d+|AT_FDCWD)<(.*?)>, )?"((?:[^"\\]|\\.)*)"')
 
 
 def traced_events(text: str) -> list[Event]:
@@ -102,7 +102,7 @@ def traced_events(text: str) -> list[Event]:
         if " = -1 " in rest or rest.endswith("= ?"):
             continue
         descriptor = _DESCRIPTOR.match(rest)
-        strings = _STRING.findall(rest)
+        strings = [os.path.join(folder, name) for folder, name in _NAME.findall(rest)]
         if name in ("write", "pwrite64") and descriptor:
             events.append(("write", descriptor[1]))
         elif name in ("fsync", "fdatasync") and descriptor:

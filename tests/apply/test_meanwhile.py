@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -133,6 +134,7 @@ def test_a_racy_image_is_read_again_before_it_moves(
         add_dll(root / "bin/late.dll", timestamp=4711)
 
     monkeypatch.setattr(stage, "read_image", recorded)
+    time.sleep(0.1)  # the others are older than a tick of any file system's clock here
     progress = Meanwhile("looking at the tree", add_racy)
     report = run(find_tree(str(root)), Options(), progress=progress)
     assert len(report.moved) == 7

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from placed import SLOT, put
-from trees import FLOOR
+from trees import FLOOR, Rebaser
 
 from cygwin.address_space import ARM64, I386
 from rebaser.cli import status_of
@@ -59,7 +59,7 @@ class TestText:
         assert "i386: 1 DLL, no overlap" in lines
         assert "arm64" not in text
         row = next(line for line in lines if line.startswith("0x200000000"))
-        assert row.split(" ", 1)[1].startswith(" ▓▓X█")
+        assert row.split(" ", 1)[1].startswith(" ██X▓█")
         assert row.endswith("<X")
         assert max(map(len, lines[1:])) <= 80
         names = "\n".join(lines[lines.index(next(x for x in lines if "Overlaps" in x)) :])
@@ -106,10 +106,9 @@ class TestText:
             capsys, "map", tree, "--avoid", tmp_path / "elsewhere", "--database", tmp_path / "db"
         )
         row = next(line for line in text.splitlines() if line.startswith("0x200000000"))
-        assert "AAAA····DD" in row
-        assert "A --avoid" in text
-        assert "D Cygwin's database" in text
-        assert "kept for others" in text
+        assert "OOOO····OO" in row
+        assert "O kept for others" in text
+        assert "384 KiB kept for others" in text
 
     def test_a_dll_on_somebody_elses_range_is_an_overlap(
         self, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -127,7 +126,7 @@ class TestText:
             check=True,
             timeout=60,
         )
-        assert b"==X#" in done.stdout
+        assert b"##X=#" in done.stdout
         assert b"X OVERLAP" in done.stdout
 
     def test_a_hostile_name(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,7 +139,7 @@ class TestText:
     def test_a_part_of_a_tree_is_drawn_with_the_whole(
         self, tree: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        (tree / "var/lib/rebaser").mkdir(parents=True)
+        (tree / "var/lib/rebaser/runs").mkdir(parents=True)
         assert output(capsys, "map", tree / "lib").startswith(f"{tree}\n")
 
     def test_no_root_is_usage(self, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,7 +152,7 @@ class TestText:
         for number in range(25):
             for name in "xy":
                 put(tmp_path / f"{name}{number:02}.dll", FLOOR + 4 * number * SLOT)
-        assert "and 5 more places" in output(capsys, "map", tmp_path)
+        assert "and 15 more places" in output(capsys, "map", tmp_path)
         assert "x24.dll" in output(capsys, "map", tmp_path, "--verbose")
 
 
@@ -161,9 +160,11 @@ def test_json(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(output(capsys, "map", tree, "--json"))
     assert found["root"] == str(tree)
     machine = found["machines"]["x86_64"]
-    assert machine["overlaps"] == [["lib/a.dll", "lib/b.dll"]]
-    assert machine["arena"] == {"low": "0x200010000", "high": "0x400000000"}
-    assert machine["arena_used"] == 5 * SLOT
+    (group,) = machine["overlaps"]
+    assert group["paths"] == ["lib/a.dll", "lib/b.dll"]
+    assert (group["low"], group["high"], group["cure"]) == ("0x200030000", "0x200040000", "run")
+    assert machine["range"] == {"low": "0x200010000", "high": "0x400000000"}
+    assert machine["used"] == 5 * SLOT
     assert machine["largest_gap"] == {"low": "0x200060000", "high": "0x400000000"}
     assert {one["path"] for one in machine["images"]} == {
         "lib/a.dll",
@@ -188,14 +189,14 @@ class TestSvg:
 
     def test_every_dll_has_a_title(self, tree: Path, tmp_path: Path) -> None:
         picture = self.picture(tree, tmp_path / "map.svg")
-        titles = [*self.rects(picture, "i"), *self.rects(picture, "j")]
+        titles = [*self.rects(picture, "image"), *self.rects(picture, "next_image")]
         assert len(titles) == 5
-        title = next(title for title in titles if "lib/a.dll" in title)
-        assert title == "a.dll\nbase 0x200010000, size 0x30000 (192 KiB)\nlib/a.dll"
-        (overlap,) = self.rects(picture, "x")
+        title = next(title for title in titles if title.startswith("a.dll"))
+        assert title == f"a.dll\nin {tree}/lib\n0x200010000-0x200040000 (192 KiB)"
+        (overlap,) = self.rects(picture, "overlap")
         assert "lib/a.dll" in overlap
         assert "lib/b.dll" in overlap
-        assert "2 overlapping" in str(picture.findtext(f"{SVG}title"))
+        assert "2 OVERLAPPING" in str(picture.findtext(f"{SVG}title"))
 
     def test_light_and_dark(self, tree: Path, tmp_path: Path) -> None:
         picture = self.picture(tree, tmp_path / "map.svg")
@@ -208,7 +209,7 @@ class TestSvg:
         for number, name in enumerate(names):
             put(root / name, FLOOR + number * SLOT, 2)
         picture = self.picture(root, tmp_path / "map.svg")
-        titles = [*self.rects(picture, "i"), *self.rects(picture, "j")]
+        titles = [*self.rects(picture, "image"), *self.rects(picture, "next_image")]
         assert any("<script>.dll" in title for title in titles)
         assert any("&amp;\\x01\\x1b\\ufffe.dll" in title for title in titles)
         assert any("\\xfe\\xff.dll" in title for title in titles)
@@ -220,19 +221,64 @@ class TestSvg:
             put(root / f"{number}.dll", FLOOR + 2 * number * SLOT, 2)
         put(root / "new.dll", FLOOR + 321 * SLOT)
         picture = self.picture(root, tmp_path / "map.svg")
-        overlaps = [r for r in picture.iter(f"{SVG}rect") if r.get("class") == "x"][1:]
+        overlaps = [r for r in picture.iter(f"{SVG}rect") if r.get("class") == "overlap"][1:]
         assert [float(str(r.get("width"))) >= 4 for r in overlaps] == [True]
         assert len([p for p in picture.iter(f"{SVG}path") if p.get("class") == "mark"]) == 1
 
     def test_everything_lies_inside_the_picture(self, tree: Path, tmp_path: Path) -> None:
         picture = self.picture(tree, tmp_path / "map.svg")
-        width, height = (float(str(picture.get(name))) for name in ("width", "height"))
+        width, height = map(float, str(picture.get("viewBox")).split()[2:])
+        assert picture.get("width") is None  # it is as wide as its window
         for rect in picture.iter(f"{SVG}rect"):
             if rect.get("class") in (None, "hatch", "paper"):
                 continue
             assert float(str(rect.get("x"))) >= 0
             assert float(str(rect.get("x"))) + float(str(rect.get("width"))) <= width
             assert float(str(rect.get("y"))) + float(str(rect.get("height"))) <= height
+
+    def test_the_legend_has_the_colours_that_are_used_and_no_other(
+        self, tree: Path, tmp_path: Path
+    ) -> None:
+        def legend(*words: object) -> list[str]:
+            assert run("map", tree, "--svg", tmp_path / "map.svg", *words) == 0
+            picture = ET.parse(tmp_path / "map.svg").getroot()
+            titles = [str(rect.findtext(f"{SVG}title")) for rect in picture.iter(f"{SVG}rect")]
+            texts = [text.text for text in picture.iter(f"{SVG}text")]
+            return [title for title in titles if title in texts]
+
+        assert legend() == ["DLL", "next DLL", "OVERLAP", "free"]
+        put(tmp_path / "elsewhere/x.dll", FLOOR + 8 * SLOT, 4)
+        assert legend("--avoid", tmp_path / "elsewhere")[-1] == "kept for others"
+        (tree / "lib/b.dll").unlink()
+        assert legend() == ["DLL", "next DLL", "free"]
+
+    def test_it_says_what_it_wrote_and_no_more(
+        self, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        file = tmp_path / "map.svg"
+        assert output(capsys, "map", tree, "--svg", file) == f"wrote {file}\n"
+        json.loads(output(capsys, "map", tree, "--svg", file, "--json"))
+
+    def test_where_there_is_no_room_the_old_picture_stays(
+        self, rebaser: Rebaser, tree: Path, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "pictures/map.svg"
+        file.parent.mkdir()
+        assert rebaser("map", tree, "--svg", file).status == 0
+        old = file.read_bytes()
+        put(tree / "new.dll", FLOOR + 100 * SLOT)
+        small = ["sh", "-c", 'ulimit -f 1; exec "$@"', "sh"]  # 1: no file beyond 512 bytes
+        result = rebaser("map", tree, "--svg", file, before=small)
+        assert result.status == 1
+        assert f"{file}: the picture cannot be written there (File too large)" in result.err
+        assert file.read_bytes() == old
+        assert os.listdir(file.parent) == ["map.svg"]
+
+    def test_what_is_no_file_is_written_into(self, rebaser: Rebaser, tree: Path) -> None:
+        with open(os.devnull, "rb") as null:
+            before = os.fstat(null.fileno())
+            assert rebaser("map", tree, "--svg", os.devnull).status == 0
+            assert os.path.samestat(os.stat(os.devnull), before)
 
     def test_standard_output(self, tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
         text = output(capsys, "map", tree, "--svg", "-")
@@ -264,7 +310,7 @@ class TestSvg:
             "--disable-component-update",
             "--disable-sync",
             "--hide-scrollbars",
-            "--window-size=1240,700",
+            "--window-size=1200,700",
         ]
         if dark:
             options.append("--blink-settings=preferredColorScheme=0")

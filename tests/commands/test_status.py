@@ -38,10 +38,12 @@ def status(capsys: pytest.CaptureFixture[str], *words: object) -> str:
 def test_before_any_run(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = status(capsys, tree).splitlines()
     assert lines[0] == str(tree)
-    assert lines[1].startswith("x86_64: 2 DLLs, 2 overlapping")
-    assert "128 KiB used" in lines[2]
-    assert lines[3].startswith("skipped: 1 file")
-    assert lines[4].endswith("rebase.lock: not made yet")
+    assert lines[1].startswith("x86_64: 2 DLLs, 2 OVERLAPPING")
+    assert lines[2] == "  address range 0x200010000-0x400000000"
+    assert "128 KiB used" in lines[3]
+    assert "largest gap 8.0 GiB" in lines[4]
+    assert lines[5].startswith("skipped: 1 file")
+    assert lines[6] == f"lock: free ({tree}/.rebaser/rebase.lock)"
     assert lines[-1] == "runs: none that had work to do"
 
 
@@ -89,7 +91,25 @@ def test_who_holds_the_lock(tree: Path, capsys: pytest.CaptureFixture[str]) -> N
             assert one["command"] == "sleep 60"
         finally:
             holder.kill()
-    assert "nobody else" in status(capsys, tree)
+    assert "\nlock: free (" in status(capsys, tree)
+
+
+@ROOT_ONLY
+def test_a_lock_that_another_user_holds_is_not_free(rebaser: Rebaser, open_tree: Path) -> None:
+    assert rebaser("run", open_tree, "--engine", "builtin").status == 0
+    words = ["lock", "--root", open_tree, "--", "sleep", "60"]
+    with rebaser.start(*words) as holder:
+        try:
+            deadline = time.monotonic() + 20
+            while not rebaser.report("status", open_tree)["lock"]["open_in"]:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            lock = as_nobody(rebaser, "status", open_tree, "--json").json["lock"]
+            assert (lock["free"], lock["open_in"]) == (False, [])
+            text = as_nobody(rebaser, "status", open_tree).out
+            assert "lock: held by a process that cannot be seen from here (" in text
+        finally:
+            holder.kill()
 
 
 def test_json(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,10 +117,11 @@ def test_json(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(status(capsys, tree, "--json"))
     assert found["root"] == str(tree)
     assert found["machines"]["x86_64"]["images"] == 2
-    assert found["machines"]["x86_64"]["arena_used"] == 3 * SLOT
+    assert found["machines"]["x86_64"]["used"] == 3 * SLOT
     drawn = json.loads(output_of_map(capsys, tree))["machines"]["x86_64"]
     assert found["machines"]["x86_64"]["largest_gap"] == drawn["largest_gap"]
     assert [one["path"] for one in found["skipped"]] == ["empty.dll"]
+    assert found["lock"]["free"] is True
     assert found["lock"]["path"] == str(tree / ".rebaser/rebase.lock")
     (run,) = found["runs"]
     assert (run["number"], run["moved"]) == (1, 1)
@@ -114,10 +135,10 @@ def output_of_map(capsys: pytest.CaptureFixture[str], tree: Path) -> str:
 @ROOT_ONLY
 def test_whoever_may_not_look_in_is_told(rebaser: Rebaser, open_tree: Path) -> None:
     assert rebaser("run", open_tree, "--engine", "builtin").status == 0
-    for folder in ("var/lock", "var/lib/rebaser"):
+    for folder in ("var/lock", "var/lib/rebaser/runs"):
         (open_tree / folder).chmod(0o700)
     text = as_nobody(rebaser, "status", open_tree).out
-    assert "rebase.lock: cannot be looked at (Permission denied)\n" in text
+    assert f"lock: cannot be looked at ({open_tree}/var/lock/rebase.lock)\n" in text
     assert "runs: cannot be looked at (Permission denied)\n" in text
 
 
@@ -133,3 +154,22 @@ def test_usage(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of(["status"]) == 2
     assert status_of(["status", str(tree / "a.dll")]) == 2
     assert "a.dll" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["map", "status"])
+def test_the_trees_own_options_are_followed(
+    tree: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    assert status_of(["run", str(tree)]) == 0
+    put(tree.parent / "elsewhere/x.dll", FLOOR + 8 * SLOT, 4)
+    (tree / ".rebaser/options").write_text(f"# ours\n--avoid {tree.parent}/elsewhere\n--strict\n")
+    capsys.readouterr()
+    assert status_of([command, str(tree), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["machines"]["x86_64"]["kept_for_others"] == 4 * SLOT
+    if command == "status":
+        assert found["settings"] == str(tree / ".rebaser/options")
+        assert f"settings: {tree}/.rebaser/options was read\n" in status(capsys, tree)
+    (tree / ".rebaser/options").write_text("--no-such\n")
+    assert status_of([command, str(tree)]) == 2
+    assert f"{tree}/.rebaser/options, line 1" in capsys.readouterr().err

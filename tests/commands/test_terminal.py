@@ -54,10 +54,10 @@ def test_map(terminal: Terminal, tree: Path) -> None:
     lines = screen.splitlines()
     assert any("x86_64: 3 DLLs, 2 OVERLAPPING" in line for line in lines)
     row = next(line for line in lines if line.startswith("0x200000000"))
-    assert row.split(" ", 1)[1].startswith(" ▓▓X█··▓")
+    assert row.split(" ", 1)[1].startswith(" ██X▓··█")
     assert row.endswith("<X")
     assert len(row) == {80: 12 + 64 + 3, 200: 12 + 128 + 3}[terminal.columns]
-    assert "█▓ DLL, next DLL" in screen
+    assert "█ DLL   ▓ next DLL   X OVERLAP" in screen
     coloured = terminal.screen("-e")
     overlap = next(line for line in coloured.splitlines() if line.startswith("0x200000000"))
     # Bold white on red, so that the overlap is seen on either background.
@@ -143,7 +143,7 @@ def test_an_interrupt_is_one_line(terminal: Terminal, tmp_path: Path) -> None:
 
 def test_status_and_help(terminal: Terminal, tree: Path) -> None:
     terminal.type("status", tree)
-    assert "2 overlapping" in terminal.result(0)
+    assert "2 OVERLAPPING" in terminal.result(0)
     terminal.type("run", "--help")
     screen = terminal.result(0)
     assert "--only-from FILE" in screen

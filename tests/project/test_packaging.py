@@ -56,7 +56,7 @@ class TestDocuments:
     @pytest.mark.parametrize(
         ("typed", "offered"),
         [
-            ("rebaser|", "run check info map status flags lock hook"),
+            ("rebaser|", "run check info map status flags lock hook forget"),
             ("rebaser|run|--eng", "--engine"),
             ("rebaser|run|--engine|", "auto builtin cygwin"),
             ("rebaser|hook|", "sage pacman cygwin"),
@@ -90,7 +90,8 @@ class TestAction:
     def test_its_form(self) -> None:
         action = self.action()
         inputs: dict[str, dict[str, object]] = action["inputs"]  # type: ignore[assignment]
-        assert set(inputs) == {"root", "args", "shell"}
+        assert set(inputs) == {"root", "mode", "args", "shell"}
+        assert inputs["mode"]["default"] == "run"
         assert inputs["root"]["required"] is True
         assert all(one["description"] for one in inputs.values())
         runs: dict[str, object] = action["runs"]  # type: ignore[assignment]
@@ -105,10 +106,17 @@ class TestAction:
             assert named == set(step["env"])  # type: ignore[call-overload]
             call("bash", "-n", "-c", step["run"])
 
+    def test_everything_that_it_installs_is_pinned(self) -> None:
+        script: str = self.action()["runs"]["steps"][0]["run"]  # type: ignore[index]
+        pinned = set(re.findall(r"([a-z-]+)==[0-9.]+(?: |$)", script, re.MULTILINE))
+        lines = (HERE / "pyproject.toml").read_text(encoding="utf-8").splitlines()
+        (needed,) = (line for line in lines if line.startswith("dependencies = "))
+        assert {*re.findall(r'"([a-z]+)>=', needed), "setuptools"} <= pinned
+        assert "pip --no-deps --no-build-isolation" in script
+
     @pytest.mark.slow
     @pytest.mark.timeout(400)
-    def test_its_steps_move_dlls(self, tmp_path: Path) -> None:
-        action = self.action()
+    def test_its_steps_check_and_move_dlls(self, tmp_path: Path) -> None:
         tools = tmp_path / "tools"
         tools.mkdir()
         (tools / "cygpath").write_text('#!/bin/sh\nprintf "%s\\n" "$2"\n')
@@ -116,21 +124,51 @@ class TestAction:
         (tools / "python3").symlink_to(sys.executable)
         root = tmp_path / "work/out of it"
         root.mkdir(parents=True)
-        for name in ("one.dll", "two.dll"):
+        for name in ("one.dll", "two, three.dll"):
             (root / name).write_bytes(pe.build())
+        summary = tmp_path / "summary.md"
         environment = {
             **os.environ,
             "PATH": f"{tools}:{os.environ['PATH']}",
             "HOME": str(tmp_path),
+            "GITHUB_STEP_SUMMARY": str(summary),
             "REBASER_ACTION": str(checkout(tmp_path)),
             "REBASER_WORKSPACE": str(tmp_path / "work"),
             "REBASER_ROOT": "out of it",
-            "REBASER_ARGS": "--verbose --engine builtin",
         }
-        output = ""
-        for step in action["runs"]["steps"]:  # type: ignore[index]
-            output = call("bash", "-eo", "pipefail", "-c", step["run"], env=environment)
-        assert "moved 2 DLLs" in output
+        install, work = self.action()["runs"]["steps"]  # type: ignore[index]
+        call("bash", "-eo", "pipefail", "-c", install["run"], env=environment)
+
+        def result(mode: str, args: str = "") -> tuple[int, str]:
+            done = subprocess.run(
+                ["bash", "-eo", "pipefail", "-c", work["run"]],
+                env={**environment, "REBASER_MODE": mode, "REBASER_ARGS": args},
+                stdout=subprocess.PIPE,
+                text=True,
+                timeout=100,
+            )
+            return done.returncode, done.stdout
+
+        status, output = result("check")
+        assert status == 1
+        notes = [line for line in output.splitlines() if line.startswith("::")]
+        files = {re.match(r"::error file=(.*),title=Breaks fork::.", note)[1] for note in notes}  # type: ignore[index]
+        assert files == {"out of it/one.dll", "out of it/two%2C three.dll"}
+        assert "rebaser run moves them apart" in notes[0]
+        assert summary.read_text().startswith("### rebaser: ")
+        summary.unlink()
+
+        status, output = result("run", "--verbose --engine builtin")
+        assert (status, "::" in output) == (0, False)
+        assert "moved 2 " in output
+        assert "moved 2 " in summary.read_text()
+        assert result("check") == (0, output_of(tmp_path, root))
+        assert result("bake")[0] == 2
+
+
+def output_of(home: Path, root: Path) -> str:
+    """Return what the installed rebaser says of a tree itself."""
+    return call(home / ".rebaser-action/bin/rebaser", "check", root)
 
 
 def checkout(folder: Path) -> Path:

@@ -17,14 +17,12 @@ from trees import (
     add_dlls,
     contents,
     damaged,
-    left_over,
     listing,
     make_tree,
     overlaps,
 )
 from users import NOBODY, as_nobody, give
 
-from rebaser.state.folder import State
 from rebaser.tree import find_tree
 
 pytestmark = [
@@ -69,32 +67,42 @@ def test_a_lock_link_to_a_file_changes_nothing_in_it(
     assert listing(victim) == before
 
 
-@pytest.mark.parametrize("name", ["", "/staging", "/runs"])
-def test_planted_state_folders_are_not_followed(
-    rebaser: Rebaser, tree: Path, victim: Path, name: str
+@pytest.mark.parametrize("user", [0, NOBODY])
+@pytest.mark.parametrize(
+    "link", ["var", "var/lib", "var/lib/rebaser", "var/lib/rebaser/staging", "var/lib/rebaser/runs"]
+)
+def test_links_on_the_way_to_the_state_are_not_followed(
+    rebaser: Rebaser, tree: Path, victim: Path, link: str, user: int
 ) -> None:
-    plant(Path(f"{tree}/var/lib/rebaser{name}"), victim)
+    """Whoever made them: a state that is to lie elsewhere is named with --state-dir."""
+    if link == "var":
+        (tree / "var").rmdir()
+    plant(tree / link, victim, user)
+    for folder in ("lib/rebaser/staging", "rebaser/staging", "staging", "runs"):
+        (victim / folder).mkdir(parents=True)
+        for name in ("made-by-rebaser", "0000001.dll", "new", "1.json"):
+            (victim / folder / name).write_text("precious")
     before = listing(victim)
     result = rebaser("run", tree)
     assert listing(victim) == before
-    if name == "/staging":  # removed, as any left-over
-        assert result.status == 0, result.words
-        assert left_over(tree) == []
-    else:
-        assert result.status == 1, result.words
-        assert "symbolic link" in result.err
-        assert len(overlaps(tree)) == 15
+    assert result.status == 1, result.words
+    assert "symbolic link" in result.err
+    assert len(overlaps(tree)) == 15
+    assert os.path.islink(tree / link)
 
 
-def test_the_tree_owners_own_links_are_followed(
-    rebaser: Rebaser, tree: Path, tmp_path: Path
-) -> None:
-    """A state folder that is moved to another disk by a link is nobody's attack."""
-    (tmp_path / "moved").mkdir()
-    plant(tree / "var/lib/rebaser", tmp_path / "moved", user=0)
-    assert rebaser("run", tree).status == 0
-    assert (tmp_path / "moved/seen").is_file()
+@pytest.mark.parametrize("name", ["seen", "state.lock", "runs/1.json", "staging/elsewhere-0"])
+def test_a_pipe_among_our_files_is_not_waited_for(rebaser: Rebaser, tree: Path, name: str) -> None:
+    state = tree / "var/lib/rebaser"
+    (state / "runs").mkdir(parents=True)
+    if name.startswith("staging"):
+        (state / "staging").mkdir()
+        (state / "staging/made-by-rebaser").touch()
+    os.mkfifo(state / name)
+    result = rebaser("run", tree, timeout=20)
+    assert result.status == 0, result.words
     assert overlaps(tree) == set()
+    assert rebaser("status", tree, timeout=20).status == 0
 
 
 @pytest.mark.parametrize(
@@ -108,6 +116,13 @@ def test_the_tree_owners_own_links_are_followed(
         "{tree}/.rebaser/staging-1/../../../victim",
         "{tree}/.rebaser/staging-1/..",
         "{tree}/bin",
+        ".rebaser/staging-link",
+        ".rebaser/staging-link/deeper",
+        ".rebaser/../.rebaser/staging-1",
+        "link/.rebaser/staging-1",
+        "../victim/.rebaser/staging-1",
+        ".rebaser/staging-mine",
+        "bin",
         "/",
         "",
     ],
@@ -116,12 +131,17 @@ def test_a_planted_note_removes_nothing(
     rebaser: Rebaser, tree: Path, victim: Path, note: str
 ) -> None:
     (victim / ".rebaser/staging-1").mkdir(parents=True)
-    (victim / ".rebaser/staging-1/precious").write_text("precious")
     (victim / "deeper").mkdir()
-    (tree / ".rebaser").mkdir()
+    (tree / ".rebaser/staging-mine").mkdir(parents=True)
+    (tree / ".rebaser/staging-mine/0000001.dll").write_text("precious")
+    for folder in (".rebaser/staging-1", "deeper"):
+        for name in ("made-by-rebaser", "0000001.dll"):
+            (victim / folder / name).write_text("precious")
+    os.symlink(victim, tree / "link")
     os.symlink(victim, tree / ".rebaser/staging-link")
     staging = tree / "var/lib/rebaser/staging"
     staging.mkdir(parents=True)
+    (staging / "made-by-rebaser").touch()
     (staging / "elsewhere-0").write_text(note.format(victim=victim, tree=tree))
     give(tree, NOBODY)
     before = listing(victim)
@@ -129,6 +149,7 @@ def test_a_planted_note_removes_nothing(
     assert rebaser("run", tree).status == 0
     assert listing(victim) == before
     assert damaged(files, tree) == []
+    assert (tree / ".rebaser/staging-mine/0000001.dll").exists()
 
 
 def test_a_planted_staging_folder_in_the_tree(
@@ -243,18 +264,19 @@ def test_no_shell_sees_a_name(rebaser: Rebaser, tmp_path: Path) -> None:
 
 def test_staging_names_cannot_be_foreseen(tree: Path, tmp_path: Path) -> None:
     """On another file system the staging folder lies in the tree: nobody knows its name before."""
-    state = State(str(tmp_path / "state"), str(tree))
-    state.make()
     from rebaser.apply.stage import StagingFolders
 
+    places = {"state_dir": str(tmp_path / "state"), "lock_file": str(tmp_path / "lock")}
+    made = find_tree(str(tree), environ={}, **places)
+    made.state.make()
     names = set()
     for _ in range(3):
-        folders = StagingFolders(find_tree(str(tree), environ={}), state)
-        path = folders.new_name(str(tree / "bin/x000.dll"), os.stat(tree).st_dev)
-        names.add(os.path.dirname(path))
-        assert stat.S_IMODE(os.stat(os.path.dirname(path)).st_mode) == 0o700
+        folder = StagingFolders(made).beside("bin")
+        names.add(folder.path)
+        assert stat.S_IMODE(os.stat(folder.path).st_mode) == 0o700
+        assert os.path.dirname(folder.path) == str(tree / ".rebaser")
     assert len(names) == 3
-    state.clear_staging()
+    made.state.clear_staging()
     assert not any(os.path.exists(name) for name in names)
     assert not (tree / ".rebaser").exists()
     shutil.rmtree(tmp_path / "state")

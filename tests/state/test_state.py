@@ -164,11 +164,54 @@ def test_names_that_only_look_like_records(tree: Path) -> None:
 def test_a_staging_folder_that_was_left(rebaser: Rebaser, tree: Path) -> None:
     rebaser.report("run", tree)
     staging = tree / STATE / "staging"
-    (staging / "deep").mkdir(parents=True)
-    (staging / "0000001.dll").write_bytes(b"half")
+    (staging / "cygwin-1x").mkdir(parents=True)
+    for name in ("made-by-rebaser", "new", "probe", "0000001.dll", "cygwin-1x/0000000.dll"):
+        (staging / name).write_bytes(b"half")
     report = rebaser.report("run", tree)
     assert report["moved"] == []
     assert not staging.exists()
+
+
+def test_a_staging_folder_without_a_mark_yet(rebaser: Rebaser, tree: Path) -> None:
+    """The run that made it was killed at once."""
+    rebaser.report("run", tree)
+    (tree / STATE / "staging").mkdir()
+    assert rebaser("run", tree).status == 0
+    assert left_over(tree) == []
+
+
+@pytest.mark.parametrize("is_marked", [True, False])
+def test_a_staging_folder_with_something_foreign_in_it(
+    rebaser: Rebaser, tree: Path, is_marked: bool
+) -> None:
+    """Not even under the names that we give, unless a run says that it has made the folder."""
+    staging = tree / STATE / "staging"
+    (staging / "cygwin-").mkdir(parents=True)
+    foreign = [staging / "mine.dll", staging / "cygwin-/mine"]
+    ours = [staging / "0000001.dll", staging / "cygwin-/0000001.dll"]
+    for file in (*foreign, *ours):
+        file.write_bytes(b"precious")
+    if is_marked:
+        (staging / "made-by-rebaser").touch()
+    result = rebaser("run", tree)
+    assert result.status == 1, result.words
+    assert str(staging) in result.err
+    assert ("is not rebaser's" if is_marked else "not made by rebaser") in result.err
+    assert "nothing was changed" in result.err
+    assert len(overlaps(tree)) == 15
+    assert all(file.exists() for file in foreign)
+    assert all(file.exists() != is_marked for file in ours)
+
+
+def test_records_of_others_are_not_removed(rebaser: Rebaser, tree: Path, tmp_path: Path) -> None:
+    """A state folder may be named that holds a folder `runs` of somebody else's."""
+    state = tmp_path / "project"
+    (state / "runs").mkdir(parents=True)
+    for number in range(1, 60):
+        (state / f"runs/{number}.json").write_text('{"accuracy": 0.9}')
+    places = ["--state-dir", state, "--lock-file", tmp_path / "lock"]
+    assert rebaser.report("run", tree, *places)["run"] == 60
+    assert len(list((state / "runs").iterdir())) == 60
 
 
 def test_time_is_the_file_systems_own(tree: Path) -> None:
@@ -186,13 +229,13 @@ def test_a_file_that_is_written_whole(tree: Path) -> None:
     state = State(str(tree / STATE), str(tree))
     state.make()
     target = tree / STATE / "seen"
-    state.write(str(target), b"one")
+    state.write("seen", b"one")
     target.chmod(0o444)
-    state.write(str(target), b"two")
+    state.write("seen", b"two")
     assert target.read_bytes() == b"two"
     with pytest.raises(StateError, match="cannot be written"):
-        state.write(str(tree / "nowhere/x"), b"")
-    assert os.listdir(tree / STATE / "staging") == []
+        state.write("nowhere/x", b"")
+    assert os.listdir(tree / STATE / "staging") == ["made-by-rebaser"]
 
 
 def test_a_state_folder_that_cannot_be_made(rebaser: Rebaser, tree: Path) -> None:

@@ -12,6 +12,7 @@ from stop_at import in_child
 from trees import add_dll, add_dlls, base_in, contents, images, moved
 
 from rebaser.plan.overlap import Span, overlapping_pairs
+from rebaser.state.folder import MARK
 
 
 def sharing(root: Path) -> set[tuple[str, str]]:
@@ -75,6 +76,7 @@ def warm(root: Path) -> list[str]:
     add_dll(root / "lib/new2.dll")
     staging = root / "var/lib/rebaser/staging"
     staging.mkdir()
+    (staging / MARK).touch()
     (staging / "0000000.dll").write_bytes(b"half a file")
     return []
 

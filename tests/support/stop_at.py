@@ -34,15 +34,27 @@ CHANGING = (
 
 Call = Callable[..., Any]
 
+# The descriptors that a call's names may be relative to, where it is not `dir_fd`.
+_FOLDERS = dict.fromkeys(("link", "rename", "replace"), ("src_dir_fd", "dst_dir_fd"))
+
 
 def intercept(names: Sequence[str], decide: Callable[[str, Call, Sequence[Any]], Any]) -> None:
-    """Put `decide(name, the real function, its arguments)` before each call of these functions."""
+    """Put `decide(name, the real function, its arguments)` before each call of these functions.
+
+    What is named relative to a folder's descriptor is shown with its whole path.
+    """
 
     def wrap(module: Any, name: str) -> None:
         real = getattr(module, name)
 
         def call(*words: Any, **more: Any) -> Any:
-            decide(name, real, words)
+            shown = list(words)
+            for at, folder in enumerate(_FOLDERS.get(name, ("dir_fd",))):
+                if more.get(folder) is not None:
+                    shown[at] = os.path.join(
+                        os.readlink(f"/proc/self/fd/{more[folder]}"), words[at]
+                    )
+            decide(name, real, shown)
             return real(*words, **more)
 
         setattr(module, name, call)

@@ -244,7 +244,7 @@ def left_over(root: Path) -> list[str]:
         str(path.relative_to(root))
         for path in root.rglob("*")
         if path.name.startswith("staging")
-        or path.name in ("new", "probe")
+        or path.name in ("made-by-rebaser", "new", "probe")
         or "elsewhere-" in path.name
     ]
 

@@ -1,0 +1,63 @@
+"""One DLL on its way from the plan to its place."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from cygwin.image import Image
+from rebaser.plan.placement import Move
+from rebaser.plan.survey import Source
+from rebaser.scan.snapshot import Seen
+from rebaser.state.staging import StagingFolder
+
+
+@dataclass
+class Replacement:
+    """A move, the file that it concerns, and the copy that takes that file's place.
+
+    `original` and `copy` are descriptors while they are open; `staged` is the copy's name in the
+    folder `staging`.
+    """
+
+    move: Move
+    source: Source
+    image: Image | None
+    original: int | None = None
+    copy: int | None = None
+    staging: StagingFolder = field(init=False)
+    staged: str = field(init=False)
+
+    @property
+    def name(self) -> str:
+        """The first of the file's names, relative to the root."""
+        return self.move.path
+
+    def is_named(self, st: os.stat_result) -> bool:
+        """Return whether this is the file that was seen, whatever its times are by now."""
+        seen = self.source.seen
+        return (st.st_ino, st.st_dev, st.st_size) == (seen.inode, seen.device, seen.size)
+
+    def close_original(self) -> None:
+        """Close the original: Cygwin does not like a file replaced that is open."""
+        if self.original is not None:
+            os.close(self.original)
+            self.original = None
+
+    def close(self) -> None:
+        """Close both."""
+        self.close_original()
+        if self.copy is not None:
+            os.close(self.copy)
+            self.copy = None
+
+
+def is_as_seen(st: os.stat_result, seen: Seen) -> bool:
+    """Return whether a file is still the one that was seen, unchanged."""
+    return (st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino, st.st_dev) == (
+        seen.size,
+        seen.mtime_ns,
+        seen.ctime_ns,
+        seen.inode,
+        seen.device,
+    )

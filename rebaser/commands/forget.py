@@ -1,0 +1,120 @@
+"""Take away what rebaser keeps of a tree: state, records of runs, leftovers. No DLL is touched.
+
+After that the folder is no tree, and the next run begins as if it were the first. Asks first, on a
+terminal. The tree's own options stay, and so does a lock file that others may use.
+
+exit status:
+  0    nothing of rebaser's is left, but what is named
+  1    something could not be taken away, or the answer was no
+  2    usage; also where there is nobody to ask and no --yes
+  75   the lock is held: a run is at work, or a package is being installed; nothing was changed
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from contextlib import suppress
+
+from locks.holders import describe_holders, holders
+from rebaser.commands.shared import add_place_arguments
+from rebaser.errors import BusyError, UsageError
+from rebaser.options import SETTINGS
+from rebaser.state.folder import LOCK, SNAPSHOT, State
+from rebaser.state.lock import TreeLock
+from rebaser.text import printable
+from rebaser.tree import RUNS, Tree, find_tree
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the options of `rebaser forget`."""
+    parser.add_argument("root", metavar="ROOT", nargs="?", help="the tree (default: $SAGE_LOCAL)")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+    add_place_arguments(parser)
+
+
+def main(arguments: Namespace) -> int:
+    """Ask, take the lock, remove, and return the exit status."""
+    tree = find_tree(arguments.root, lock_file=arguments.lock_file, state_dir=arguments.state_dir)
+    root = printable(tree.root)
+    if tree.scope:
+        raise UsageError(f"{arguments.root} is a part of the tree {root}: name that one")
+    if not os.path.lexists(tree.state_dir):
+        print(f"{root}: rebaser keeps nothing of it")
+        return 0
+    if not (arguments.yes or _is_wanted(f"Forget all runs on {root}? No DLL is touched. [y/N] ")):
+        print(f"{root}: nothing was changed")
+        return 1
+    state = State(tree.state_dir, tree.root)
+    with TreeLock(tree.lock_file, state, wait=0, tell=lambda text: None) as lock:
+        lock.exclude()
+        # Who waits for it has it open, and must not be left with a lock that has no name.
+        if holders(tree.lock_file):
+            raise BusyError(
+                f"the lock {tree.lock_file} is {describe_holders(tree.lock_file)}; nothing was "
+                "changed: forget the tree when that has ended"
+            )
+        state.clear_staging()
+        foreign = [printable(path) for path in _remove(tree)]
+    for path in foreign:
+        print(f"rebaser: {path} is left: it is not rebaser's, or not yours", file=sys.stderr)
+    print(f"{root}: {'not all of it was' if foreign else 'all runs are'} forgotten")
+    for path, why in (
+        (f"{tree.state_dir}/{SETTINGS}", "the options of this tree are yours"),
+        (tree.lock_file, "others may use this lock, and a lock file makes no tree"),
+    ):
+        if os.path.lexists(path):
+            print(f"{printable(path)} stays: {why}")
+    return int(bool(foreign))
+
+
+def _is_wanted(question: str) -> bool:
+    if not sys.stdin.isatty():
+        raise UsageError("there is nobody to ask whether the tree is to be forgotten: give --yes")
+    print(question, end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _remove(tree: Tree) -> Iterator[str]:
+    """Remove what runs leave in a state folder, by its names; yield the paths of all else."""
+    folder = _opened(tree)
+    with suppress(OSError):  # there are none, or it is no folder: then it is told below
+        runs = os.open(RUNS, _FOLDER, dir_fd=folder)
+        records = {name for name in os.listdir(runs) if re.fullmatch(r"[0-9]+\.json", name)}
+        for name in _left(runs, records):
+            yield f"{tree.state_dir}/{RUNS}/{name}"
+        os.close(runs)
+        os.rmdir(RUNS, dir_fd=folder)
+    ours = {SNAPSHOT, LOCK}
+    if os.path.dirname(tree.lock_file) == tree.state_dir:
+        ours.add(os.path.basename(tree.lock_file))
+    for name in _left(folder, ours):
+        if name not in (SETTINGS, RUNS):
+            yield f"{tree.state_dir}/{name}"
+    os.close(folder)
+    with suppress(OSError):  # what is in it was told
+        os.rmdir(tree.state_dir)
+
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def _opened(tree: Tree) -> int:
+    """Open the state folder; below the root no link is followed."""
+    inside = tree.relative(tree.state_dir)
+    folder = os.open(tree.root if inside else tree.state_dir, os.O_RDONLY | os.O_DIRECTORY)
+    for name in inside.split("/") if inside else ():
+        above, folder = folder, os.open(name, _FOLDER, dir_fd=folder)
+        os.close(above)
+    return folder
+
+
+def _left(folder: int, ours: set[str]) -> list[str]:
+    """Remove the files of these names from a folder, and return the names that are left."""
+    for name in ours:
+        with suppress(OSError):  # it is not there, or is among those that are left
+            os.unlink(name, dir_fd=folder)
+    return sorted(os.listdir(folder))

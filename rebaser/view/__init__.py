@@ -1,0 +1,1 @@
+"""The address space of a tree as values; `rebaser.commands` paints it."""

@@ -1,0 +1,73 @@
+"""A look at a tree's address space, without its lock: nothing is written, and nobody waits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cygwin.address_space import X86_64
+from rebaser.options import Options
+from rebaser.plan.reserved import in_tree, reservations
+from rebaser.plan.survey import spans, survey
+from rebaser.scan.skip import globs_of_tree
+from rebaser.scan.walk import scan
+from rebaser.state.folder import State
+from rebaser.tree import Tree
+from rebaser.view.address_map import AddressMap, Kind, Region, address_map
+
+
+@dataclass(frozen=True)
+class Overview:
+    """What was found. `maps` has the machines that the tree has DLLs of; x86_64 if it has none.
+
+    `skipped` and `failed` are (path, reason), the paths relative to the root.
+    """
+
+    maps: tuple[AddressMap, ...]
+    skipped: tuple[tuple[str, str], ...]
+    failed: tuple[tuple[str, str], ...]
+
+
+def overview(
+    tree: Tree,
+    options: Options,
+    *,
+    warn: Callable[[str], None],
+    progress: Callable[[int], None] | None = None,
+) -> Overview:
+    """Look at the whole tree. What the last run saw and what has not changed is not read again.
+
+    Raises UsageError where an --avoid path does not exist.
+    """
+    before = State(tree.state_dir, tree.root).load_snapshot(warn)
+    found = scan(tree.root, options.rules, before, progress=progress)
+    surveyed = survey(
+        found.snapshot,
+        before,
+        force_signed=options.force_signed,
+        excludes=globs_of_tree(options.excludes, tree.scope),
+    )
+    placed = spans(surveyed.images, surveyed.dlls)
+    reserved = reservations(in_tree(tree), options, warn)
+    others = {
+        machine: [
+            Region(*one.range, one.owner, Kind.RUNTIME if one.is_runtime else Kind.OTHERS)
+            for one in of_machine
+        ]
+        for machine, of_machine in reserved.ranges.items()
+    }
+    stuck = {path for path, image in surveyed.images.items() if image.fixed}
+    return Overview(
+        maps=tuple(
+            address_map(
+                machine,
+                options.arenas[machine],
+                placed.get(machine, ()),
+                others.get(machine, ()),
+                stuck,
+            )
+            for machine in sorted(placed, reverse=True) or [X86_64]
+        ),
+        skipped=tuple((one.path, one.reason) for one in surveyed.skipped),
+        failed=tuple(found.failed),
+    )

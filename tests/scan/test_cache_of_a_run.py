@@ -1,0 +1,161 @@
+"""What the next run makes of what the last one saw, as processes."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+from pe import Shape, build, section_header
+from trees import Rebaser, add_dll, bases, make_tree, read
+
+from rebaser.scan import snapshot as snapshots
+from rebaser.state.folder import FileSystemTime
+
+SEEN = "var/lib/rebaser/seen"
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Return a tree of three DLLs that overlap."""
+    return make_tree(tmp_path / "tree", 3)
+
+
+def memory(tree: Path) -> snapshots.Snapshot:
+    """Return what the last run has remembered."""
+    return snapshots.load((tree / SEEN).read_bytes())
+
+
+LOCALES = [
+    {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    {"LC_ALL": "en_US.ISO-8859-1", "PYTHONUTF8": "0"},
+    {"LC_ALL": "C.UTF-8", "PYTHONUTF8": "1"},
+]
+
+
+def test_no_locale_loses_a_folder(rebaser: Rebaser, tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "tree", 2)
+    for number, folder in enumerate((b"\xc3\xa4", b"\xff", "日本".encode())):
+        add_dll(
+            tree / os.fsdecode(folder) / os.fsdecode(folder + b".dll"), data_size=0x1000 << number
+        )
+    for writer in LOCALES:
+        for reader in LOCALES:
+            (tree / SEEN).unlink(missing_ok=True)
+            assert rebaser.report("run", tree, env=writer)["images"] == 5
+            before = (tree / SEEN).read_bytes()
+            report = rebaser.report("run", tree, env=reader)
+            assert (report["images"], report["run"]) == (5, None)
+            assert set(snapshots.load(before).folders) == set(memory(tree).folders)
+    assert len(set(bases(tree).values())) == 5
+
+
+def test_a_section_name_with_zeros_concerns_its_own_file_only(rebaser: Rebaser, tree: Path) -> None:
+    cut = build(patches={section_header(Shape(), 1): b"a\0\0b\0\0\0\0"})[:-1]
+    (tree / "bin/cut.dll").write_bytes(cut)
+    (tree / "bin/text.dll").write_bytes(b"no image")
+    for _ in range(3):
+        skipped = rebaser.report("run", tree)["skipped"]
+        assert [one["path"] for one in skipped] == ["bin/cut.dll", "bin/text.dll"]
+        assert "section a\\x00\\x00b ends at byte" in skipped[0]["reason"]
+        assert "not a PE image" in skipped[1]["reason"]
+
+
+def test_a_flag_that_is_set_through_a_mapping_is_seen(rebaser: Rebaser, tree: Path) -> None:
+    rebaser.report("run", tree)
+    rebaser.report("run", tree)
+    file = tree / "bin/x000.dll"
+    before, offset = os.stat(file), read(file).flags_offset
+    with open(file, "r+b") as dll, mmap.mmap(dll.fileno(), 0) as mapped:
+        mapped[offset] |= 0x40
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    # As where the times tell nothing: put the change time into the memory.
+    one = memory(tree)
+    row = one.folders["bin"].files[0]
+    one.folders["bin"].files[0] = (*row[:2], os.stat(file).st_ctime_ns, *row[3:])
+    (tree / SEEN).write_bytes(snapshots.dump(one))
+    report = rebaser.report("run", tree)
+    assert [one["path"] for one in report["moved"]] == ["bin/x000.dll"]
+    assert not read(file).dynamic_base
+
+
+@pytest.mark.parametrize("seconds", [-(10**10), 9 * 10**9 + 3 * 10**8])
+def test_times_that_64_bits_do_not_hold(rebaser: Rebaser, tree: Path, seconds: int) -> None:
+    os.utime(tree / "bin/x000.dll", (seconds, seconds))
+    if os.stat(tree / "bin/x000.dll").st_mtime_ns != seconds * 10**9:
+        os.utime(tree / "bin/x000.dll", (1 << 33, 1 << 33))  # this file system knows no such times
+    assert rebaser.report("run", tree)["failed"] == []
+    assert rebaser.report("run", tree)["moved"] == []
+
+
+def test_a_memory_of_a_terabyte_is_not_read(rebaser: Rebaser, tree: Path) -> None:
+    rebaser.report("run", tree)
+    os.truncate(tree / SEEN, 1 << 40)
+    result = rebaser("run", tree, timeout=30)
+    assert result.status == 0
+    assert (
+        "holds 1099511627776 bytes, which no run writes); every image is read again" in result.err
+    )
+    assert os.stat(tree / SEEN).st_size < 1 << 20
+
+
+@pytest.mark.parametrize("at", [*range(0, 56, 8), 60, 100, 200])
+def test_nonsense_under_a_right_checksum(rebaser: Rebaser, tree: Path, at: int) -> None:
+    rebaser.report("run", tree)
+    body = bytearray((tree / SEEN).read_bytes()[24:])
+    body[at : at + 8] = b"\xff" * 8
+    header = struct.pack("<8sIIQ", snapshots.MAGIC, snapshots.VERSION, zlib.crc32(body), len(body))
+    (tree / SEEN).write_bytes(header + body)
+    result = rebaser("run", tree)
+    assert result.status == 0
+    assert result.err.count("\n") <= 1
+    assert "nothing to do" in result.out
+
+
+def test_what_another_machine_saw_is_read_again(rebaser: Rebaser, tree: Path) -> None:
+    rebaser.report("run", tree)
+    one = memory(tree)
+    assert one.host == os.uname().nodename
+    # What it saw is not so, which nothing but a look tells.
+    row = snapshots.Seen._make(one.folders["bin"].files[0])
+    one.folders["bin"].files[0] = row._replace(image_size=0x7000_0000)
+    (tree / SEEN).write_bytes(snapshots.dump(one._replace(host="elsewhere")))
+    assert rebaser.report("run", tree)["moved"] == []
+    assert memory(tree).host == os.uname().nodename
+    assert memory(tree).folders["bin"].files[0][11] == read(tree / "bin/x000.dll").size
+
+
+def test_after_everything_was_touched_the_second_run_reads_nothing(
+    rebaser: Rebaser, tree: Path
+) -> None:
+    """The tick of this file system is milliseconds: what is older than that is trusted."""
+    rebaser.report("run", tree)
+    for path in tree.rglob("*"):
+        os.utime(path)
+    rebaser.report("run", tree)
+    folders = memory(tree).folders
+    mtimes = [row[1] for folder in folders.values() for row in folder.files]
+    assert len(mtimes) == 3
+    assert snapshots.NEVER not in mtimes
+
+
+def test_the_tick_of_a_coarse_clock_is_reckoned_with() -> None:
+    now = FileSystemTime(10_000_000_000, True, 1)
+    assert now.before(1.0).nanoseconds == 10_000_000_000 - 1_000_000_000 - 2_100_000_000
+    assert now._replace(tick=20_000_000).before(1.0).nanoseconds == 8_980_000_000
+
+
+def test_excluded_files_stay_obstacles_and_count(rebaser: Rebaser, tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "tree", 0)
+    add_dll(tree / "own/a.dll", 0x2_0001_0000)
+    add_dll(tree / "lib/new.dll", 0x4_0000_0000)
+    report = rebaser.report("run", tree, "--exclude", "own")
+    assert [one["path"] for one in report["moved"]] == ["lib/new.dll"]
+    assert report["images"] == 2
+    assert [one["path"] for one in report["skipped"]] == ["own/a.dll"]
+    assert "--exclude" in report["skipped"][0]["reason"]
+    assert bases(tree)["own/a.dll"] == 0x2_0001_0000
+    assert bases(tree)["lib/new.dll"] != 0x2_0001_0000

@@ -1,0 +1,21 @@
+"""Address maps of x86_64, made of images that are counted in slots."""
+
+from __future__ import annotations
+
+from cygwin.address_space import ARENA, GRANULARITY, RUNTIME, X86_64
+from rebaser.view.address_map import AddressMap, Kind, Region, address_map
+
+ARENA_64 = ARENA[X86_64]
+LOW = ARENA_64.low
+THE_RUNTIME = Region(RUNTIME[X86_64][0].low, RUNTIME[X86_64][0].high, "runtime", Kind.RUNTIME)
+
+
+def image(slot: int, slots: int = 1, path: str | None = None, base: int = LOW) -> Region:
+    """Return an image so many slots above the floor of the arena."""
+    low = base + slot * GRANULARITY
+    return Region(low, low + slots * GRANULARITY, path or f"x{slot}.dll")
+
+
+def made(*images: Region, others: tuple[Region, ...] = (THE_RUNTIME,)) -> AddressMap:
+    """Return the map of these."""
+    return address_map(X86_64, ARENA_64, images, others)
