@@ -1,4 +1,4 @@
-"""Writes man/ and completions/ from the parsers of the commands, the same source as --help."""
+"""Writes man/ and completions/ from the parsers of the commands, and a picture of a session."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent.parent
@@ -53,6 +54,30 @@ def man_pages() -> dict[str, str]:
 def completions() -> dict[str, str]:
     """Return the shell completions, by their paths relative to the checkout."""
     return {"completions/rebaser": completion("bash"), "completions/_rebaser": completion("zsh")}
+
+
+# A picture of a session on a terminal.
+
+SESSION = HERE / "tests/commands/sessions/166-dlls-80-columns.txt"
+PICTURE = "docs/terminal.svg"
+
+
+def picture() -> str:
+    """Return a check, a run and a run with nothing to do as they look on a terminal."""
+    from rich._export_format import CONSOLE_SVG_FORMAT
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(record=True, width=82, file=StringIO(), color_system="standard")
+    calls = SESSION.read_text(encoding="utf-8").strip().split("\n\n")
+    for number in (0, 2, 3):
+        command, verdict, *rest = calls[number].split("\n")[:-1]
+        colour = {0: "bold red", 2: "bold yellow", 3: "bold yellow"}[number]
+        console.print(Text(command, "bold"), Text(verdict, colour), Text("\n".join(rest)), sep="\n")
+    # Its own form loads a font from elsewhere.
+    form = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+    form = form.replace("Fira Code", "ui-monospace, 'DejaVu Sans Mono', Consolas")
+    return console.export_svg(title="rebaser", unique_id="rebaser", code_format=form)
 
 
 # Man pages, in the macros of man(7).
@@ -214,7 +239,7 @@ def completion(shell: str) -> str:
 
 def main(words: list[str]) -> int:
     """Write the files; with --check return 1 where one is not what it would be."""
-    made = {**man_pages(), **completions()}
+    made = {**man_pages(), **completions(), PICTURE: picture()}
     stale = [name for name, text in made.items() if read(HERE / name) != text]
     if words == ["--check"]:
         for name in stale:

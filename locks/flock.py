@@ -14,7 +14,8 @@ try:
 except ImportError as error:  # native Windows
     raise ImportError(
         "this Python has no fcntl: a native Windows Python sees no lock of Cygwin or MSYS2; "
-        "run rebaser with the python3 of Cygwin or the python of MSYS2"
+        "run rebaser with the python3 of Cygwin or the python of MSYS2",
+        name="fcntl",
     ) from error
 
 LONGEST_STEP = 0.01

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 
-from cygwin.address_space import ARENA, GRANULARITY, SAFE, X86_64, Range, is_runtime
+from cygwin.address_space import ARENA, GRANULARITY, SAFE, X86_64, is_runtime
 from cygwin.aslr import mandatory_aslr
-from cygwin.fault import FAULTS
+from cygwin.fault import FAULTS, Fault
 from rebaser.errors import UsageError
 from rebaser.files import open_to_read
 from rebaser.options import Options
-from rebaser.plan.overlap import MOST_PAIRS, Span, clusters, overlapping_pairs, pairs_with
+from rebaser.plan.overlap import Span, groups, overlapping_pairs
 from rebaser.plan.placement import Move, NoRoomError, Placed, Reserved, make_plan
 from rebaser.plan.reserved import in_tree, reservations
 from rebaser.plan.survey import Survey, spans, survey
+from rebaser.report import Group
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.skip import Skipped, globs_of_tree, same_file
 from rebaser.scan.snapshot import Snapshot
@@ -27,6 +27,8 @@ from rebaser.tree import Tree, find_tree
 
 PROGRAM = ".exe"
 NO_FILE = "not a regular file"
+UNJUDGED = (Fault.EMPTY, Fault.TRUNCATED, Fault.DAMAGED)
+LOADED_ANYWHERE = "DYNAMIC_BASE is set, so Windows loads it at another address each time"
 
 
 @dataclass(frozen=True)
@@ -49,53 +51,55 @@ class Run:
 class Findings:
     """What was found. Paths are absolute.
 
-    `groups` hang together by overlaps; `pairs` are the overlaps one by one, the first MOST_PAIRS.
-    `incurable` is what no rebase can cure, `unread` are (path, reason), `moves` is
-    what `runs` would move, by path. `outside` are the members of groups that lie in the same tree
-    as what was named, and outside of that.
+    `named` are the images that were asked about. `overlaps` concern one of them; `left` is what of
+    them is there when `runs` have made `moves` (by path). `incurable` is what no rebase can cure,
+    `unread` are (path, reason) of what could not be read. `skipped` is what no run moves, and
+    `unjudged` what of it may be a DLL that breaks fork when it is whole.
     """
 
-    images: int
-    groups: tuple[Sequence[Span], ...]
-    pairs: tuple[tuple[str, str], ...]
+    named: frozenset[str]
+    overlaps: tuple[Group, ...]
+    left: tuple[Group, ...]
     problems: tuple[Problem, ...]
     incurable: tuple[Problem, ...]
     unread: tuple[tuple[str, str], ...]
     skipped: tuple[Skipped, ...]
+    unjudged: tuple[Skipped, ...]
     at_linkers_base: int
     moves: Mapping[str, Move]
     runs: tuple[Run, ...]
-    outside: frozenset[str]
 
     @property
     def breaks_fork(self) -> bool:
         """Whether fork fails, or may fail, because of something that was found."""
-        return bool(self.groups or self.problems or self.incurable)
+        return bool(self.overlaps or self.problems or self.incurable)
+
+    @property
+    def broken(self) -> frozenset[str]:
+        """The files asked about, each once, that break fork."""
+        found = {problem.path for problem in (*self.problems, *self.incurable)}
+        return frozenset(found.union(*(group.paths for group in self.overlaps)) & self.named)
 
     @property
     def exit_status(self) -> int:
         """0 where nothing breaks fork and everything could be looked at, else 1."""
-        return int(self.breaks_fork or bool(self.unread))
+        return int(self.breaks_fork or bool(self.unread or self.unjudged))
 
 
 def check(
     paths: Sequence[str],
+    options: Options | None = None,
     *,
-    rules: Rules | None = None,
-    excludes: Sequence[str] = (),
-    database: str | None = None,
-    cygwin_root: str | None = None,
-    avoid: Sequence[str] = (),
     warn: Callable[[str], None] = lambda text: None,
 ) -> Findings:
     """Look at files, and at the images below folders, and say what breaks fork.
 
-    A folder inside another tree is looked at with that tree, as `run` does. Reads only, and takes
-    no lock. Raises UsageError for a path that does not exist.
+    A folder inside another tree is looked at with that tree, as `run` does; what the last run saw
+    and what is as it was is not read again. Reads only, and takes no lock. Raises UsageError for a
+    path that does not exist.
     """
-    rules = rules or Rules()
-    options = Options(None, database, cygwin_root, tuple(avoid), rules.suffixes)
-    seen = _seen(_apart(paths), rules)
+    options = options or Options()
+    parts = _parts(_apart(paths), options, warn)
     images: dict[str, Placed] = {}  # of all that was looked at
     dlls: set[str] = set()
     named: set[str] = set()
@@ -105,74 +109,77 @@ def check(
     moves: dict[str, Move] = {}
     runs: list[Run] = []
     files: dict[object, str] = {}
-    for number, part in enumerate(seen):
-        known = reservations(part.own, options, warn)
+    for part in parts:
+        # What the command will say: trees that are looked at together keep off each other.
+        others = tuple(other.path for other in parts if other.tree.root != part.tree.root)
+        asked = options._replace(avoid=(*options.avoid, *others))
+        known = reservations(part.own, asked, warn)
         surveyed = survey(
             part.now,
             part.before,
             may_move=part.may_move,
-            excludes=globs_of_tree(excludes, part.tree.scope),
+            keep_aslr=options.keep_aslr,
+            force_signed=options.force_signed,
+            excludes=globs_of_tree(options.excludes, part.tree.scope),
             database_slots=known.database_slots,
             top=part.tree.path(""),
         )
         # A file that was seen under another name is no other image.
-        sources = {
-            path: source
+        here = {
+            path: any(map(part.holds, source.names))
             for path, source in surveyed.sources.items()
             if path in surveyed.dlls
             and path == files.setdefault(same_file(path, source.seen), path)
         }
-        here = {path for path, source in sources.items() if any(map(part.holds, source.names))}
+        mine = {path for path, is_named in here.items() if is_named}
         causes.update((one.path, one) for one in surveyed.skipped)
         incurable += [one for one in _of_programs(surveyed) if part.holds(one.path)]
-        for machine, of_machine in spans(surveyed.images, here).items():
-            problems += _on_others(of_machine, known.ranges.get(machine, ()))
+        for machine, of_machine in spans(surveyed.images, mine).items():
+            foreign = [
+                reserved
+                for reserved in known.ranges.get(machine, ())
+                if not any(other.holds(reserved.owner) for other in parts)
+            ]
+            problems += _on_others(of_machine, foreign)
         if part.is_runs:
-            others = [other for other in seen[:number] if other.tree.root != part.tree.root]
             try:
-                planned = _plan(part, surveyed, known.ranges, others, images, moves, rules)
+                planned = _plan(surveyed, known.ranges, options)
             except NoRoomError as error:
                 incurable.append(Problem(part.path, str(error)))
-                planned = {}
-            moves.update(planned)
+                planned = ()
+            moves.update((move.path, move) for move in planned)
             if planned:
-                runs.append(Run(part.path, tuple(other.path for other in others)))
+                runs.append(Run(part.path, others))
         images.update(surveyed.images)
-        dlls |= set(sources)
-        named |= here
-    problems += [
-        Problem(path, what) for path in sorted(named) for what in _problems(path, images[path])
-    ]
-    all_spans = spans(images, dlls).values()
-    pairs = [
-        (low.path, high.path)
-        for of_machine in all_spans
-        for low, high in islice(pairs_with(named, of_machine), MOST_PAIRS)
-    ]
-    groups = [
-        group
-        for of_machine in all_spans
-        for group in clusters(of_machine)
-        if any(span.path in named for span in group)
-    ]
-    stuck = spans(images, dlls & causes.keys()).values()
-    curable = [problem for problem in problems if problem.path not in causes]
-    staying = [problem for problem in problems if problem.path in causes]
-    staying += [problem for of_machine in stuck for problem in _stuck(of_machine, named)]
-    incurable += _with_causes(staying, causes)
+        dlls |= here.keys()
+        named |= mine
+    problems += [Problem(path, what) for path in named for what in _problems(path, images[path])]
+    overlaps, left = (
+        tuple(
+            group
+            for group in groups(spans(images, dlls, made), images.keys() - moves.keys(), named)
+            if not named.isdisjoint(group.paths)
+        )
+        for made in ((), moves.values())
+    )
     broken = {problem.path for problem in problems}
+    skipped = [
+        one
+        for path, one in sorted(causes.items())
+        if not path.lower().endswith(PROGRAM) and any(part.holds(path) for part in parts)
+    ]
+    incurable += _staying(problems, left, causes)
     return Findings(
-        images=len(named),
-        groups=tuple(groups),
-        pairs=tuple(pairs),
-        problems=tuple(sorted(curable, key=lambda problem: problem.path)),
-        incurable=tuple(incurable),
-        unread=tuple(pair for part in seen for pair in part.unread),
-        skipped=tuple(
-            cause
-            for path, cause in sorted(causes.items())
-            if not path.lower().endswith(PROGRAM) and any(part.holds(path) for part in seen)
+        named=frozenset(named),
+        overlaps=overlaps,
+        left=left,
+        problems=tuple(
+            sorted((one for one in problems if one.path not in causes), key=lambda one: one.path)
         ),
+        incurable=tuple(incurable),
+        unread=tuple(pair for part in parts for pair in part.unread),
+        skipped=tuple(skipped),
+        unjudged=tuple(one for one in skipped if one.cause in UNJUDGED),
         at_linkers_base=sum(
             path not in broken and images[path].base >= ARENA[X86_64].high
             for path in named
@@ -180,7 +187,6 @@ def check(
         ),
         moves=moves,
         runs=tuple(runs),
-        outside=frozenset(span.path for group in groups for span in group) - named,
     )
 
 
@@ -214,39 +220,37 @@ class _Part:
         return name if name and (self.is_runs or self.holds(name)) else None
 
 
-def _seen(paths: Sequence[str], rules: Rules) -> list[_Part]:
-    """Look at files and folders afresh; files come first, so that the runs keep off them."""
-    found: dict[tuple[str, Rules], Scan] = {}
-    parts = []
-    for path in paths:
-        parts.append(_folder(path, rules, found) if os.path.isdir(path) else _file(path))
+def _parts(paths: Sequence[str], options: Options, warn: Callable[[str], None]) -> list[_Part]:
+    """Look at files and folders; files come first, so that the runs keep off them."""
+    found: dict[str, Scan] = {}  # of several folders in one tree the scan is one
+    parts = [
+        _folder(path, options.rules, found, warn) if os.path.isdir(path) else _file(path)
+        for path in paths
+    ]
     return sorted(parts, key=lambda part: part.is_runs)
 
 
-def _folder(path: str, rules: Rules, found: dict[tuple[str, Rules], Scan]) -> _Part:
-    with_programs = rules._replace(suffixes=(*rules.suffixes, PROGRAM))
-
-    def look(root: str, rules: Rules) -> Scan:
-        if (root, rules) not in found:
-            found[root, rules] = scan(root, rules)
-        return found[root, rules]
-
+def _folder(
+    path: str,
+    rules: Rules,
+    found: dict[str, Scan],
+    warn: Callable[[str], None],
+) -> _Part:
+    rules = rules._replace(suffixes=(*rules.suffixes, PROGRAM))
     tree = find_tree(path)
-    scanned = look(tree.root, with_programs)
-    before = _absolute(tree, State(tree.state_dir, tree.root).load_snapshot(lambda text: None))
+    before = State(tree.state_dir, tree.root).load_snapshot(warn)
+    if tree.root not in found:
+        found[tree.root] = scan(tree.root, rules, before)
+    scanned = found[tree.root]
     is_runs = tree.scope.rstrip("/") in scanned.snapshot.folders
     if not is_runs:  # the outer tree leaves it out, so a run would too
-        tree = Tree(path, "", "")
-        scanned = look(path, with_programs)
-    part = _Part(path, tree, scanned.snapshot, before, (), is_runs)
+        tree, before = Tree(path, "", ""), snapshots.blank()
+        scanned = scan(path, rules)
+    folders = {tree.path(name).rstrip("/"): one for name, one in before.folders.items()}
+    part = _Part(path, tree, scanned.snapshot, before._replace(folders=folders), (), is_runs)
     failed = [(tree.path("" if name == "." else name), why) for name, why in scanned.failed]
     unread = [(name.rstrip("/") or "/", why) for name, why in failed]
     return replace(part, unread=[pair for pair in unread if part.holds(pair[0])])
-
-
-def _absolute(tree: Tree, snapshot: Snapshot) -> Snapshot:
-    folders = {tree.path(path).rstrip("/"): folder for path, folder in snapshot.folders.items()}
-    return snapshot._replace(folders=folders)
 
 
 def _file(path: str) -> _Part:
@@ -266,58 +270,33 @@ def _file(path: str) -> _Part:
 
 
 def _plan(
-    part: _Part,
-    surveyed: Survey,
-    reserved: Mapping[int, Sequence[Reserved]],
-    others: Sequence[_Part],
-    images: Mapping[str, Placed],
-    moves: Mapping[str, Move],
-    rules: Rules,
-) -> dict[str, Move]:
-    """Return what a run on this part would move, after `moves`, keeping off what `others` hold."""
-
-    def after(image: Placed) -> Placed:
-        move = moves.get(image.path)
-        return replace(image, base=move.new_base) if move else image
-
-    ranges = {machine: list(of_machine) for machine, of_machine in reserved.items()}
-    for image in map(after, images.values()):
-        if any(other.holds(image.path) for other in others):
-            slot = Range(image.base // GRANULARITY * GRANULARITY, image.end)
-            ranges.setdefault(image.machine, []).append(Reserved(slot, image.path))
-    looked_at = PROGRAM in map(str.lower, rules.suffixes)
+    surveyed: Survey, reserved: Mapping[int, Sequence[Reserved]], options: Options
+) -> Sequence[Move]:
+    """Return what a run would move; programs, which only we look at, are none of it."""
+    looked_at = PROGRAM in map(str.lower, options.suffixes)
     placed = [
-        after(image)
+        image
         for path, image in surveyed.images.items()
         if looked_at or not path.lower().endswith(PROGRAM)
     ]
-    return {move.path: move for move in make_plan(placed, ARENA, ranges).moves}
+    return make_plan(placed, options.arenas, reserved).moves
 
 
-def _stuck(of_machine: Sequence[Span], named: Collection[str]) -> list[Problem]:
-    """Return the overlaps of images neither of which may be moved, one of each image."""
-    other: dict[str, str] = {}
-    for low, high in islice(pairs_with(named, of_machine), MOST_PAIRS):
-        other.setdefault(low.path, high.path)
-        other.setdefault(high.path, low.path)
-    return [Problem(path, f"overlaps {other[path]}") for path in sorted(other)]
-
-
-def _with_causes(problems: Sequence[Problem], causes: Mapping[str, Skipped]) -> list[Problem]:
-    """Return one problem of each image, with the reason why it stays as it is."""
+def _staying(
+    problems: Sequence[Problem], left: Sequence[Group], causes: Mapping[str, Skipped]
+) -> list[Problem]:
+    """Return one problem of each image that no run cures, with the reason why it stays."""
     found: dict[str, list[str]] = {}
     for problem in problems:
         found.setdefault(problem.path, []).append(problem.what)
+    for group in left:
+        for path in group.paths:
+            found.setdefault(path, []).append("overlaps others")
     return [
-        Problem(path, "; ".join([*whats, _stays(causes[path])]))
+        Problem(path, "; ".join([*whats, f"no run moves it: {causes[path].reason}"]))
         for path, whats in sorted(found.items())
+        if path in causes
     ]
-
-
-def _stays(skipped: Skipped) -> str:
-    """Return why a run leaves an image where it is, and what else can be done."""
-    advice = skipped.cause.advice
-    return f"no run moves it: {skipped.reason}" + (f"; {advice}" if advice else "")
 
 
 def _apart(paths: Sequence[str]) -> list[str]:
@@ -341,13 +320,11 @@ def _problems(path: str, image: Placed) -> list[str]:
     found = []
     safe = SAFE.get(image.machine)
     if image.base % GRANULARITY:
-        found.append(f"its base {address(image.base)} is not a multiple of 64 KiB")
+        found.append("its address is not a multiple of 64 KiB")
     if safe and not safe.low <= image.base < image.end <= safe.high:
-        found.append(
-            f"its base {address(image.base)} lies outside {address(safe.low)}-{address(safe.high)}"
-        )
+        found.append(f"it lies outside {address(safe.low)}-{address(safe.high)}")
     if image.clear_dynamic_base and image.machine == X86_64:
-        found.append("DYNAMIC_BASE is set, so Windows loads it at another address each time")
+        found.append(LOADED_ANYWHERE)
     return found
 
 

@@ -7,12 +7,13 @@ import gc
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 from rebaser import __version__
-from rebaser.errors import RebaserError
+from rebaser.errors import RebaserError, UsageError
 from rebaser.process import Terminated, catch_signals, discard_output, flush_errors, open_streams
+from rebaser.text import terminal_width
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +33,13 @@ COMMANDS = {
     "forget": "take away what rebaser keeps of a tree",
 }
 
+# What may stand before the command too.
+EVERYWHERE = {"-n": "--dry-run", "-q": "--quiet", "-v": "--verbose"}
+
+# Messages are English whatever the language: half of them in another is no help, and looking for a
+# catalogue takes an import and a dozen system calls of each run.
+argparse._ = str  # type: ignore[attr-defined]
+
 EXIT_INTERRUPTED = 130
 
 OWN_PACKAGES = ("rebaser", "locks", "cygwin")
@@ -44,23 +52,11 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
     """
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, width=_terminal_width() - 2)
-
-
-def _terminal_width() -> int:
-    """Return the columns of the terminal, as shutil.get_terminal_size has it; 80 without one."""
-    try:
-        return int(os.environ["COLUMNS"])
-    except (KeyError, ValueError):
-        pass
-    try:
-        return os.get_terminal_size(1).columns or 80
-    except OSError:
-        return 80
+        super().__init__(prog, width=terminal_width() - 2)
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, except that a command chooses the exit status of a usage error."""
+    """argparse, except that a usage error is one line, whose exit status a command chooses."""
 
     usage_status = 2
     intermixed = False
@@ -71,13 +67,46 @@ class Parser(argparse.ArgumentParser):
     """The file and line that the words come from, where that is not the command line."""
 
     def error(self, message: str) -> NoReturn:
-        """Print the usage and one sentence, and exit with `usage_status`."""
+        """Print one line that says where to read on, and exit with `usage_status`."""
         if self.value_hint and "ignored explicit argument" in message:
             message += f"; {self.value_hint}"
         if self.where:
             self.exit(self.usage_status, f"rebaser: {self.where}: {message}\n")
-        self.print_usage(sys.stderr)
-        self.exit(self.usage_status, f"{self.prog}: {message}\n")
+        self.exit(self.usage_status, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+    def parsed(self, words: Sequence[str]) -> argparse.Namespace:
+        """Return what the words mean, with the words as `given` and this as `parser`."""
+        # After -- all are operands, which the intermixed parsing of some Pythons does not know.
+        mixed = self.intermixed and "--" not in words
+        parse = self.parse_known_intermixed_args if mixed else self.parse_known_args
+        found, unknown = parse(list(words))
+        if unknown:
+            self.error(self._unknown(unknown))
+        found.parser, found.given = self, words
+        return found
+
+    def _unknown(self, words: Sequence[str]) -> str:
+        option = next((word for word in words if word[:1] == "-" and word != "-"), None)
+        if option is None:
+            return f"{words[0]!r} is one operand too many"
+        name = option.partition("=")[0]
+        hint = did_you_mean(name, self._option_string_actions)
+        if not hint:
+            has_it = [
+                f"rebaser {one}"
+                for one in COMMANDS
+                if name in command_parser(one)._option_string_actions
+            ]
+            hint = f"; it is one of {', '.join(has_it)}" if has_it else ""
+        return f"there is no option {name}{hint}"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return a question to put behind a message about a misspelt word, or an empty text."""
+    from difflib import get_close_matches  # 3 ms, and nobody misspells every day
+
+    found = get_close_matches(word, known, 1)
+    return f"; did you mean {found[0]}?" if found else ""
 
 
 def command_module(name: str) -> ModuleType:
@@ -95,44 +124,61 @@ def command_parser(name: str) -> Parser:
         allow_abbrev=False,
     )
     module.add_arguments(parser)
+    parser._action_groups.sort(key=lambda group: group.title == "advanced")  # comes last
     return parser
 
 
-def top_parser() -> Parser:
-    """Return the parser of `rebaser` itself; each command parses its own words."""
+def overview() -> str:
+    """Return the help of `rebaser` itself."""
     width = max(map(len, COMMANDS))
-    parser = Parser(
-        prog="rebaser",
-        usage="rebaser COMMAND [ARG ...]",
-        description="Keeps a tree of Cygwin or MSYS2 DLLs fork-safe.",
-        epilog="commands:\n"
-        + "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
-        + "\n\n'rebaser COMMAND --help' tells more.",
-        formatter_class=Formatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"rebaser {__version__}")
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
-    return parser
+    commands = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
+    return f"""\
+usage: rebaser COMMAND [ARG ...]
+
+Keeps a tree of Cygwin or MSYS2 DLLs fork-safe.
+
+commands:
+{commands}
+
+options:
+  -h, --help  show this help; rebaser help COMMAND, or rebaser COMMAND --help, tells more
+  --version   show the version
+"""
 
 
 def dispatch(words: Sequence[str]) -> int:
     """Run the command that `words` name and return its exit status; expected failures raise."""
-    if words and words[0] in COMMANDS:
-        name = words[0]
-        parser = command_parser(name)
-        arguments = parsed(parser, words[1:])
-        arguments.parser, arguments.given = parser, words[1:]
+    words = list(words)
+    before = []
+    while words and words[0] in (*EVERYWHERE, *EVERYWHERE.values()):
+        before.append(EVERYWHERE.get(words[0], words.pop(0)))
+    if not words:
+        print(overview(), end="", file=sys.stderr)
+        return UsageError.exit_status
+    name, *rest = words
+    if name == "help" and rest:
+        name, rest = rest[0], ["--help"]
+    if name in COMMANDS:
+        arguments = command_parser(name).parsed([*before, *rest])
         return int(command_module(name).main(arguments))
-    top_parser().parse_args(words[:1])
-    raise AssertionError("argparse ends the program for anything but a command")
+    if name in ("-h", "--help", "help"):
+        print(overview(), end="")
+    elif name == "--version":
+        print(f"rebaser {__version__}")
+    else:
+        raise UsageError(_no_command(name, rest))
+    return 0
 
 
-def parsed(parser: Parser, words: Sequence[str]) -> argparse.Namespace:
-    # After -- all are operands, which parse_intermixed_args of some Pythons does not know.
-    if parser.intermixed and "--" not in words:
-        return parser.parse_intermixed_args(list(words))
-    return parser.parse_args(list(words))
+def _no_command(name: str, rest: Sequence[str]) -> str:
+    see = "(see rebaser --help)"
+    if name.startswith("-"):
+        command = next((word for word in rest if word in COMMANDS), "COMMAND")
+        return f"{name} goes behind the command: rebaser {command} {name} {see}"
+    hint = did_you_mean(name, COMMANDS)
+    if not hint and os.path.isdir(name):
+        hint = f"; did you mean rebaser run {name}?"
+    return f"there is no command {name!r}{hint} {see}"
 
 
 def main(words: Sequence[str] | None = None) -> NoReturn:
@@ -185,19 +231,27 @@ def status_of_work(work: Callable[[], int]) -> int:
     except OSError as error:
         complain(_what_failed(error))
         return 1
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in OWN_PACKAGES:
-            return _bug(error)
-        complain(
-            f"rebaser is not installed completely: {error}; install it with "
-            f"{sys.executable} -m pip install {error.name}"
-        )
+    except MemoryError:
+        complain("there is not enough memory; every file is whole, old or new")
         return 1
     except Exception as error:
-        if isinstance(error, ImportError) and "fcntl" in str(error):
-            complain(str(error))  # a native Windows Python; the sentence is that of locks.flock
+        if isinstance(error, ImportError) and (sentence := _not_installed(error)):
+            complain(sentence)
             return 1
         return _bug(error)
+
+
+def _not_installed(error: ImportError) -> str | None:
+    """Return the sentence for a module that is not there, or None where that is our own fault."""
+    package = (error.name or "").partition(".")[0]
+    if package == "fcntl":
+        return str(error)  # a native Windows Python; the sentence is that of locks.flock
+    if package in ("", *OWN_PACKAGES) or not isinstance(error, ModuleNotFoundError):
+        return None
+    return (
+        f"rebaser is not installed completely: {error}; install it with "
+        f"{sys.executable} -m pip install {package}"
+    )
 
 
 def _what_failed(error: OSError) -> str:

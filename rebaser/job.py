@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from rebaser.options import Options
 from rebaser.plan.request import Request
-from rebaser.progress import Progress, Quiet
+from rebaser.progress import Progress
 from rebaser.scan.skip import globs_of_tree, skip_cause
 from rebaser.scan.snapshot import Seen, Snapshot
 from rebaser.tree import Tree
@@ -38,7 +38,7 @@ class Job:
         self.tree = tree
         self.options = options
         self.state = tree.state
-        self.progress = progress or Quiet()
+        self.progress = progress or Progress()
         self.seconds: dict[str, float] = {}
         self.scan_began = time.monotonic()
         # Another user's run may have failed where ours would not, and several trees may have been

@@ -4,150 +4,141 @@ from __future__ import annotations
 
 import sys
 import time
+from _thread import allocate_lock  # threading itself takes 2 ms to import
 from contextlib import suppress
-from typing import Protocol
 
 from rebaser.text import byte_count, plural, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
-    from rich.progress import TaskID
 
-# A phase that is over sooner than this is not worth a picture, nor the import of rich.
-LASTS = 0.25  # seconds
+# A run that is over sooner than this shows its result alone, and does not import rich.
+LASTS = 0.5  # seconds
 
 
-class Progress(Protocol):
-    """Told by a run what it is doing."""
+class Progress:
+    """Told by a run what it is doing; says what went wrong and nothing else."""
 
-    def phase(self, name: str, total: int | None = None, *, in_bytes: bool = False) -> None:
-        """Begin a phase of `total` files, or bytes, or of unknown length."""
-        ...  # a Protocol's member has no body
+    def phase(self, name: str, dlls: int | None = None, size: int = 0) -> None:
+        """Begin something that is to be done to so many DLLs, of so many bytes in all.
 
-    def advance(self, amount: int) -> None:
-        """Say that so many files or bytes more are done; called from any thread."""
-        ...  # a Protocol's member has no body
+        None: nobody knows yet how many.
+        """
+
+    def advance(self, dlls: int) -> None:
+        """Say that so many more DLLs are done; called from any thread."""
+
+    def copied(self, size: int) -> None:
+        """Say that so many more bytes are written; called from any thread."""
 
     def tell(self, text: str) -> None:
         """Show one line: a warning, or whom a lock is waited for."""
-        ...  # a Protocol's member has no body
-
-    def close(self) -> None:
-        """Take the picture away; what was told stays."""
-        ...  # a Protocol's member has no body
-
-
-class Quiet:
-    """Tells what went wrong, and nothing else."""
-
-    def phase(self, name: str, total: int | None = None, *, in_bytes: bool = False) -> None:
-        """Show nothing."""
-
-    def advance(self, amount: int) -> None:
-        """Show nothing."""
-
-    def tell(self, text: str) -> None:
-        """Print the line; where nobody can be told, the work goes on."""
-        with suppress(OSError):
+        with suppress(OSError):  # where nobody can be told, the work goes on
             print(f"rebaser: {printable(text)}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Do nothing: there is no picture."""
+        """Take away what does not stay."""
 
 
-class Lines(Quiet):
-    """For log files: one line a phase that has something to do."""
-
-    def phase(self, name: str, total: int | None = None, *, in_bytes: bool = False) -> None:
-        """Print the phase and how much it is."""
-        if total:
-            self.tell(f"{name}: {byte_count(total) if in_bytes else plural(total, 'file')}")
-
-
-class Live:
-    """For terminals: a bar that appears when a phase lasts."""
+class Lines(Progress):
+    """For log files: one line for the work, if it lasts."""
 
     def __init__(self) -> None:
-        self._bar: RichProgress | None = None
-        self._task: TaskID | None = None
-        from threading import Lock  # 2 ms that only a terminal spends
-
-        self._lock = Lock()
-        self._name = ""
-        self._total: int | None = None
-        self._in_bytes = False
-        self._done = 0
+        self._lock = allocate_lock()
         self._began = time.monotonic()
+        self.phase("")
 
-    def phase(self, name: str, total: int | None = None, *, in_bytes: bool = False) -> None:
-        """Begin a new bar."""
+    def phase(self, name: str, dlls: int | None = None, size: int = 0) -> None:
+        """Begin something; how much it is is known from now on."""
         with self._lock:
-            self._remove()
-            self._name, self._total, self._in_bytes = name, total, in_bytes
-            self._done = 0
-            self._began = time.monotonic()
+            self._name, self._dlls, self._size = name, dlls, size
+            self._done = self._written = 0
 
-    def advance(self, amount: int) -> None:
-        """Move the bar; make it, if the phase has lasted."""
+    def advance(self, dlls: int) -> None:
+        """Count DLLs, and show what there is to be shown."""
+        self._count(dlls, 0)
+
+    def copied(self, size: int) -> None:
+        """Count bytes, and show what there is to be shown."""
+        self._count(0, size)
+
+    def _count(self, dlls: int, size: int) -> None:
         with self._lock:
-            self._done += amount
-            if self._bar is None and time.monotonic() - self._began > LASTS:
-                self._make()
-            if self._bar is not None and self._task is not None:
-                self._bar.update(self._task, completed=self._done)
+            self._done += dlls
+            self._written += size
+            if time.monotonic() - self._began > LASTS:
+                self._show()
+
+    def _show(self) -> None:
+        if self._dlls and self._name:
+            self.tell(f"{self._name} {plural(self._dlls, 'DLL')} ({byte_count(self._size)})")
+            self._name = ""
+
+
+class Live(Lines):
+    """For terminals: one bar for the whole run, with bytes, DLLs and the time that is left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bar: RichProgress | None = None
 
     def tell(self, text: str) -> None:
         """Print one line above the bar."""
-        with self._lock:
-            if self._bar is not None:
-                from rich.text import Text
+        if self._bar is None:
+            super().tell(text)
+        else:
+            from rich.text import Text
 
-                self._bar.console.print(Text(f"rebaser: {printable(text)}"), soft_wrap=True)
-            else:
-                Quiet().tell(text)
+            self._bar.console.print(Text(f"rebaser: {printable(text)}"), soft_wrap=True)
 
     def close(self) -> None:
         """Take the bar away."""
         with self._lock:
-            self._remove()
-
-    def _make(self) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            MofNCompleteColumn,
-            ProgressColumn,
-            SpinnerColumn,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-        from rich.progress import Progress as RichProgress
-
-        columns: list[ProgressColumn] = [SpinnerColumn(), TextColumn("{task.description}")]
-        if self._total is None:
-            columns.append(TextColumn("{task.completed:,.0f} files"))
-        else:
-            columns += [
-                BarColumn(),
-                DownloadColumn() if self._in_bytes else MofNCompleteColumn(),
-                TimeRemainingColumn(),
-            ]
-        self._bar = RichProgress(*columns, console=Console(stderr=True), transient=True)
-        self._task = self._bar.add_task(self._name, total=self._total, completed=self._done)
-        self._bar.start()
-
-    def _remove(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+            if self._bar is not None:
+                self._bar.stop()
             self._bar = None
+
+    def _show(self) -> None:
+        if self._bar is None:
+            self._bar = _bar()
+        if self._dlls:
+            # What is written must still be put in place, which takes a tenth of the time.
+            done = 0.9 * self._written / max(self._size, 1) + 0.1 * self._done / self._dlls
+            amount = f"{byte_count(self._written)} of {byte_count(self._size)}"
+            amount += f", {self._done:,}/{self._dlls:,} DLLs"
+        else:
+            done, amount = 0, plural(self._done, "file")
+        self._bar.update(
+            self._bar.task_ids[0],
+            description=self._name,
+            total=1 if self._dlls else None,
+            completed=done,
+            amount=amount,
+        )
+
+
+def _bar() -> RichProgress:
+    from rich.console import Console
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    bar = RichProgress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[amount]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    bar.add_task("", total=None, amount="")
+    bar.start()
+    return bar
 
 
 def make_progress(mode: str, quiet: bool) -> Progress:
     """Return what suits `mode`: "always" and "never", or "auto", which looks where stderr goes."""
     if quiet or mode == "never":
-        return Quiet()
-    if mode == "always" or sys.stderr.isatty():
-        return Live()
-    return Lines()
+        return Progress()
+    return Live() if mode == "always" or sys.stderr.isatty() else Lines()

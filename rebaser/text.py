@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+
 
 def printable(text: str) -> str:
     r"""Return `text` with control characters and undecodable bytes shown as \xNN.
@@ -24,7 +27,7 @@ def _escaped(char: str) -> str:
 
 
 def address(value: int) -> str:
-    """Return an address or a size in bytes as rebaser prints it everywhere, `0x200010000`."""
+    """Return an address as rebaser prints it everywhere, `0x200010000`."""
     return f"0x{value:x}"
 
 
@@ -38,6 +41,36 @@ def byte_count(value: int) -> str:
     return f"{value / 1e9:.1f} GB"
 
 
+def address_size(value: int) -> str:
+    """Return the size of a range of addresses, in bytes, for people: `64 KiB`, `169 MiB`."""
+    for unit, bytes_ in (("GiB", 1 << 30), ("MiB", 1 << 20)):
+        if value >= bytes_:
+            number = value / bytes_
+            return (
+                f"{number:.1f} {unit}" if number < 10 and value % bytes_ else f"{number:.0f} {unit}"
+            )
+    return f"{-(-value // 1024)} KiB"
+
+
 def plural(count: int, noun: str) -> str:
     """Return `1 image`, `2 images`, `1,312 images`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def names(paths: Sequence[str]) -> str:
+    """Return names as a person lists them: `a.dll, b.dll, c.dll`, or `a.dll and 162 more`."""
+    if len(paths) > 3:
+        return f"{paths[0]} and {len(paths) - 1:,} more"
+    return ", ".join(paths)
+
+
+def terminal_width() -> int:
+    """Return the columns of the terminal, as shutil.get_terminal_size has it; 80 without one."""
+    try:
+        return int(os.environ["COLUMNS"])
+    except (KeyError, ValueError):
+        pass
+    try:
+        return os.get_terminal_size(1).columns or 80
+    except OSError:
+        return 80

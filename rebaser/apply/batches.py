@@ -50,17 +50,15 @@ def apply(
     for move in moves:
         kept = images.get(move.path), open_files.pop(move.path, None)
         items.append(Replacement(move, sources[move.path], *kept))
+    progress.phase("moving", len(items), sum(item.source.seen.size for item in items))
     try:
         for batch in _batches(items, tree, in_one=engine.starts_processes):
             folders.remove_copies()
             with _timed(applied, "stage"):
-                size = sum(item.source.seen.size for item in batch)
-                progress.phase("staging", size, in_bytes=True)
                 ready = stage(
-                    batch, folders, engine, applied, touch=options.touch, advance=progress.advance
+                    batch, folders, engine, applied, touch=options.touch, advance=progress.copied
                 )
             with _timed(applied, "commit"):
-                progress.phase("committing", len(ready))
                 commit(
                     ready,
                     tree,

@@ -1,10 +1,10 @@
-"""Say what breaks fork in files, and in the images below folders; change nothing, take no lock.
+"""Say what breaks fork in files, and in the DLLs below folders; change nothing, take no lock.
 
 Without PATH the folder that the environment variable SAGE_LOCAL names is looked at.
 
 exit status:
   0    nothing breaks fork
-  1    something does, or a file could not be looked at
+  1    something does, or a file could not be judged
   2    usage
 """
 
@@ -12,17 +12,35 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping, Sequence
-from itertools import groupby
+from collections.abc import Iterable, Iterator, Sequence
 
-from rebaser.check import Findings, Problem, check
-from rebaser.commands.shared import SHOWN, add_reserved_arguments, add_scan_arguments, print_lines
+from rebaser.check import LOADED_ANYWHERE, Findings, Problem, check
+from rebaser.commands.shared import (
+    add_place_arguments,
+    add_plan_arguments,
+    add_reserved_arguments,
+    add_scan_arguments,
+    options_from,
+    with_settings,
+)
+from rebaser.commands.verdict import (
+    GREEN,
+    RED,
+    YELLOW,
+    Verdict,
+    by_cause,
+    by_reason,
+    dlls,
+    lines_of,
+    show,
+    where_they_lay,
+)
 from rebaser.errors import UsageError
-from rebaser.plan.overlap import Span
-from rebaser.scan.walk import Rules
-from rebaser.text import address, plural, printable
+from rebaser.progress import make_progress
+from rebaser.scan.skip import Stay
+from rebaser.text import address, names, plural
+from rebaser.tree import find_tree
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -31,11 +49,14 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "paths", metavar="PATH", nargs="*", help="files and folders (default: $SAGE_LOCAL)"
     )
-    add_scan_arguments(parser)
-    add_reserved_arguments(parser)
+    for add in (add_scan_arguments, add_reserved_arguments, add_plan_arguments):
+        add(parser)
+    add_place_arguments(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="print one JSON object")
-    output.add_argument("--verbose", action="store_true", help="print every line there is")
+    loud = output.add_mutually_exclusive_group()
+    loud.add_argument("-q", "--quiet", action="store_true", help="print nothing: see the status")
+    loud.add_argument("-v", "--verbose", action="store_true", help="print a line for each DLL")
 
 
 def main(arguments: Namespace) -> int:
@@ -43,136 +64,155 @@ def main(arguments: Namespace) -> int:
     paths = arguments.paths or [path for path in [os.environ.get("SAGE_LOCAL")] if path]
     if not paths:
         raise UsageError("nothing is named: give PATH, or set the environment variable SAGE_LOCAL")
-    findings = check(
-        paths,
-        rules=Rules(tuple(arguments.suffix)),
-        excludes=tuple(arguments.exclude),
-        database=arguments.database,
-        cygwin_root=arguments.cygwin_root,
-        avoid=arguments.avoid,
-        warn=lambda text: print(f"rebaser: {printable(text)}", file=sys.stderr),
-    )
+    options = _options(arguments)  # those of a tree need not be repeated
+    folders = [path for path in paths if os.path.isdir(path)]
+    if len(folders) == 1:  # several trees may have options that contradict each other
+        places = {"lock_file": arguments.lock_file, "state_dir": arguments.state_dir}
+        arguments = with_settings(arguments, find_tree(folders[0], **places))
+    findings = check(paths, options_from(arguments), warn=make_progress("never", False).tell)
     if arguments.json:
-        print_findings_as_json(findings)
-    else:
-        print_findings(findings, _options(arguments), verbose=arguments.verbose)
+        print_json(findings, options)
+    elif not arguments.quiet:
+        top = (
+            f"{os.path.realpath(folders[0]).rstrip('/')}/"
+            if len(paths) == len(folders) == 1
+            else ""
+        )
+        verdict = of_check(findings, options, top, verbose=arguments.verbose)
+        show(verdict, verbose=arguments.verbose)
     return findings.exit_status
 
 
 def _options(arguments: Namespace) -> list[str]:
     """Return the options that a run must repeat to do what was checked."""
-    given = {
-        "suffix": arguments.suffix,
-        "exclude": arguments.exclude,
-        "avoid": arguments.avoid,
-        "database": [arguments.database] if arguments.database else [],
-        "cygwin-root": [arguments.cygwin_root] if arguments.cygwin_root else [],
-    }
-    return [f"--{name}={value}" for name, values in given.items() for value in values]
-
-
-def print_findings_as_json(findings: Findings) -> None:
-    """Print the findings as one JSON object."""
-    from rebaser.commands.json_output import group_object, move_objects, print_json, reason_objects
-
-    def problems(some: Sequence[Problem]) -> list[dict[str, str]]:
-        return [{"path": problem.path, "problem": problem.what} for problem in some]
-
-    groups = []
-    for group in findings.groups:
-        paths = [span.path for span in group]
-        cure = "run" if any(path in findings.moves for path in paths) else None
-        high = max(span.high for span in group)
-        groups.append(group_object(group[0].low, high, paths, cure))
-    print_json(
-        {
-            "images": findings.images,
-            "breaks_fork": findings.breaks_fork,
-            "overlaps": groups,
-            "problems": problems(findings.problems),
-            "incurable": problems(findings.incurable),
-            "failed": reason_objects(findings.unread),
-            "skipped": reason_objects((one.path, one.reason) for one in findings.skipped),
-            "at_linkers_base": findings.at_linkers_base,
-            "would_move": move_objects(findings.moves.values()),
-        }
-    )
-
-
-def print_findings(findings: Findings, options: Sequence[str], *, verbose: bool) -> None:
-    """Print what breaks fork, what would cure it, and what would not."""
-    shown = sys.maxsize if verbose else SHOWN
-    reasons = {one.path: one.reason for one in findings.skipped}
-    for group in findings.groups:
-        low, high = min(span.low for span in group), max(span.high for span in group)
-        print(f"{len(group):,} images overlap within {address(low)}-{address(high)}:")
-        print_lines([f"  {_placed(span, findings, reasons)}" for span in group], shown)
-    print_lines(_by_path(findings.problems), shown)
-    if findings.incurable:
-        print("No rebase cures these:")
-        print_lines([f"  {line}" for line in _by_path(findings.incurable)], shown)
-    if findings.unread:
-        print("These could not be looked at:")
-        print_lines([f"  {path}: {reason}" for path, reason in findings.unread], shown)
-    if verbose:
-        print_lines([f"no run moves {path}: {why}" for path, why in reasons.items()], shown)
-    if count := findings.at_linkers_base:
-        print(f"{plural(count, 'DLL')} {_is(count)} still where the linker put {_them(count)}")
-    print(printable(_verdict(findings)))
-    if findings.moves:
-        print(printable(f"What a rebase cures, this does: {_cure(findings, options)}"))
-
-
-def _by_path(problems: Sequence[Problem]) -> list[str]:
-    return [
-        f"{path}: {'; '.join(problem.what for problem in of_path)}"
-        for path, of_path in groupby(problems, lambda problem: problem.path)
+    words = []
+    for name in ("suffix", "exclude", "avoid", "database", "cygwin_root", "arena"):
+        value = getattr(arguments, name)
+        for one in value if isinstance(value, list) else [value] if value else []:
+            words.append(f"--{name.replace('_', '-')}={one}")
+    return words + [
+        f"--{name.replace('_', '-')}"
+        for name in ("force_signed", "keep_aslr")
+        if getattr(arguments, name)
     ]
 
 
-def _is(count: int) -> str:
-    return "is" if count == 1 else "are"
+def of_check(
+    findings: Findings, options: Sequence[str], top: str = "", *, verbose: bool
+) -> Verdict:
+    """Return what a person wants to know: what breaks fork, what cures it, and what does not.
+
+    `top` is left out before the paths, but for the lines of `verbose`.
+    """
+    number = len({path for path, *_ in (*findings.unread, *findings.unjudged)})
+    unread = f"{plural(number, 'file')} could not be judged"
+    count = dlls(len(findings.named))
+    if findings.breaks_fork:
+        colour, sentence = RED, _broken(findings, options)
+        sentence += f". {unread}" if number else ""
+    elif number:
+        colour, sentence = YELLOW, f"nothing found in {count} that breaks fork, but {unread}"
+    else:
+        colour, sentence = GREEN, f"nothing here breaks fork: {count}"
+    causes = list(where_they_lay(findings.moves.values(), "lie"))
+    if findings.overlaps:
+        paths = [path.removeprefix(top) for group in findings.overlaps for path in group.paths]
+        causes.append(f"{len(paths):,} share addresses: {names(paths)}")
+    if len(findings.runs) > 1:
+        causes += _commands(findings, options)
+    if number := findings.at_linkers_base:
+        causes.append(f"{dlls(number)} still lie where the linker put them, and may stay there")
+    if verbose:
+        return Verdict(colour, sentence, causes, [*_groups(findings), *_rows(findings)])
+    relocated = {path for path, move in findings.moves.items() if move.new_base != move.old_base}
+    # That others lie at a bad address is said above, by address.
+    told = [p for p in findings.problems if p.what == LOADED_ANYWHERE or p.path not in relocated]
+    causes += by_reason("breaks fork:", _pairs(told, top))
+    skipped = {one.path for one in findings.skipped}
+    stay = {one.path for one in findings.incurable} & skipped
+    staying = [one for one in findings.skipped if one.path in stay]
+    for what, some in (("no run moves", staying), ("cannot be judged:", findings.unjudged)):
+        causes += by_cause(what, [o._replace(path=o.path.removeprefix(top)) for o in some])
+    others = [one for one in findings.incurable if one.path not in stay]
+    causes += by_reason("no run cures", _pairs(others, top))
+    causes += by_reason(
+        "cannot be judged:", [(path.removeprefix(top), why) for path, why in findings.unread]
+    )
+    return Verdict(colour, sentence, causes)
 
 
-def _them(count: int) -> str:
-    return "it" if count == 1 else "them"
+def _pairs(problems: Iterable[Problem], top: str) -> list[tuple[str, str]]:
+    return [(one.path.removeprefix(top), one.what) for one in problems]
 
 
-def _placed(span: Span, findings: Findings, reasons: Mapping[str, str]) -> str:
-    where = f"{address(span.low)}-{address(span.high)} {span.path}"
-    move = findings.moves.get(span.path)
-    if move and move.new_base != move.old_base:
-        return f"{where} (rebaser run would move it to {address(move.new_base)})"
-    if span.path in reasons:
-        return f"{where} (no run moves it: {reasons[span.path]})"
-    if span.path in findings.outside:
-        return f"{where} (outside of what was named)"
-    return f"{where} (it would stay)" if findings.runs else where
+def _rows(findings: Findings) -> Iterator[str]:
+    yield from lines_of("breaks fork:", _pairs(findings.problems, ""))
+    yield from lines_of("no run moves", [(one.path, one.reason) for one in findings.skipped])
+    yield from lines_of("no run cures", _pairs(findings.incurable, ""))
+    yield from lines_of("cannot be judged:", findings.unread)
 
 
-def _verdict(findings: Findings) -> str:
-    looked_at = plural(findings.images, "DLL")
-    unread = f"{len(findings.unread):,} could not be looked at"
-    if not findings.breaks_fork:
-        verdict = f"{looked_at}: nothing here breaks fork"
-        return (
-            f"{verdict}, as far as it could be looked at; {unread}" if findings.unread else verdict
-        )
-    counts = {
-        "overlapping": sum(map(len, findings.groups)),
-        "with a problem of its own": len({problem.path for problem in findings.problems}),
-        "that no rebase cures": len({problem.path for problem in findings.incurable}),
-    }
-    found = [f"{count:,} {what}" for what, count in counts.items() if count]
-    verdict = f"{looked_at}: {', '.join(found)}; this breaks fork"
-    return f"{verdict}. {unread}" if findings.unread else verdict
+def _broken(findings: Findings, options: Sequence[str]) -> str:
+    broken, count = len(findings.broken), len(findings.named)
+    sentence = f"BREAKS FORK: {broken:,} of {dlls(count)}" if broken else "BREAKS FORK"
+    parts = []
+    if findings.moves:
+        one = len(findings.runs) == 1
+        who = _commands(findings, options)[0] if one else "the runs below"
+        parts.append(f"{who} move{'s' if one else ''} {len(findings.moves):,}")
+    stay = {one.path for one in findings.incurable} & findings.named
+    if stay:
+        are, stays = ("is", "stays") if len(stay) == 1 else ("are", "stay")
+        signed = {one.path for one in findings.skipped if one.cause is Stay.SIGNED}
+        parts.append(f"{len(stay):,} {f'{are} signed and ' if stay <= signed else ''}{stays}")
+    return f"{sentence}. {'; '.join(parts)}" if parts else sentence
 
 
-def _cure(findings: Findings, options: Sequence[str]) -> str:
-    """Return the commands that do what `moves` says, for a shell."""
-    return "; ".join(
+def _commands(findings: Findings, options: Sequence[str]) -> list[str]:
+    """Return the commands that make `moves`, for a shell."""
+    return [
         shlex.join(
             ["rebaser", "run", run.folder, *options, *(f"--avoid={path}" for path in run.avoid)]
         )
         for run in findings.runs
+    ]
+
+
+def _groups(findings: Findings) -> Iterator[str]:
+    """Yield a line for each DLL of the overlaps."""
+    for group in findings.overlaps:
+        yield f"{dlls(len(group.paths))} within {address(group.low)}-{address(group.high)}:"
+        for path in group.paths:
+            move = findings.moves.get(path)
+            if move and move.new_base != move.old_base:
+                yield f"  {path} (a run moves it to {address(move.new_base)})"
+            else:
+                yield f"  {path}" + ("" if path in findings.named else " (not asked about)")
+
+
+def print_json(findings: Findings, options: Sequence[str]) -> None:
+    """Print the findings as one JSON object."""
+    from rebaser.commands import json_output
+
+    def problems(some: Sequence[Problem]) -> list[dict[str, str]]:
+        return [{"path": problem.path, "problem": problem.what} for problem in some]
+
+    json_output.print_json(
+        {
+            "images": len(findings.named),
+            "breaks_fork": findings.breaks_fork,
+            "broken": sorted(findings.broken),
+            "overlaps": [
+                json_output.group_object(group.low, group.high, group.paths, group.cure)
+                for group in findings.overlaps
+            ],
+            "problems": problems(findings.problems),
+            "incurable": problems(findings.incurable),
+            "failed": json_output.reason_objects(findings.unread),
+            "skipped": json_output.reason_objects((o.path, o.reason) for o in findings.skipped),
+            "unjudged": [one.path for one in findings.unjudged],
+            "at_linkers_base": findings.at_linkers_base,
+            "would_move": json_output.move_objects(findings.moves.values()),
+            "runs": _commands(findings, options),
+        }
     )

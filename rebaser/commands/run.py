@@ -1,14 +1,15 @@
 """Make a tree of DLLs fork-safe: move those that overlap or lie where others may come to lie.
 
 The tree is ROOT, or the folder that the environment variable SAGE_LOCAL names. Nothing to do costs
-next to nothing and waits for nobody; otherwise the tree's lock is taken, the images that must move
-are moved on copies, and each checked copy takes its original's place.
+next to nothing and waits for nobody; otherwise the tree's lock is taken, the DLLs that must move
+are moved on copies, and each checked copy takes its original's place. What is always to be done
+with a tree can stand in the file `options` of its state folder, one option a line.
 
 exit status:
-  0    no overlap is left and nothing failed
-  1    an overlap is left or something failed; each image is named, with its reason
+  0    nothing is left that this run could have done
+  1    something failed, or DLLs still overlap that a run can move apart
   2    usage
-  75   the lock was not had in the time allowed
+  75   could not take the lock in the time allowed
   130  interrupted; every file is whole, old or new
 """
 
@@ -18,69 +19,43 @@ import os
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 
-from cygwin.address_space import machine_name
 from rebaser.cli import complain
 from rebaser.commands.shared import (
-    SHOWN,
     add_place_arguments,
+    add_plan_arguments,
     add_reserved_arguments,
     add_scan_arguments,
+    advanced,
     options_from,
-    print_lines,
     with_settings,
 )
+from rebaser.errors import UsageError
 from rebaser.options import ENGINES, first_not_there, named_paths, read_only_from
 from rebaser.progress import make_progress
 from rebaser.report import Report
 from rebaser.run import run
+from rebaser.scan.skip import Skipped
 from rebaser.state.folder import State
-from rebaser.text import address, byte_count, plural, printable
-from rebaser.tree import find_tree
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from rebaser.plan.placement import Move
-    from rebaser.scan.skip import Skipped
+from rebaser.text import printable
+from rebaser.tree import Tree, find_tree
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of `rebaser run`."""
     parser.add_argument("root", metavar="ROOT", nargs="?", help="the tree (default: $SAGE_LOCAL)")
-    add_place_arguments(parser)
-    add_scan_arguments(parser)
-    add_reserved_arguments(parser)
     what = parser.add_argument_group("what moves")
     what.add_argument(
         "--only-from",
         metavar="FILE",
-        help="only the images named in FILE may move (- is standard input): one path a line, "
+        help="only the DLLs named in FILE may move (- is standard input): one path a line, "
         "relative to ROOT",
     )
     what.add_argument("-0", dest="nul", action="store_true", help="paths in FILE end in NUL")
-    what.add_argument(
-        "--arena", metavar="LOW-HIGH", help="move images to these addresses instead of the usual"
-    )
-    what.add_argument(
-        "--keep-aslr", action="store_true", help="leave DYNAMIC_BASE set where it is set"
-    )
-    what.add_argument(
-        "--force-signed",
-        action="store_true",
-        help="move images that have an Authenticode signature, which breaks it",
-    )
-    what.add_argument(
-        "--touch", action="store_true", help="give moved files a new modification time"
-    )
+    for add in (add_scan_arguments, add_reserved_arguments, add_plan_arguments):
+        add(parser, what)
     how = parser.add_argument_group("how")
     how.add_argument(
-        "--engine",
-        choices=ENGINES,
-        default="auto",
-        help="who relocates: Cygwin's programs rebase and peflags, or rebaser itself; auto takes "
-        "Cygwin's where this is Cygwin or MSYS2 and they are found (default: auto)",
-    )
-    how.add_argument(
-        "--dry-run", action="store_true", help="print the plan; change nothing, take no lock"
+        "-n", "--dry-run", action="store_true", help="print the plan; change nothing, take no lock"
     )
     how.add_argument(
         "--strict",
@@ -100,9 +75,21 @@ def add_arguments(parser: ArgumentParser) -> None:
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="print one JSON object")
     loud = output.add_mutually_exclusive_group()
-    loud.add_argument("--quiet", action="store_true", help="print only what went wrong")
-    loud.add_argument("--verbose", action="store_true", help="print every image that moved")
-    output.add_argument(
+    loud.add_argument("-q", "--quiet", action="store_true", help="print only what went wrong")
+    loud.add_argument("-v", "--verbose", action="store_true", help="print a line for each DLL")
+    add_place_arguments(parser)
+    rare = advanced(parser)
+    rare.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="auto",
+        help="who relocates: Cygwin's programs rebase and peflags, or rebaser itself; auto takes "
+        "Cygwin's where this is Cygwin or MSYS2 and they are found (default: auto)",
+    )
+    rare.add_argument(
+        "--touch", action="store_true", help="give moved files a new modification time"
+    )
+    rare.add_argument(
         "--progress",
         choices=("auto", "always", "never"),
         default="auto",
@@ -112,6 +99,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def main(arguments: Namespace) -> int:
     """Run, print the result, and return the exit status."""
+    if arguments.root and os.path.isfile(arguments.root):
+        raise UsageError(_of_one_file(arguments.root))
     tree = find_tree(arguments.root, lock_file=arguments.lock_file, state_dir=arguments.state_dir)
     arguments = with_settings(arguments, tree)
     only = None
@@ -137,12 +126,51 @@ def main(arguments: Namespace) -> int:
     report = report._replace(settings=arguments.settings)
     report = report._replace(skipped=_of_concern(report, tree.scope, only))
     if arguments.json:
-        print_json(report)
-    elif not arguments.quiet:
-        print_report(report, tree.scope, verbose=arguments.verbose, is_first=is_first)
-    elif report.exit_status:
-        print_trouble(report)
+        print_report_json(report)
+    else:
+        print_report(report, tree, arguments, is_first=is_first)
     return report.exit_status
+
+
+def print_report(report: Report, tree: Tree, arguments: Namespace, *, is_first: bool) -> None:
+    """Print what a person wants to know of a run; what failed goes to stderr, after the verdict."""
+    from rebaser.commands.verdict import by_reason, lines_of, of_run, show
+
+    verbose = arguments.verbose
+    if report.exit_status or not arguments.quiet:
+        verdict = of_run(report, tree, verbose=verbose, is_first=is_first)
+        show(verdict, verbose=verbose, out=sys.stderr if arguments.quiet else sys.stdout)
+        sys.stdout.flush()
+    failed = lines_of("failed", report.failed) if verbose else by_reason("failed", report.failed)
+    for line in failed:
+        print(printable(line), file=sys.stderr)
+
+
+def print_report_json(report: Report) -> None:
+    """Print the report as one JSON object."""
+    from rebaser.commands.json_output import (
+        group_object,
+        move_objects,
+        print_json,
+        reason_objects,
+    )
+
+    fields = report._asdict()
+    fields["dry_run"] = fields.pop("planned")
+    del fields["strict"]
+    print_json(
+        {
+            **fields,
+            "moved": move_objects(report.moved),
+            "skipped": reason_objects((one.path, one.reason) for one in report.skipped),
+            "failed": reason_objects(report.failed),
+            "overlaps": [
+                group_object(group.low, group.high, group.paths, group.cure)
+                for group in report.overlaps
+            ],
+            "seconds": {n: round(value, 6) for n, value in report.seconds._asdict().items()},
+        }
+    )
 
 
 def _of_concern(report: Report, scope: str, only: frozenset[str] | None) -> tuple[Skipped, ...]:
@@ -156,161 +184,15 @@ def _of_concern(report: Report, scope: str, only: frozenset[str] | None) -> tupl
     )
 
 
-def print_json(report: Report) -> None:
-    """Print the report as one JSON object."""
-    import json
+def _of_one_file(path: str) -> str:
+    import shlex  # only where something goes wrong
 
-    pairs: dict[str, object] = {
-        "skipped": [{"path": one.path, "reason": one.reason} for one in report.skipped],
-        "failed": [{"path": path, "reason": reason} for path, reason in report.failed],
-        "unfinished": list(report.unfinished),
-        "overlaps": [
-            {
-                "low": address(group.low),
-                "high": address(group.high),
-                "paths": list(group.paths),
-                "cure": group.cure,
-            }
-            for group in report.overlaps
-        ],
-    }
-    seconds = {name: round(value, 6) for name, value in report.seconds._asdict().items()}
-    print(
-        json.dumps(
-            {
-                "format": 1,
-                "root": report.root,
-                "engine": report.engine,
-                "engine_version": report.engine_version,
-                "run": report.run,
-                "covered_by": report.covered_by,
-                "dry_run": report.planned,
-                "scanned": report.scanned,
-                "images": report.images,
-                "kept": report.kept,
-                "moved": [
-                    {
-                        "path": move.path,
-                        "machine": machine_name(move.machine),
-                        "old_base": address(move.old_base),
-                        "new_base": address(move.new_base),
-                        "slot_size": move.slot_size,
-                        "reason": move.reason,
-                    }
-                    for move in report.moved
-                ],
-                **pairs,
-                "others": report.others,
-                "settings": report.settings,
-                "bytes_written": report.bytes_written,
-                "seconds": seconds,
-            }
-        )
+    folder = os.environ.get("SAGE_LOCAL") or os.path.dirname(path) or "."
+    command = f"echo {shlex.quote(os.path.abspath(path))} | rebaser run {shlex.quote(folder)}"
+    return (
+        f"{path} is not a folder: a run looks at all DLLs that must keep off each other; to move "
+        f"this one alone: {command} --only-from -"
     )
-
-
-def print_report(report: Report, scope: str = "", *, verbose: bool, is_first: bool = True) -> None:
-    """Print what a person wants to know of a run.
-
-    What is skipped run after run is listed once, and then where something was to be done.
-    """
-    shown = sys.maxsize if verbose else SHOWN
-    if report.planned:
-        print_lines(_table(report), shown + 1)
-    else:
-        print_lines([_moved(move) for move in report.moved], shown)
-    had_work = report.moved or report.run is not None or report.exit_status
-    lists_skipped = bool(verbose or is_first or had_work)
-    if lists_skipped:
-        print_lines([f"skipped {one.path}: {one.reason}" for one in report.skipped], shown)
-    print(printable(summary(report, scope, verbose=verbose, lists_skipped=lists_skipped)))
-    print_trouble(report)
-
-
-def _moved(move: Move) -> str:
-    if move.new_base == move.old_base:
-        return f"cleared DYNAMIC_BASE of {move.path}"
-    bases = f"{address(move.old_base)} -> {address(move.new_base)}"
-    return f"moved {move.path}: {bases} ({move.reason})"
-
-
-def _table(report: Report) -> list[str]:
-    """Return the plan as lines, the first its heading; sizes are those of the slots, in bytes."""
-    if not report.moved:
-        return []
-    rows = [("old base", "new base", "size", "path", "reason")]
-    rows += [
-        (
-            address(move.old_base),
-            address(move.new_base),
-            address(move.slot_size),
-            printable(move.path),
-            printable(move.reason),
-        )
-        for move in report.moved
-    ]
-    old, new, size, path = (max(len(row[column]) for row in rows) for column in range(4))
-    return [
-        f"{row[0]:>{old}}  {row[1]:>{new}}  {row[2]:>{size}}  {row[3]:<{path}}  {row[4]}"
-        for row in rows
-    ]
-
-
-def print_trouble(report: Report) -> None:
-    """Print what is left to be done by somebody, on stderr."""
-    shown = sys.maxsize
-    print_lines([f"failed {path}: {reason}" for path, reason in report.failed], shown, sys.stderr)
-    if report.overlaps:
-        print_lines(
-            [f"overlap left: {' and '.join(group.paths)}" for group in report.overlaps],
-            SHOWN,
-            sys.stderr,
-        )
-
-
-def summary(report: Report, scope: str = "", *, verbose: bool, lists_skipped: bool = True) -> str:
-    """Return the result of a run as one line."""
-    done = _done(report)
-    left = []
-    if report.skipped:
-        hint = "" if lists_skipped else " (--verbose says why)"
-        left.append(f"{len(report.skipped):,} skipped{hint}")
-    if report.failed:
-        left.append(f"{len(report.failed):,} failed")
-    if report.overlaps:
-        left.append(f"{plural(len(report.overlaps), 'overlap')} left")
-    elif report.covered_by is None and report.moved and not report.planned:
-        left.append("no overlap is left")
-    if report.run is not None:
-        left.append(f"run {report.run}")
-    if verbose:
-        version = f" ({report.engine_version})" if report.engine_version else ""
-        left.append(f"engine {report.engine}{version}")
-    where = report.root
-    if scope:
-        where = f"{report.root.rstrip('/')}/{scope.rstrip('/')} as part of the tree {report.root}"
-    return "; ".join([f"{where}: {done}", *left])
-
-
-def _done(report: Report) -> str:
-    images = plural(report.images, "image")
-    if report.covered_by is not None:
-        return f"covered by run {report.covered_by}, which began after this one was asked for"
-    if not report.moved:
-        if report.run is None and not report.exit_status:
-            return f"{images}, nothing to do"
-        return f"{images}, nothing {'would be' if report.planned else 'was'} moved"
-    move, clear = ("would move", "would clear") if report.planned else ("moved", "cleared")
-    relocated = sum(one.old_base != one.new_base for one in report.moved)
-    flags = len(report.moved) - relocated
-    done = f"{move} {relocated:,} of {images}"
-    if not relocated:
-        done = f"{clear} DYNAMIC_BASE of {flags:,} of {images}"
-    elif flags:
-        done += f", {clear} DYNAMIC_BASE of {flags:,} more"
-    if report.planned:
-        return done
-    return f"{done} ({byte_count(report.bytes_written)} written, {report.seconds.total:.2f} s)"
 
 
 def _seconds(text: str) -> float:

@@ -10,6 +10,7 @@ from rebaser.text import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from argparse import _ArgumentGroup as Group
     from typing import TextIO
 
     from rebaser.tree import Tree
@@ -18,25 +19,32 @@ if TYPE_CHECKING:
 SHOWN = 20
 
 
+def advanced(parser: ArgumentParser) -> Group:
+    """Return the group of the options that few need, which is the last of the help."""
+    for group in parser._action_groups:
+        if group.title == "advanced":
+            return group
+    return parser.add_argument_group("advanced")
+
+
 def add_place_arguments(parser: ArgumentParser) -> None:
     """Add the options that say where the lock and the state are."""
-    place = parser.add_argument_group("places")
-    place.add_argument(
+    rare = advanced(parser)
+    rare.add_argument(
         "--lock-file",
         metavar="FILE",
         help="the lock (default: $REBASER_LOCK_FILE, else ROOT/var/lock/rebase.lock)",
     )
-    place.add_argument(
+    rare.add_argument(
         "--state-dir",
         metavar="DIR",
         help="the state (default: $REBASER_STATE_DIR, else ROOT/var/lib/rebaser)",
     )
 
 
-def add_scan_arguments(parser: ArgumentParser) -> None:
+def add_scan_arguments(parser: ArgumentParser, main: Group | None = None) -> None:
     """Add the options that say which files are looked at."""
-    files = parser.add_argument_group("files")
-    files.add_argument(
+    advanced(parser).add_argument(
         "--suffix",
         metavar="SUFFIX",
         action="append",
@@ -44,32 +52,49 @@ def add_scan_arguments(parser: ArgumentParser) -> None:
         type=_suffix,
         help="look at files with this suffix too, beside .dll .so .fas .oct .mex .eln .pyd",
     )
-    files.add_argument(
+    (main or parser).add_argument(
         "--exclude",
         metavar="GLOB",
         action="append",
         default=[],
-        help="leave out files and folders whose path, relative to ROOT, matches",
+        help="never move files whose path, relative to ROOT, or a folder above them matches; the "
+        "others keep off them",
     )
 
 
-def add_reserved_arguments(parser: ArgumentParser) -> None:
+def add_reserved_arguments(parser: ArgumentParser, main: Group | None = None) -> None:
     """Add the options that say which addresses belong to others."""
-    reserved = parser.add_argument_group("addresses of others")
-    reserved.add_argument(
+    (main or parser).add_argument(
         "--avoid",
         metavar="PATH",
         action="append",
         default=[],
-        help="keep off the addresses of all images below PATH",
+        help="keep off the addresses of all DLLs below PATH",
     )
-    reserved.add_argument(
+    rare = advanced(parser)
+    rare.add_argument(
         "--database",
         metavar="FILE",
         help="Cygwin's rebase database (default: /etc/rebase.db.x86_64 and .i386 where they are)",
     )
-    reserved.add_argument(
+    rare.add_argument(
         "--cygwin-root", metavar="DIR", help="the folder that is / for the paths in the database"
+    )
+
+
+def add_plan_arguments(parser: ArgumentParser, main: Group | None = None) -> None:
+    """Add the options that decide what moves, and where to."""
+    (main or parser).add_argument(
+        "--force-signed",
+        action="store_true",
+        help="move DLLs that have an Authenticode signature too, which breaks it",
+    )
+    rare = advanced(parser)
+    rare.add_argument(
+        "--keep-aslr", action="store_true", help="leave DYNAMIC_BASE set where it is set"
+    )
+    rare.add_argument(
+        "--arena", metavar="LOW-HIGH", help="move DLLs to these addresses instead of the usual"
     )
 
 
@@ -79,7 +104,7 @@ def with_settings(arguments: Namespace, tree: Tree) -> Namespace:
     A command passes over the options that are another's. `settings` is the file's path, or None.
     Raises UsageError, or ends the program with 2, where a line is wrong.
     """
-    from rebaser.cli import command_parser, parsed
+    from rebaser.cli import command_parser
 
     path = f"{tree.state_dir}/{SETTINGS}"
     lines = read_settings(path)
@@ -90,12 +115,12 @@ def with_settings(arguments: Namespace, tree: Tree) -> Namespace:
         for number, line in lines:
             judge.where = f"{path}, line {number}"
             try:
-                options_from(parsed(judge, line))
+                options_from(judge.parsed(line))
             except UsageError as error:
                 raise UsageError(f"{judge.where}: {error}") from None
             if line[0].partition("=")[0] in known:
                 words += line
-        arguments = parsed(arguments.parser, [*words, *given])
+        arguments = arguments.parser.parsed([*words, *given])
     arguments.settings = path if lines else None
     return arguments
 

@@ -224,5 +224,5 @@ def test_no_more_threads(in_memory: Path, allowed: int) -> None:
     log = in_memory / "log"
     assert in_child(["run", str(root)], prepare, log) == 0, log.read_text()
     check.sound()
-    assert "moved 4 of 4" in log.read_text()
+    assert "moved 4 DLLs" in log.read_text()
     assert overlaps(root) == set()

@@ -171,7 +171,7 @@ def test_on_cygwin_rebasers_own_dlls_do_not_count(tree: Path, tmp_path: Path) ->
 
     log = tmp_path / "log"
     assert in_child(["run", str(tree)], load, log) == 0
-    assert "moved 6 of 6" in log.read_text()
+    assert "moved 6 DLLs" in log.read_text()
 
 
 # What changes between the scan and the commit.
@@ -222,7 +222,7 @@ def test_a_dll_that_changes_after_the_scan(
     assert damaged(before, tree) == []
     assert left_over(tree) == []
     assert in_child(["run", str(tree)], lambda: None, log) == 0
-    assert "moved 1 of 6" in log.read_text()
+    assert "moved 1 DLL " in log.read_text()
     assert victim.read_bytes() == moved(bytes(fresh), bases(tree)["bin/x004.dll"])
     assert overlaps(tree) == set()
 
@@ -297,7 +297,7 @@ def busy(times: int, code: int) -> Any:
 def test_busy_for_a_moment_is_waited_out(tree: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     assert in_child(["run", str(tree)], busy(3, 16), log) == 0
-    assert "moved 6 of 6" in log.read_text()
+    assert "moved 6 DLLs" in log.read_text()
 
 
 def test_busy_for_long_is_told_and_not_waited_for(tree: Path, tmp_path: Path) -> None:

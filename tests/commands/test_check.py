@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pe
 import pytest
-from trees import FLOOR, Rebaser, Result, add_dll, add_dlls, bases, make_tree
+from trees import (
+    FLOOR,
+    Rebaser,
+    Result,
+    add_dll,
+    add_dlls,
+    bases,
+    clean_environment,
+    make_tree,
+)
 from users import ROOT_ONLY, as_nobody
 
 SLOT = 0x10000
@@ -18,12 +31,12 @@ SIGNED = {4: (0x400, 8)}  # the security directory: a file offset, not an RVA
 
 def cure(result: Result, rebaser: Rebaser) -> None:
     """Run the commands that were printed."""
-    _, _, commands = result.out.partition("this does: ")
+    commands = re.findall(
+        r"^ *(?:BREAKS.*\. )?(rebaser run .*?)(?: moves \d+.*)?$", result.out, re.M
+    )
     assert commands, result.words
-    for command in commands.strip().split("; "):
-        words = shlex.split(command)
-        assert words[:2] == ["rebaser", "run"]
-        assert rebaser(*words[1:], "--engine", "builtin").status == 0
+    for command in commands:
+        assert rebaser(*shlex.split(command)[1:], "--engine", "builtin").status == 0
 
 
 def would_move(rebaser: Rebaser, *paths: Path | str) -> dict[str, str]:
@@ -54,18 +67,18 @@ class TestThePlanIsThatOfRun:
         found = would_move(rebaser, tree / "venv")
         moved = rebaser.report("run", tree / "venv", "--dry-run")["moved"]
         assert found == {str(tree / move["path"]): move["new_base"] for move in moved}
-        text = rebaser("check", tree / "venv").out
-        assert "bin/outer.dll (outside of what was named)" in text
+        text = rebaser("check", tree / "venv", "-v").out
+        assert "bin/outer.dll (not asked about)" in text
         assert "unread.dll" not in text
-        assert "1 DLL: 2 overlapping" in text
+        assert text.startswith("BREAKS FORK: 1 of 1 DLL. ")
 
     def test_a_folder_that_its_outer_tree_leaves_out(self, rebaser: Rebaser, tree: Path) -> None:
         assert rebaser("run", tree, "--engine", "builtin").status == 0
         add_dlls(tree / "var/tmp", 2)
         result = rebaser("check", tree / "var/tmp")
         assert result.status == 1
-        assert "2 DLLs: 2 overlapping" in result.out
-        assert "this does" not in result.out
+        assert result.out.startswith("BREAKS FORK: 2 of 2 DLLs\n")
+        assert "rebaser run" not in result.out
 
     def test_two_trees_are_moved_apart(self, rebaser: Rebaser, tmp_path: Path) -> None:
         for name in "ab":
@@ -73,7 +86,7 @@ class TestThePlanIsThatOfRun:
         result = rebaser("check", tmp_path / "a", tmp_path / "b")
         cure(result, rebaser)
         assert rebaser("check", tmp_path / "a", tmp_path / "b").status == 0
-        assert bases(tmp_path / "a") == {"a.dll": FLOOR}
+        assert bases(tmp_path / "b") == {"b.dll": FLOOR}
 
 
 def test_the_advice_repeats_the_options(rebaser: Rebaser, tmp_path: Path) -> None:
@@ -99,8 +112,8 @@ class TestWhatIsNoImage:
         result = rebaser("check", tmp_path / name)
         reason = {"x.c": "not a PE image", "empty.dll": "empty"}.get(name, "not a regular file")
         assert result.status == 1
-        assert f"{tmp_path / name}: {reason}" in result.out
-        assert "1 could not be looked at" in result.out
+        assert f"cannot be judged: {tmp_path / name}: {reason}" in result.out
+        assert "but 1 file could not be judged" in result.out
 
 
 @ROOT_ONLY
@@ -110,10 +123,11 @@ def test_what_may_not_be_read(rebaser: Rebaser, open_tree: Path) -> None:
     (open_tree / "closed").mkdir(0o700)
     result = as_nobody(rebaser, "check", open_tree)
     assert result.status == 1
-    assert "this breaks fork" not in result.out
-    assert "5 DLLs: nothing here breaks fork, as far as it could be looked at" in result.out
-    assert f"{open_tree / 'bin/x000.dll'}: cannot be read (Permission denied)" in result.out
-    assert f"{open_tree / 'closed'}: cannot be listed (Permission denied)" in result.out
+    assert result.out.startswith(
+        "nothing found in 5 DLLs that breaks fork, but 2 files could not be judged\n"
+    )
+    assert "bin/x000.dll: cannot be read (Permission denied)" in result.out
+    assert "closed: cannot be listed (Permission denied)" in result.out
 
 
 class TestWhatNoRebaseCures:
@@ -131,9 +145,10 @@ class TestWhatNoRebaseCures:
         (tmp_path / "x.dll").write_bytes(pe.build(**shape))
         result = rebaser("check", tmp_path)
         assert result.status == 1
-        _, _, incurable = result.out.partition("No rebase cures these:\n")
+        assert result.out.startswith("BREAKS FORK: 1 of 1 DLL. 1 ")
+        _, _, incurable = result.out.partition("no run moves ")
         assert incurable.count(reason) == 1, result.words
-        assert "this does: " not in result.out
+        assert "rebaser run" not in result.out
 
     def test_of_an_overlap_the_one_that_can_moves(self, rebaser: Rebaser, tmp_path: Path) -> None:
         (tmp_path / "x.dll").write_bytes(
@@ -141,8 +156,7 @@ class TestWhatNoRebaseCures:
         )
         add_dll(tmp_path / "y.dll", FLOOR, data_size=0x8000)
         result = rebaser("check", tmp_path)
-        assert "x.dll (no run moves it: its relocations were stripped)" in result.out
-        assert "No rebase cures" not in result.out
+        assert "no run moves" not in result.out
         cure(result, rebaser)
         assert rebaser("check", tmp_path).status == 0
 
@@ -152,8 +166,8 @@ class TestWhatNoRebaseCures:
                 pe.build(base=FLOOR, characteristics=0x2023, dll_characteristics=0)
             )
         result = rebaser("check", tmp_path)
-        assert "No rebase cures these:" in result.out
-        assert f"x.dll: overlaps {tmp_path / 'y.dll'}" in result.out
+        assert result.out.startswith("BREAKS FORK: 2 of 2 DLLs. 2 stay\n")
+        assert "no run moves 2 files (x.dll, y.dll): its relocations were stripped" in result.out
         assert "link it again" in result.out
 
 
@@ -162,10 +176,11 @@ def test_among_many_overlaps_those_that_stay_are_found(rebaser: Rebaser, tmp_pat
     for name in ("y.dll", "z.dll"):
         add_dll(tmp_path / name, characteristics=0x2023)
     result = rebaser("check", tmp_path)
-    assert "z.dll: DYNAMIC_BASE is set" in result.out
-    assert f"overlaps {tmp_path / 'y.dll'}; no run moves it" in result.out
+    assert result.out.startswith("BREAKS FORK: 152 of 152 DLLs. rebaser run ")
+    assert "moves 150; 2 stay\n" in result.out
+    assert "no run moves 2 files (y.dll, z.dll): " in result.out
     left = rebaser("run", tmp_path, "--engine", "builtin")
-    assert "1 overlap left" in left.out
+    assert "2 DLLs still share one address range" in left.out
 
 
 def test_two_names_of_one_file_are_no_overlap(rebaser: Rebaser, tmp_path: Path) -> None:
@@ -173,7 +188,7 @@ def test_two_names_of_one_file_are_no_overlap(rebaser: Rebaser, tmp_path: Path) 
     os.link(tmp_path / "x.dll", tmp_path / "y.dll")
     for words in ([tmp_path], [tmp_path / "x.dll", tmp_path / "y.dll"]):
         result = rebaser("check", *words)
-        assert (result.status, result.out) == (0, "1 DLL: nothing here breaks fork\n")
+        assert (result.status, result.out) == (0, "nothing here breaks fork: 1 DLL\n")
 
 
 def test_globs_are_relative_to_the_folder_that_was_named(rebaser: Rebaser, tmp_path: Path) -> None:
@@ -182,4 +197,62 @@ def test_globs_are_relative_to_the_folder_that_was_named(rebaser: Rebaser, tmp_p
     for name in "ab":
         add_dll(tree / "venv/lib" / f"{name}.dll", FLOOR, dll_characteristics=0)
     assert rebaser("check", tree / "venv").status == 1
-    assert rebaser("check", tree / "venv", "--exclude", "lib/b*").status == 0
+    moves = rebaser.report("check", tree / "venv", "--exclude", "lib/b*", status=1)["would_move"]
+    assert [move["path"] for move in moves] == [str(tree / "venv/lib/a.dll")]
+
+
+def test_the_options_of_a_tree_hold_for_a_check(rebaser: Rebaser, tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "tree", 0)
+    for name in "ab":
+        add_dll(tree / f"bin/{name}.dll", FLOOR, directories=SIGNED)
+    assert rebaser("check", tree).out.startswith(
+        "BREAKS FORK: 2 of 2 DLLs. 2 are signed and stay\n"
+    )
+    (tree / "var/lib/rebaser").mkdir(parents=True)
+    (tree / "var/lib/rebaser/options").write_text("--force-signed\n")
+    result = rebaser("check", tree)
+    assert f"rebaser run {tree} moves 2\n" in result.out, "the run reads them too"
+    cure(result, rebaser)
+    assert rebaser("check", tree).status == 0
+
+
+def test_a_tree_that_could_not_be_judged_is_not_called_sound(
+    rebaser: Rebaser, tmp_path: Path
+) -> None:
+    data = add_dll(tmp_path / "x.dll", FLOOR, dll_characteristics=0, data_size=0x4000)
+    (tmp_path / "x.dll").write_bytes(data[:-0x1000])
+    result = rebaser("check", tmp_path)
+    assert result.status == 1
+    assert result.out.startswith("nothing found in 0 DLLs that breaks fork, but 1 file could not")
+    assert "cannot be judged: x.dll: truncated or still being written: " in result.out
+    assert rebaser.report("check", tmp_path, status=1)["unjudged"] == [str(tmp_path / "x.dll")]
+
+
+def test_what_a_run_has_seen_is_not_read_again(rebaser: Rebaser, tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "tree", 30)
+    assert rebaser("run", tree).status == 0
+    assert rebaser("run", tree).status == 0
+    for path in tree.glob("bin/*"):
+        os.utime(path, ns=(10**18, 10**18))
+    read = tmp_path / "read.py"
+    read.write_text(
+        "import cygwin.image, sys\n"
+        "count, original = [], cygwin.image.read_image\n"
+        "def counted(*words, **options):\n"
+        "    count.append(1)\n"
+        "    return original(*words, **options)\n"
+        "cygwin.image.read_image = counted\n"
+        "from rebaser.check import check\n"
+        "check([sys.argv[1]])\n"
+        "print(len(count))\n"
+    )
+    count = [sys.executable, str(read), str(tree)]
+
+    def images_read() -> int:
+        done = subprocess.run(count, env=clean_environment(), capture_output=True, check=True)
+        return int(done.stdout)
+
+    assert images_read() == 30
+    time.sleep(2.2)  # what was touched a moment ago is trusted by the run after
+    assert rebaser("run", tree).status == 0
+    assert images_read() == 0

@@ -13,7 +13,7 @@ from pathlib import Path
 import pe
 import pytest
 
-from rebaser.cli import COMMANDS, command_parser, top_parser
+from rebaser.cli import COMMANDS, command_parser, overview
 
 HERE = Path(__file__).resolve().parents[2]
 PAGES = [HERE / "README.md", HERE / "CONTRIBUTING.md", *sorted((HERE / "docs").glob("*.md"))]
@@ -82,7 +82,7 @@ class TestHelp:
 
     def test_readme_names_every_command_as_help_does(self) -> None:
         text = text_of(README)
-        help_ = top_parser().format_help()
+        help_ = overview()
         for name, purpose in COMMANDS.items():
             assert re.search(rf"^\| `rebaser {name}\b[^\n]*\| {re.escape(purpose)} \|$", text, re.M)
             assert re.search(rf"^ +{name} +{re.escape(purpose)}$", help_, re.M)

@@ -240,7 +240,7 @@ class TestWheel:
         tree.mkdir()
         for name in ("one.dll", "two.dll"):
             (tree / name).write_bytes(pe.build())
-        assert "moved 2 of 2" in call(rebaser, "run", tree, "--engine", "builtin")
+        assert "moved 2 DLLs" in call(rebaser, "run", tree, "--engine", "builtin")
         assert "nothing to do" in call(rebaser, "run", tree)
         assert "no overlap" in call(rebaser, "map", tree)
         assert str(rebaser) in call(rebaser, "hook", "cygwin", tree)

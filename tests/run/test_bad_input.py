@@ -182,7 +182,7 @@ def test_what_cannot_be_read(rebaser: Rebaser, open_tree: Path) -> None:
     assert "failed lib/secret: cannot be listed (Permission denied)" in result.err
     assert "failed lib/y.dll: cannot be read (Permission denied)" in result.err
     assert "make it readable" in result.err
-    assert "moved 6 of 6 images" in result.out
+    assert "moved 6 DLLs" in result.out
     # Again, from memory: it is not forgotten.
     result = as_nobody(rebaser, "run", tree)
     assert result.status == 1
@@ -195,7 +195,7 @@ def test_what_cannot_be_read(rebaser: Rebaser, open_tree: Path) -> None:
     (tree / "lib/y.dll").chmod(0o644)
     result = as_nobody(rebaser, "run", tree)
     assert result.status == 0, result.words
-    assert "moved 2 of 8" in result.out
+    assert "moved 2 DLLs" in result.out
     assert overlaps(tree) == set()
 
 

@@ -274,7 +274,7 @@ def test_dry_run_changes_and_creates_nothing(
     planned = rebaser.report("run", root, "--dry-run")
     assert listing(root) == before
     result = rebaser("run", root, "--dry-run")
-    assert "would move 6 of 6 images" in result.out
+    assert "would move 6 DLLs" in result.out
     assert listing(root) == before
     done = rebaser.report("run", root)
     assert planned["moved"] == done["moved"]
@@ -426,7 +426,7 @@ def test_what_is_an_arena() -> None:
 def test_values_that_cannot_be(rebaser: Rebaser, tree: Path, words: list[str], said: str) -> None:
     result = rebaser("run", tree, *words)
     assert result.status == 2
-    assert result.err.endswith(f"rebaser run: {said}\n")
+    assert result.err == f"rebaser run: {said} (see rebaser run --help)\n"
 
 
 def test_no_room_changes_nothing(rebaser: Rebaser, tree: Path) -> None:
@@ -448,6 +448,9 @@ def test_avoid(rebaser: Rebaser, tree: Path, tmp_path: Path) -> None:
         assert not (image.base < FLOOR + 0x6_0000 and image.end > FLOOR + 0x5_0000)
     assert rebaser.report("run", tree, *avoid)["moved"] == []
     assert rebaser("run", tree, "--avoid", tmp_path / "nowhere").status == 2
+
+
+# The lock.
 
 
 def test_no_wait_and_wait(rebaser: Rebaser, tree: Path) -> None:
@@ -543,18 +546,18 @@ def test_quiet_says_nothing_when_all_is_well(rebaser: Rebaser, tree: Path) -> No
 def test_a_person_is_told_what_was_done(rebaser: Rebaser, tree: Path) -> None:
     result = rebaser("run", tree, "--verbose")
     assert f"moved bin/x000.dll: 0x400000000 -> {FLOOR:#x} (outside the arena)" in result.out
-    assert f"{tree}: moved 6 of 6 images" in result.out
+    assert "moved 6 DLLs (" in result.out.splitlines()[0]
     assert "no overlap is left" in result.out
     assert "engine builtin" in result.out
-    assert "staging: " in result.err
     again = rebaser("run", tree)
-    assert (again.out, again.err) == (f"{tree}: 6 images, nothing to do\n", "")
+    assert (again.out, again.err) == ("nothing to do: 6 DLLs\n", "")
 
 
 def test_many_lines_are_cut_unless_all_are_wanted(rebaser: Rebaser, tmp_path: Path) -> None:
     add_dlls(tmp_path, 30)
     planned = rebaser("run", tmp_path, "--dry-run").out
-    assert "... and 10 more like these (--verbose lists all)" in planned
+    assert planned.count("  bin/") == 17
+    assert planned.endswith("  ... and 13 more lines (-v shows all)\n")
     assert rebaser("run", tmp_path, "--dry-run", "--verbose").out.count("  bin/") == 30
 
 
@@ -563,13 +566,13 @@ def test_the_plan_is_a_table(rebaser: Rebaser, tmp_path: Path) -> None:
     add_dll(tmp_path / ("long" * 30 + "\n.dll"), FLOOR)  # keeps its base
     lines = rebaser("run", tmp_path, "--dry-run").out.splitlines()
     name = "long" * 30 + "\\x0a.dll"
-    assert [line.split() for line in lines[:3]] == [
-        ["old", "base", "new", "base", "size", "path", "reason"],
-        ["0x200010000", "0x200010000", "0x10000", name, "DYNAMIC_BASE", "is", "set"],
-        ["0x180000000", "0x200020000", "0x10000", "new.dll", "outside", "the", "arena"],
+    assert lines[0] == "would move 1 DLL and would clear DYNAMIC_BASE of 1"
+    assert [line.split() for line in lines[-3:]] == [
+        ["old", "base", "new", "base", "size", "path"],
+        ["0x200010000", "0x200010000", "64", "KiB", name],
+        ["0x180000000", "0x200020000", "64", "KiB", "new.dll"],
     ]
-    assert len({line.index(word) for line, word in zip(lines, ("reason", "DYN", "out"))}) == 1
-    assert lines[3] == (f"{tmp_path}: would move 1 of 2 images, would clear DYNAMIC_BASE of 1 more")
+    assert len({line.index(word) for line, word in zip(lines[-3:], ("path", "long", "new."))}) == 1
 
 
 def test_what_is_skipped_is_listed_once(rebaser: Rebaser, tree: Path) -> None:
@@ -577,7 +580,7 @@ def test_what_is_skipped_is_listed_once(rebaser: Rebaser, tree: Path) -> None:
     listed = "skipped bin/empty.dll: empty"
     assert listed in rebaser("run", tree).out
     again = rebaser("run", tree)
-    assert again.out == f"{tree}: 6 images, nothing to do; 1 skipped (--verbose says why)\n"
+    assert again.out == "nothing to do: 6 DLLs; 1 left alone (-v says why)\n"
     assert listed in rebaser("run", tree, "--verbose").out
     add_dlls(tree, 1, first=50)
     assert listed in rebaser("run", tree).out
@@ -585,7 +588,7 @@ def test_what_is_skipped_is_listed_once(rebaser: Rebaser, tree: Path) -> None:
 
 def test_a_first_run_without_work_lists_what_is_skipped(rebaser: Rebaser, tmp_path: Path) -> None:
     (tmp_path / "empty.dll").touch()
-    assert "skipped empty.dll: empty\n" in rebaser("run", tmp_path).out
+    assert "skipped empty.dll: empty; install it again\n" in rebaser("run", tmp_path).out
 
 
 def test_only_what_was_named_is_listed_as_skipped(rebaser: Rebaser, tree: Path) -> None:
@@ -596,7 +599,7 @@ def test_only_what_was_named_is_listed_as_skipped(rebaser: Rebaser, tree: Path) 
     inner = rebaser("run", tree / "venv", "--verbose")
     assert "skipped venv/hollow.dll" in inner.out
     assert "bin/empty.dll" not in inner.out
-    assert f"{tree / 'venv'} as part of the tree {tree}: " in inner.out
+    assert f"{tree / 'venv'} as part of the tree {tree}\n" in inner.out
     named = rebaser("run", tree, "--only-from", "-", "--verbose", stdin=b"bin/empty.dll")
     assert "hollow" not in named.out
 
@@ -606,7 +609,7 @@ def test_an_end_that_contradicts_itself_is_none(rebaser: Rebaser, tmp_path: Path
         add_dll(tmp_path / name, FLOOR, characteristics=0x2023)
     result = rebaser("run", tmp_path)
     assert result.status == 0
-    assert "2 images, nothing to do; 2 skipped; 1 overlap left" in result.out
+    assert "nothing to do: 2 DLLs; 2 DLLs still share one address range\n" in result.out
 
 
 def test_progress_on_a_terminal_and_not(rebaser: Rebaser, tree: Path) -> None:
@@ -626,7 +629,8 @@ def test_options_that_exclude_each_other(rebaser: Rebaser, tree: Path) -> None:
     ):
         result = rebaser("run", tree, *words)
         assert result.status == 2, words
-        assert result.err.startswith("usage: rebaser run")
+        assert result.err.startswith("rebaser run: ")
+        assert result.err.endswith(" (see rebaser run --help)\n")
 
 
 def test_output_into_a_pipe_that_closed(rebaser: Rebaser, tree: Path) -> None:

@@ -1,0 +1,265 @@
+"""How a run and a check say what they found: the verdict first, and no more than one screen."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, TextIO
+
+from cygwin.address_space import ARENA
+from rebaser.report import Report
+from rebaser.scan.skip import Skipped, Stay
+from rebaser.text import (
+    address,
+    address_size,
+    byte_count,
+    names,
+    plural,
+    printable,
+    terminal_width,
+)
+from rebaser.tree import Tree
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cygwin.fault import Fault
+    from rebaser.plan.placement import Move
+
+# So many lines follow the verdict, which takes three at most, on a screen of 24.
+MOST_LINES = 20
+
+GREEN, YELLOW, RED = "32", "33", "31"  # SGR parameters
+
+
+class Verdict(NamedTuple):
+    """What is said: a sentence, a line for each cause, and rows that are never broken.
+
+    `colour` is that of the sentence on a terminal, which says everything without it too.
+    """
+
+    colour: str
+    sentence: str
+    causes: Sequence[str]
+    rows: Sequence[str] = ()
+
+
+def show(verdict: Verdict, *, verbose: bool, out: TextIO | None = None) -> None:
+    """Print a verdict: on a terminal without breaking a word, elsewhere one line a cause."""
+    out = out or sys.stdout
+    width = terminal_width() if out.isatty() else 0
+    has_colours = width and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    for line in _fitted(verdict.sentence, width, "", "  "):
+        print(f"\x1b[1;{verdict.colour}m{line}\x1b[0m" if has_colours else line, file=out)
+    lines = [line for cause in verdict.causes for line in _fitted(cause, width, "  ", "    ")]
+    lines += map(printable, verdict.rows)
+    if not verbose:
+        if len(lines) > MOST_LINES:
+            more = f"  ... and {len(lines) - MOST_LINES + 1:,} more lines (-v shows all)"
+            lines[MOST_LINES - 1 :] = [more]
+        if width:
+            lines = [_shortened(line, width) for line in lines]
+    for line in lines:
+        print(line, file=out)
+
+
+def _fitted(text: str, width: int, first: str, indent: str) -> list[str]:
+    """Return a text as lines of `width` columns, or as one line where that is 0."""
+    # A command stays on one line with its folder, to be copied.
+    words = printable(text).replace("rebaser run ", "rebaser\0run\0").split(" ")
+    lines = [first + words[0]]
+    for word in words[1:]:
+        if width and len(lines[-1]) + 1 + len(word) > width:
+            lines.append(indent + word)
+        else:
+            lines[-1] += f" {word}"
+    return [line.replace("\0", " ") for line in lines]
+
+
+def _shortened(line: str, width: int) -> str:
+    """Return a line of one long word with its middle left out, so that no terminal breaks it."""
+    if len(line) <= width:
+        return line
+    half = (width - 1) // 2
+    return f"{line[:half]}…{line[-half:]}"
+
+
+def of_run(report: Report, tree: Tree, *, verbose: bool, is_first: bool) -> Verdict:
+    """Return what a person wants to know of a run.
+
+    What is left alone run after run is told once, and then where something was to be done; what
+    overlaps is told each time.
+    """
+    folder = tree.path(tree.scope).rstrip("/") or "/"
+    stuck = {path for group in report.overlaps for path in group.paths}
+    had_work = report.moved or report.run is not None or report.exit_status
+    told = [one for one in report.skipped if verbose or is_first or had_work or one.path in stuck]
+    parts = [_done(report), *_left(report)]
+    if hidden := len(report.skipped) - len(told):
+        parts.append(f"{hidden:,} left alone (-v says why)")
+    causes = []
+    if tree.scope:
+        causes.append(f"{folder} as part of the tree {tree.root}")
+    causes += where_they_lay(report.moved, "lie" if report.planned else "lay")
+    changed = [path for path in report.unfinished if path not in {one.path for one in told}]
+    if changed:
+        causes.append(f"changed meanwhile: {names(changed)}; run rebaser again")
+    curable = [path for group in report.overlaps if group.cure for path in group.paths]
+    if curable:
+        causes.append(f"still in each other's way: {names(curable)}")
+    if report.others:
+        from shlex import quote
+
+        causes.append(
+            f"{dlls(report.others)} not asked for overlap too: "
+            f"rebaser run {quote(tree.root)} moves them"
+        )
+    rows: list[str] = []
+    if verbose:
+        rows += lines_of("skipped", [(one.path, one.reason) for one in told])
+        rows.append("; ".join(_facts(report)))
+    else:
+        causes += by_cause("skipped", told)
+    if report.planned:
+        rows = [*_table(report.moved), *rows]
+    elif verbose:
+        rows = [*map(_moved, report.moved), *rows]
+    colour = RED if report.exit_status else YELLOW if report.overlaps else GREEN
+    return Verdict(colour, "; ".join(parts), causes, rows)
+
+
+def _done(report: Report) -> str:
+    if report.covered_by is not None:
+        return f"covered by run {report.covered_by}, which began after this one was asked for"
+    if not report.moved:
+        if report.run is None and not report.exit_status:
+            return f"nothing to do: {dlls(report.images)}"
+        return f"nothing {'would be' if report.planned else 'was'} moved of {dlls(report.images)}"
+    move, clear = ("would move", "would clear") if report.planned else ("moved", "cleared")
+    relocated = sum(one.old_base != one.new_base for one in report.moved)
+    done = f"{move} {dlls(relocated)}" if relocated else ""
+    if flags := len(report.moved) - relocated:
+        done += f"{' and ' if done else ''}{clear} DYNAMIC_BASE of {flags:,}"
+        done += "" if relocated else f" {'DLL' if flags == 1 else 'DLLs'}"
+    if report.planned:
+        return done
+    return f"{done} ({byte_count(report.bytes_written)}, {report.seconds.total:.1f} s)"
+
+
+def _left(report: Report) -> Iterator[str]:
+    if report.failed:
+        yield f"{len(report.failed):,} failed"
+    if report.unfinished:
+        yield f"{dlls(len(report.unfinished))} changed meanwhile"
+    for cure in ("run", None):
+        groups = [group for group in report.overlaps if group.cure == cure]
+        if groups:
+            paths = {path for group in groups for path in group.paths}
+            signed = {one.path for one in report.skipped if one.cause is Stay.SIGNED}
+            where = "one address range" if len(groups) == 1 else "addresses"
+            what = "can still be moved apart" if cure else f"still share {where}"
+            yield f"{dlls(len(paths), 'signed' if paths <= signed else '')} {what}"
+    if report.moved and not (
+        report.overlaps or report.failed or report.unfinished or report.planned
+    ):
+        yield "no overlap is left"
+
+
+def _facts(report: Report) -> Iterator[str]:
+    yield f"tree {report.root}"
+    if report.run is not None:
+        yield f"run {report.run}"
+    if report.engine:
+        version = f" ({report.engine_version})" if report.engine_version else ""
+        yield f"engine {report.engine}{version}"
+    if report.settings:
+        yield f"options of {report.settings}"
+
+
+def _moved(move: Move) -> str:
+    if move.new_base == move.old_base:
+        return f"cleared DYNAMIC_BASE of {move.path}"
+    bases = f"{address(move.old_base)} -> {address(move.new_base)}"
+    return f"moved {move.path}: {bases} ({move.reason})"
+
+
+def _table(moves: Sequence[Move]) -> list[str]:
+    """Return the plan as lines, the first its heading; sizes are those of the slots."""
+    rows = [("old base", "new base", "size", "path")]
+    rows += [
+        (
+            address(move.old_base),
+            address(move.new_base),
+            address_size(move.slot_size),
+            move.path,
+        )
+        for move in moves
+    ]
+    old, new, size = (max(len(row[column]) for row in rows) for column in range(3))
+    return [
+        f"{row[0]:>{old}}  {row[1]:>{new}}  {row[2]:>{size}}  {row[3]}"
+        for row in (rows if moves else ())
+    ]
+
+
+def where_they_lay(moves: Iterable[Move], verb: str) -> Iterator[str]:
+    """Yield a line for each reason why DLLs do not stay where they lay; `verb` is lay or lie."""
+    relocated = [move for move in moves if move.new_base != move.old_base]
+    if not relocated:
+        return
+    outside = [move for move in relocated if not _is_in_arena(move)]
+    bases = Counter(move.old_base for move in outside)
+    for base, count in bases.most_common(3):
+        if count > 1:
+            yield f"{count:,} {verb} at {address(base)}, where linkers put everything"
+            outside = [move for move in outside if move.old_base != base]
+    if outside:
+        low, high = (address(f(move.old_base for move in outside)) for f in (min, max))
+        where = low if low == high else f"{low}-{high}"
+        yield f"{len(outside):,} {verb} at {where}, where one linked tomorrow may lie too"
+    inside = [move.path for move in relocated if _is_in_arena(move)]
+    if inside:
+        yield f"{len(inside):,} {verb} where another does: {names(inside)}"
+
+
+def _is_in_arena(move: Move) -> bool:
+    arena = ARENA[move.machine]
+    return arena.low <= move.old_base and move.old_base + move.slot_size <= arena.high
+
+
+def lines_of(what: str, pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Yield a line for each (path, reason)."""
+    for path, reason in pairs:
+        yield f"{what} {path}: {reason}"
+
+
+def by_reason(what: str, pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Yield a line for each reason of (path, reason), with the number of files and some names."""
+    paths: dict[str, list[str]] = {}
+    for path, reason in pairs:
+        paths.setdefault(reason, []).append(path)
+    for reason, of_reason in sorted(paths.items(), key=lambda item: -len(item[1])):
+        if len(of_reason) == 1:
+            yield f"{what} {of_reason[0]}: {reason}"
+        else:
+            yield f"{what} {len(of_reason):,} files ({names(of_reason)}): {reason}"
+
+
+def by_cause(what: str, skipped: Iterable[Skipped]) -> Iterator[str]:
+    """Yield a line for each cause, with the number of files, some names, and what helps."""
+    of: dict[Fault | Stay, list[Skipped]] = {}
+    for one in skipped:
+        of.setdefault(one.cause, []).append(one)
+    for cause, some in sorted(of.items(), key=lambda item: -len(item[1])):
+        paths = [one.path for one in some]
+        count = f"{len(some):,} files ({names(paths)})" if len(some) > 1 else paths[0]
+        why = cause.sentence if len(some) > 1 else some[0].reason
+        names_option = isinstance(cause, Stay) and cause.option  # and so says what helps
+        helps = f"; {cause.advice}" if cause.advice and not names_option else ""
+        yield f"{what} {count}: {why}{helps}"
+
+
+def dlls(count: int, kind: str = "") -> str:
+    """Return `3 signed DLLs`."""
+    return plural(count, f"{kind} DLL" if kind else "DLL")
