@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from trees import Rebaser, make_tree
 from wheels import wheel_tree
 
 __all__ = ["cygwin_root", "in_memory", "pristine_root", "real_programs", "wheel_tree"]
+
+pytest_plugins = ["not_on_cygwin"] if sys.platform in ("cygwin", "msys") else []
 
 
 @pytest.fixture(scope="session", autouse=True)

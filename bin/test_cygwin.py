@@ -1,0 +1,229 @@
+"""Run the project's own tests by the Python of the Cygwin root that bin/cygwin-root has made.
+
+bin/test --cygwin [--ci] [--jobs N] [--minutes N] [tests/… …] [words for pytest]
+
+Each file of tests is a pytest of its own, because a fault of Wine may end or hang one. A test that
+hangs has failed, and the rest of its file goes on in another pytest. What each one said is in
+build/cygwin/. --ci runs the files that concern what differs there; --minutes ends the run, and what
+was not reached has failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent.parent
+CYGWIN = HERE / "bin" / "cygwin"
+WORDS = HERE / "build" / "cygwin"
+#: Seconds that one test may take before the file's pytest is killed; pytest's own time-out is less.
+HUNG = 600
+PYTEST = ("python3", "-m", "pytest", "-p", "no:cacheprovider", "-o", "timeout=400", "-v")
+
+#: What --ci runs: locks, state, run, in use, engines, covered, nested, kill and hooks.
+CI = (
+    "tests/locks/test_locks.py",
+    "tests/locks/test_locks_holders.py",
+    "tests/locks/test_locks_inherited.py",
+    "tests/state/test_state.py",
+    "tests/state/test_nested.py",
+    "tests/state/test_covered.py",
+    "tests/apply/test_in_use.py",
+    "tests/apply/test_programs_engine.py",
+    "tests/apply/test_kill.py",
+    "tests/project/test_attributes.py",
+)
+
+Results = dict[str, tuple[str, str]]  # test: outcome ("running" where it never ended), words
+
+
+class Room:
+    """A folder of Wine's own, so that nothing of one worker is killed with another's."""
+
+    def __init__(self, template: Path, folder: Path) -> None:
+        self.environment = {**os.environ, "WINEPREFIX": str(folder)}
+        shutil.copytree(template, folder, symlinks=True, copy_function=_link)
+        self.open()
+
+    def open(self) -> None:
+        """Start what keeps Wine's server and Cygwin's shared memory: each start is quicker then."""
+        self.idle = self.start("sleep", "86400", out=subprocess.DEVNULL)
+        time.sleep(3)  # two first processes at once may not find one another's shared memory
+
+    def start(self, *words: str, out: int) -> subprocess.Popen[bytes]:
+        """Start a program in a process group of its own."""
+        return subprocess.Popen(
+            [CYGWIN, *words],
+            cwd=HERE,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+
+    def close(self) -> None:
+        """End every Windows process of this room."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.start("--wine", "wineserver", "-k", out=subprocess.DEVNULL).wait(30)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.idle.pid, signal.SIGKILL)
+        self.idle.wait()
+
+
+def _link(source: str, target: str) -> None:
+    # Wine writes its registry in place where the file has two names.
+    if source.endswith(".reg"):
+        shutil.copy2(source, target)
+        return
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def run_file(room: Room, target: str, words: list[str], deadline: float) -> Results:
+    """Run one file's tests (or one test) and return what came of each."""
+    name = target.replace("/", "-").replace("::", "-")
+    log, said = WORDS / f"{name}.log", WORDS / f"{name}.txt"
+    results: Results = {}
+    said.unlink(missing_ok=True)
+    for _ in range(5):
+        log.write_text("")
+        without = [word for test in results for word in ("--deselect", test)]
+        room.environment["REBASER_TEST_LOG"] = f"/cygdrive/z{log}"
+        with open(said, "ab") as out:
+            pytest = room.start(*PYTEST, target, *without, *words, out=out.fileno())
+            status = wait(pytest, log, deadline)
+        now = read_log(log)
+        results.update(now)
+        running = [test for test, (outcome, _) in now.items() if outcome == "running"]
+        for test in running:
+            results[test] = ("failed", "it hung, or ended the whole process")
+        if status is None:
+            room.close()
+            room.open()
+        # 5: no test is left.
+        if status in (0, 1, 5) and not running:
+            return results
+        if time.time() > deadline:
+            results[target] = ("failed", "the time was over")
+            return results
+        if not running:
+            results[target] = ("failed", f"pytest ended with status {status}: see {said}")
+            return results
+    results[target] = ("failed", "five tests hung: the rest was not tried")
+    return results
+
+
+def wait(pytest: subprocess.Popen[bytes], log: Path, deadline: float) -> int | None:
+    """Wait for a pytest; return its status, or None where it had to be killed."""
+    while True:
+        try:
+            return pytest.wait(2)
+        except subprocess.TimeoutExpired:
+            if time.time() < min(log.stat().st_mtime + HUNG, deadline):
+                continue
+            os.killpg(pytest.pid, signal.SIGKILL)
+            pytest.wait()
+            return None
+
+
+def read_log(log: Path) -> Results:
+    """Read what tests/support/not_on_cygwin.py has written: test, outcome and words a line."""
+    results: Results = {}
+    for line in log.read_text(errors="replace").splitlines():
+        test, outcome, words = line.split("\t", 2)
+        if results.get(test, ("",))[0] not in ("failed", "left out"):
+            results[test] = (outcome, words)
+    return results
+
+
+def files_of(target: str) -> list[str]:
+    """Return the files of tests in a folder; other names as they are."""
+    path = HERE / target
+    if not path.is_dir():
+        return [target]
+    return [str(file.relative_to(HERE)) for file in sorted(path.rglob("test_*.py"))]
+
+
+@contextlib.contextmanager
+def rooms(count: int) -> Iterator[list[Room]]:
+    """Make rooms beside Wine's own folder, where hard links reach, and take them away again."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "rebaser")
+    with tempfile.TemporaryDirectory(dir=cache, prefix="wine-", ignore_cleanup_errors=True) as room:
+        made = [Room(cache / "cygwin-3.5.3.wine", Path(room, str(i))) for i in range(count)]
+        try:
+            yield made
+        finally:
+            for one in made:
+                one.close()
+
+
+def main() -> int:
+    """Run the tests and print what came of them; return the exit status."""
+    parser = argparse.ArgumentParser(prog="bin/test --cygwin", description=__doc__)
+    parser.add_argument("--ci", action="store_true")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--minutes", type=float, default=24 * 60)
+    options, words = parser.parse_known_args()
+    deadline = time.time() + 60 * options.minutes
+    targets = [word for word in words if word.startswith("tests/") or word == "tests"]
+    words = [word for word in words if word not in targets]
+    files = [name for one in targets or (CI if options.ci else ["tests"]) for name in files_of(one)]
+
+    WORDS.mkdir(parents=True, exist_ok=True)
+    results: Results = {}
+    with rooms(min(options.jobs, len(files))) as made, _pool(made) as pool:
+        free, lock = list(made), threading.Lock()
+
+        def work(name: str) -> None:
+            with lock:
+                room = free.pop()
+            began = time.time()
+            try:
+                done = run_file(room, name, words, deadline)
+            except BaseException as error:
+                done = {name: ("failed", f"bin/test_cygwin.py: {error!r}")}
+            with lock:
+                free.append(room)
+                results.update(done)
+                print(f"{name}: {numbers(done)}; {time.time() - began:.0f} s", flush=True)
+                for test, (outcome, why) in done.items():
+                    if outcome == "failed":
+                        print(f"  FAILED {test}: {why}", flush=True)
+
+        list(pool.map(work, files))
+    reasons: dict[str, int] = {}
+    for outcome, why in results.values():
+        if outcome == "left out":
+            reasons[why] = reasons.get(why, 0) + 1
+    for why, count in sorted(reasons.items()):
+        print(f"left out {count}: {why}")
+    print(f"on Cygwin: {numbers(results)}")
+    return int(not results or any(outcome == "failed" for outcome, _ in results.values()))
+
+
+def _pool(made: list[Room]) -> concurrent.futures.ThreadPoolExecutor:
+    return concurrent.futures.ThreadPoolExecutor(len(made))
+
+
+def numbers(results: Results) -> str:
+    """Return how many passed, failed and were left out."""
+    outcomes = [outcome for outcome, _ in results.values()]
+    return ", ".join(f"{outcomes.count(word)} {word}" for word in ("passed", "failed", "left out"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
