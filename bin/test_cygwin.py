@@ -57,9 +57,19 @@ class Room:
         self.open()
 
     def open(self) -> None:
-        """Start what keeps Wine's server and Cygwin's shared memory: each start is quicker then."""
-        self.idle = self.start("sleep", "86400", out=subprocess.DEVNULL)
-        time.sleep(3)  # two first processes at once may not find one another's shared memory
+        """Start what keeps Wine's server and Cygwin's shared memory: each start is quicker then.
+
+        Waits for it: first processes that start at the same time may not find one another.
+        """
+        with tempfile.TemporaryFile() as out:
+            words = "echo open; exec sleep 86400"
+            self.idle = self.start("bash", "-c", words, out=out.fileno())
+            for _ in range(240):
+                time.sleep(0.5)
+                out.seek(0)
+                if b"\nopen" in out.read():
+                    return
+        raise TimeoutError("Cygwin's bash did not start within two minutes")
 
     def start(self, *words: str, out: int) -> subprocess.Popen[bytes]:
         """Start a program in a process group of its own."""

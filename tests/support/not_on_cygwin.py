@@ -77,7 +77,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.failed:
         crash = getattr(report.longrepr, "reprcrash", None)
         _log(report.nodeid, "failed", crash.message if crash else str(report.longrepr))
-    elif report.skipped:
+    elif report.skipped and not hasattr(report, "wasxfail"):
         _log(report.nodeid, "left out", str(report.longrepr[2]).partition(REASON)[2])
     elif report.when == "teardown":
         _log(report.nodeid, "passed")
