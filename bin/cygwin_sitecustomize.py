@@ -6,10 +6,9 @@ which plain C programs meet too. So fork is called from deep in the stack, and p
 from a thread, whose stack is all there.
 """
 
+import _posixsubprocess  # type: ignore[import-not-found]
 import os
 import threading
-
-import _posixsubprocess  # type: ignore[import-not-found]
 
 DEPTH = 150
 

@@ -77,7 +77,7 @@ def lock_of(target: Path) -> tuple[IO[str], bool]:
 def create(target: Path) -> None:
     """Make the environment, with a pip in it or with this Python's own pip behind it.
 
-    Debian and Cygwin package pip's wheel, which venv wants, by itself. Exits where neither is there.
+    Debian and Cygwin package pip's wheel, which venv wants, by itself. Exits where there is none.
     """
     try:
         venv.create(target, with_pip=True, symlinks=True)

@@ -93,8 +93,8 @@ class Room:
 
 
 def _link(source: str, target: str) -> None:
-    # Wine writes its registry in place where the file has two names.
-    if source.endswith(".reg"):
+    # Wine writes these in place where they have two names.
+    if source.endswith((".reg", "wineserver")):
         shutil.copy2(source, target)
         return
     try:
