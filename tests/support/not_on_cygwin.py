@@ -13,14 +13,42 @@ import pytest
 
 WINE = os.path.isdir("/proc/registry/HKEY_CURRENT_USER/Software/Wine")
 
-FROM_LINUX = "drives Cygwin's programs from Linux"
-WHEELS = "needs bin/wheel-tree, which Cygwin's Python has no room for"
+ANOTHER_USER = "needs another user, to become whom Windows wants a password"
+LINUX = "of Linux alone: what it shows does not exist on Cygwin"
+PROGRAM = "needs a program that Cygwin does not have"
 
 #: Marks of tests, and why those cannot run on Cygwin.
-MARKS = {"cygwin": FROM_LINUX, "wheels": WHEELS}
+MARKS = {
+    "cygwin": "drives Cygwin's programs from Linux",
+    "wheels": "needs bin/wheel-tree, and with it compiled wheels",
+}
+
+#: What tests say that leave themselves out for want of something (fnmatch), and why Cygwin lacks it.
+SKIPS = {
+    "needs root*": ANOTHER_USER,
+    "only root*": ANOTHER_USER,
+    "*setpriv*": ANOTHER_USER,
+    "*may not mount*": LINUX,
+    "*the right to mount*": LINUX,
+    "*lets root mount nothing*": LINUX,
+    "*strace*": "needs Linux's strace; Cygwin's is another program",
+    "*tmux*": PROGRAM,
+    "*chromium*": PROGRAM,
+    "*zsh*": PROGRAM,
+    "*shtab*": PROGRAM,
+    "*pyyaml*": PROGRAM,
+    "*fdinfo*": LINUX,
+    "*VmHWM*": LINUX,
+    "*extended attributes": LINUX,
+    "needs Linux*": LINUX,
+}
 
 #: Tests (fnmatch on the node id), and why they cannot run on Cygwin at all.
-ON_CYGWIN: dict[str, str] = {}
+ON_CYGWIN = {
+    "tests/locks/test_locks.py::test_a_file_that_may_only_be_read_is_locked*": ANOTHER_USER,
+    "tests/locks/test_locks.py::test_no_permission_is_an_error*": ANOTHER_USER,
+    "tests/locks/test_locks.py::test_a_new_file_in_a_read_only_folder*": ANOTHER_USER,
+}
 
 #: Tests that cannot run where Wine plays Windows.
 UNDER_WINE: dict[str, str] = {}
@@ -54,7 +82,11 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  
     report = yield
     if report.skipped and not hasattr(report, "wasxfail"):
         why = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        if REASON not in why:
+        why = why.removeprefix("Skipped: ")
+        known = [text for words, text in SKIPS.items() if fnmatch.fnmatchcase(why, words)]
+        if known and REASON not in why:
+            report.longrepr = (str(item.path), item.location[1] or 0, REASON + known[0])
+        elif REASON not in why:
             report.outcome = "failed"
             report.longrepr = f"skipped, and tests/support/not_on_cygwin.py does not say so: {why}"
     return report
