@@ -15,6 +15,7 @@ WINE = os.path.isdir("/proc/registry/HKEY_CURRENT_USER/Software/Wine")
 
 ANOTHER_USER = "needs another user, to become whom Windows wants a password"
 LINUX = "of Linux alone: what it shows does not exist on Cygwin"
+GROUP_BITS = "Wine keeps no group's and others' bits of a mode"
 PROGRAM = "needs a program that Cygwin does not have"
 
 #: Marks of tests, and why those cannot run on Cygwin.
@@ -23,7 +24,7 @@ MARKS = {
     "wheels": "needs bin/wheel-tree, and with it compiled wheels",
 }
 
-#: What tests say that leave themselves out for want of something (fnmatch), and why Cygwin lacks it.
+#: What tests say that leave themselves out (fnmatch), and why Cygwin lacks what they want.
 SKIPS = {
     "needs root*": ANOTHER_USER,
     "only root*": ANOTHER_USER,
@@ -51,7 +52,9 @@ ON_CYGWIN = {
 }
 
 #: Tests that cannot run where Wine plays Windows.
-UNDER_WINE: dict[str, str] = {}
+UNDER_WINE = {
+    "tests/locks/test_locks.py::test_a_lock_file_is_made_as_flock_1_makes_it": GROUP_BITS,
+}
 
 REASON = "not on Cygwin: "
 
