@@ -52,7 +52,12 @@ class Room:
     """A folder of Wine's own, so that nothing of one worker is killed with another's."""
 
     def __init__(self, template: Path, folder: Path) -> None:
-        self.environment = {**os.environ, "WINEPREFIX": str(folder)}
+        self.scratch = tempfile.TemporaryDirectory(prefix="rebaser-cygwin-")
+        self.environment = {
+            **os.environ,
+            "WINEPREFIX": str(folder),
+            "TMPDIR": f"/cygdrive/z{self.scratch.name}",
+        }
         shutil.copytree(template, folder, symlinks=True, copy_function=_link)
         self.open()
 
@@ -90,6 +95,11 @@ class Room:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.idle.pid, signal.SIGKILL)
         self.idle.wait()
+
+    def remove(self) -> None:
+        """Close it for good."""
+        self.close()
+        shutil.rmtree(self.scratch.name, ignore_errors=True)
 
 
 def _link(source: str, target: str) -> None:
@@ -178,7 +188,7 @@ def rooms(count: int) -> Iterator[list[Room]]:
             yield made
         finally:
             for one in made:
-                one.close()
+                one.remove()
 
 
 def main() -> int:
