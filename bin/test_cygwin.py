@@ -45,6 +45,9 @@ CI = (
     "tests/project/test_attributes.py",
 )
 
+#: Set where all is to end at once.
+STOPPED = threading.Event()
+
 Results = dict[str, tuple[str, str]]  # test: outcome ("running" where it never ended), words
 
 
@@ -120,6 +123,9 @@ def run_file(room: Room, target: str, words: list[str], deadline: float) -> Resu
     results: Results = {}
     said.unlink(missing_ok=True)
     for _ in range(5):
+        if time.time() > deadline or STOPPED.is_set():
+            results[target] = ("failed", "the time was over")
+            return results
         log.write_text("")
         without = [word for test in results for word in ("--deselect", test)]
         room.environment["REBASER_TEST_LOG"] = f"/cygdrive/z{log}"
@@ -137,9 +143,6 @@ def run_file(room: Room, target: str, words: list[str], deadline: float) -> Resu
         # 5: no test is left.
         if status in (0, 1, 5) and not running:
             return results
-        if time.time() > deadline:
-            results[target] = ("failed", "the time was over")
-            return results
         if not running:
             results[target] = ("failed", f"pytest ended with status {status}: see {said}")
             return results
@@ -153,7 +156,7 @@ def wait(pytest: subprocess.Popen[bytes], log: Path, deadline: float) -> int | N
         try:
             return pytest.wait(2)
         except subprocess.TimeoutExpired:
-            if time.time() < min(log.stat().st_mtime + HUNG, deadline):
+            if time.time() < min(log.stat().st_mtime + HUNG, deadline) and not STOPPED.is_set():
                 continue
             os.killpg(pytest.pid, signal.SIGKILL)
             pytest.wait()
@@ -224,7 +227,12 @@ def main() -> int:
                     if outcome == "failed":
                         print(f"  FAILED {test}: {why}", flush=True)
 
-        list(pool.map(work, files))
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        try:
+            list(pool.map(work, files))
+        except BaseException:
+            STOPPED.set()
+            raise
     reasons: dict[str, int] = {}
     for outcome, why in results.values():
         if outcome == "left out":
