@@ -102,6 +102,12 @@ def _log(test: str, outcome: str, words: str = "") -> None:
             out.write(f"{test}\t{outcome}\t{' '.join(words.split())[:300]}\n")
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Note what is to be run."""
+    for item in session.items:
+        _log(item.nodeid, "waiting")
+
+
 def pytest_runtest_logstart(nodeid: str) -> None:
     """Note which test has begun: it may end the process."""
     _log(nodeid, "running")
