@@ -57,11 +57,7 @@ class Room:
 
     def __init__(self, template: Path, folder: Path) -> None:
         self.scratch = tempfile.TemporaryDirectory(prefix="rebaser-cygwin-")
-        self.environment = {
-            **os.environ,
-            "WINEPREFIX": str(folder),
-            "TMPDIR": f"/cygdrive/z{self.scratch.name}",
-        }
+        self.environment = {**os.environ, "WINEPREFIX": str(folder)}
         shutil.copytree(template, folder, symlinks=True, copy_function=_link)
         self.open()
 
@@ -134,7 +130,9 @@ def run_file(room: Room, target: str, words: list[str], deadline: float) -> Resu
         without = [word for test in results for word in ("--deselect", test)]
         room.environment["REBASER_TEST_LOG"] = f"/cygdrive/z{log}"
         with open(said, "ab") as out:
-            pytest = room.start(*PYTEST, *QUICK, target, *without, *words, out=out.fileno())
+            scratch = f"TMPDIR=/cygdrive/z{room.scratch.name}"
+            call = ("env", scratch, *PYTEST, *QUICK, target, *without, *words)
+            pytest = room.start(*call, out=out.fileno())
             status = wait(pytest, log, deadline)
         now = read_log(log)
         reached = {test: end for test, end in now.items() if end[0] != "waiting"}
