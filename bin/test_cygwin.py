@@ -142,7 +142,8 @@ def run_file(room: Room, target: str, words: list[str], deadline: float) -> Resu
                 results[test] = ("failed", "it hung, or ended the whole process")
         if status is None:
             room.close()
-            room.open()
+            if not STOPPED.is_set():
+                room.open()
         # 5: no test is left. The status alone proves nothing: a fault may end Python with 0.
         if status in (0, 1, 5) and len(reached) == len(now):
             return results
