@@ -42,6 +42,7 @@ SKIPS = {
     "*VmHWM*": LINUX,
     "*extended attributes": LINUX,
     "needs Linux*": LINUX,
+    "there a DLL in use stays": LINUX,
 }
 
 #: Tests (fnmatch on the node id), and why they cannot run on Cygwin at all.
