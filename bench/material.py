@@ -58,13 +58,13 @@ def find_material(scratch: Path) -> Material:
             is_cygwin = (root / "bin" / "rebase.exe").exists()
             return Material(dlls, origin, root if is_cygwin and shutil.which("wine") else None)
     return Material(
-        _made(scratch / "made"), "made by tests/support/pe.py (run bin/cygwin-root)", None
+        _made(scratch / "made"), "made by tests/support/pe.py (run bin/cygwin-root --old)", None
     )
 
 
 def _places() -> list[tuple[Path, str]]:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "rebaser")
-    cygwin = Path(os.environ.get("REBASER_CYGWIN_ROOT") or cache / "cygwin-root")
+    cygwin = cache / "cygwin-3.4.7"
     wheels = Path(os.environ.get("REBASER_WHEEL_TREE") or cache / "wheel-tree")
     return [(cygwin, "Cygwin packages"), (wheels, "Windows wheels")]
 

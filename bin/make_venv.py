@@ -42,7 +42,7 @@ def make(target: Path, extra: str) -> None:
         else:
             say(f"first use: making {target}, once")
             shutil.rmtree(target, ignore_errors=True)
-            venv.create(target, with_pip=True, symlinks=True)
+            create(target)
         said = install(target, extra)
         if said is None:
             ready.touch()
@@ -72,6 +72,33 @@ def lock_of(target: Path) -> tuple[IO[str], bool]:
         say(f"waiting for {target}, which another process makes")
         fcntl.flock(lock, operation)
     return lock, is_writable
+
+
+def create(target: Path) -> None:
+    """Make the environment, with a pip in it or with this Python's own pip behind it.
+
+    Debian and Cygwin package pip's wheel, which venv wants, by itself. Exits where there is none.
+    """
+    try:
+        venv.create(target, with_pip=True, symlinks=True)
+        return
+    except (subprocess.CalledProcessError, ImportError):
+        venv.create(target, system_site_packages=True, symlinks=True, clear=True)
+    command = [str(target / "bin/python"), "-m", "pip", "--version"]
+    if subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True).returncode:
+        shutil.rmtree(target, ignore_errors=True)
+        sys.exit(
+            f"rebaser: {sys.executable} has no pip, so {target} was not made.\n"
+            f"Install {pip_packages()}, then try again."
+        )
+
+
+def pip_packages() -> str:
+    """Return which packages of this system hold what venv wants."""
+    if sys.platform in ("cygwin", "msys"):
+        number = "".join(map(str, sys.version_info[:2]))
+        return f"the package python{number}-pip (MSYS2: python-pip)"
+    return "the package python3-venv (Debian, Ubuntu) or python3-pip"
 
 
 def works(target: Path) -> bool:
@@ -108,7 +135,5 @@ if __name__ == "__main__":
         make(Path(sys.argv[1] or HERE / ".venv"), sys.argv[2])
     except OSError as error:
         sys.exit(f"rebaser: cannot make the virtual environment: {error}")
-    except subprocess.CalledProcessError as error:
-        sys.exit(f"rebaser: cannot make the virtual environment: {error}\n{error.output or ''}")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -4,17 +4,36 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cygwin_root import cygwin_root, pristine_root, real_programs
+from cygwin_root import (
+    cygwin_root,
+    new_programs,
+    new_root,
+    pristine_new_root,
+    pristine_root,
+    real_programs,
+)
 from halted import in_memory
 from trees import Rebaser, make_tree
 from wheels import wheel_tree
 
-__all__ = ["cygwin_root", "in_memory", "pristine_root", "real_programs", "wheel_tree"]
+__all__ = [
+    "cygwin_root",
+    "in_memory",
+    "new_programs",
+    "new_root",
+    "pristine_new_root",
+    "pristine_root",
+    "real_programs",
+    "wheel_tree",
+]
+
+pytest_plugins = ["not_on_cygwin"] if sys.platform in ("cygwin", "msys") else []
 
 
 @pytest.fixture(scope="session", autouse=True)

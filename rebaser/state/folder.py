@@ -82,6 +82,7 @@ class State:
         from rebaser.state.staging import StagingFolder
 
         self.make_home()
+        self.staging = None  # Windows keeps the name of a removed folder while one is open
         path = f"{self.folder}/{STAGING}"
         try:
             self._remove_staging()

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from cygwin_root import CygwinRoot
-from halted import Check, cold, elsewhere, warm
+from halted import PACE, Check, cold, elsewhere, warm
 from stop_at import CHANGING, Call, Counter, die, in_child, intercept
 from trees import (
     Rebaser,
@@ -54,6 +54,7 @@ def test_kill_at_every_step(
     scene: Callable[[Path], list[str]], stride: int, in_memory: Path
 ) -> None:
     tmp_path = in_memory
+    stride *= PACE
     log = tmp_path / "log"
 
     def run(words: list[str], prepare: Callable[[], None] = lambda: None) -> int:
@@ -108,7 +109,7 @@ def test_interrupt_at_every_step(in_memory: Path) -> None:
         intercept([*CHANGING, "flock"], Counter(number, press))
 
     interrupted = cleared = 0
-    for number in range(1, 1000, 3):
+    for number in range(1, 1000, 3 * PACE):
         root = in_memory / f"t{number}"
         cold(root)
         words = ["run", str(root)]
@@ -129,7 +130,7 @@ def test_interrupt_at_every_step(in_memory: Path) -> None:
         shutil.rmtree(root)
         if status == 0 and number > 100:
             break
-    assert interrupted > 10
+    assert interrupted > 10 / PACE
     # Pressed while the staging folder is removed, some of it may stay for the next run.
     assert cleared > interrupted * 0.6
 
@@ -179,7 +180,7 @@ def random_kills(rebaser: Rebaser, source: Path, work: Path, times: int) -> None
 @pytest.mark.slow
 def test_random_kills(rebaser: Rebaser, tmp_path: Path) -> None:
     add_dlls(tmp_path / "source", 60)
-    random_kills(rebaser, tmp_path / "source", tmp_path, 10)
+    random_kills(rebaser, tmp_path / "source", tmp_path, 10 if PACE == 1 else 3)
 
 
 @pytest.mark.cygwin

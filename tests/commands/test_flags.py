@@ -239,7 +239,7 @@ def test_as_peflags(pristine_root: CygwinRoot, tmp_path: Path) -> None:
             file = tmp_path / name
             shutil.copyfile(pristine_root.path / "bin" / name, file)
             cygwin_name = pristine_root.name(file)
-            outcome = pristine_root.run("bin/peflags.exe", *options, cygwin_name)
+            outcome = pristine_root.run("peflags", *options, cygwin_name)
             assert outcome.status == 0
             theirs, shown = bytearray(file.read_bytes()), outcome.stdout
             shutil.copyfile(pristine_root.path / "bin" / name, file)

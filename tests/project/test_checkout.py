@@ -16,9 +16,11 @@ from trees import HERE, clean_environment
 # The fake takes the place of the module venv: its Python is this one, and its pip writes that it
 # was called.
 FAKE_VENV = """\
-import os, time
-def create(target, **options):
+import os, subprocess, time
+def create(target, with_pip=False, **options):
     time.sleep(0.2)
+    if with_pip and os.path.exists(LOG + ".nowheels"):
+        raise subprocess.CalledProcessError(1, "ensurepip", b"no wheels")
     with open(LOG, "a") as log:
         print("create", file=log)
     os.makedirs(f"{target}/bin")
@@ -26,6 +28,7 @@ def create(target, **options):
         file.write('''#!/bin/sh
 case "$*" in
 *find_spec*) exit 0 ;;
+*"-m pip --version") [ ! -e LOG.nopip ]; exit ;;
 *"-m pip"*) echo pip >>LOG; [ ! -e LOG.fails ]; exit ;;
 esac
 exec PYTHON "$@"
@@ -46,8 +49,10 @@ class Checkout:
             shutil.copytree(HERE / name, self.folder / name, ignore=ignore)
         shutil.copytree(HERE / "bin", self.folder / "bin")
         shutil.copy(HERE / "pyproject.toml", self.folder)
-        fake = FAKE_VENV.replace("LOG.fails", f"{self.log}.fails")
-        fake = fake.replace("open(LOG", f"open({str(self.log)!r}").replace("LOG", str(self.log))
+        fake = FAKE_VENV
+        for name in ("fails", "nopip"):
+            fake = fake.replace(f"LOG.{name}", f"'{self.log}.{name}'")
+        fake = fake.replace(">>LOG", f">>'{self.log}'").replace("LOG", repr(str(self.log)))
         (self.folder / "bin/venv.py").write_text(fake.replace("PYTHON", self.python))
         os.utime(self.folder / "pyproject.toml", (10**9, 10**9))
 
@@ -121,6 +126,23 @@ def test_a_python_that_is_gone(checkout: Checkout) -> None:
     python.symlink_to("/nowhere/python")
     assert "making" in checkout()[1]
     assert checkout.done() == ["create", "pip"] * 2
+
+
+def test_a_python_whose_venv_finds_no_wheels_uses_its_own_pip(checkout: Checkout) -> None:
+    Path(f"{checkout.log}.nowheels").touch()
+    assert checkout()[0].startswith("rebaser 0.")
+    assert checkout.done() == ["create", "pip"]
+
+
+def test_a_python_without_any_pip_names_the_package(checkout: Checkout) -> None:
+    for name in ("nowheels", "nopip"):
+        Path(f"{checkout.log}.{name}").touch()
+    child = checkout.start()
+    said = child.communicate(timeout=100)
+    assert child.returncode == 1, said
+    assert f"{checkout.folder}/.venv was not made.\nInstall the package python3" in said[1]
+    assert "Traceback" not in said[1]
+    assert not (checkout.folder / ".venv").exists()
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -86,9 +86,9 @@ def test_the_inner_end_waits_for_the_outer(rebaser: Rebaser, tmp_path: Path) -> 
         env = {**os.environ, "SAGE_LOCAL": str(outer)}
         result = rebaser("run", outer / VENV, "--no-wait", env={"SAGE_LOCAL": str(outer)})
         assert result.status == 75
-        assert f" by pid {working.pid} " in result.err
+        assert f" pid {working.pid} " in result.err
         inner = rebaser.start("run", outer / VENV, env=env)
-        assert f" by pid {working.pid} " in first_line(inner)
+        assert f" pid {working.pid} " in first_line(inner)
         working.send_signal(signal.SIGCONT)
         assert finished(working).status == 0
         result = finished(inner)

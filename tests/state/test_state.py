@@ -250,7 +250,7 @@ def test_a_state_folder_that_cannot_be_made(rebaser: Rebaser, tree: Path) -> Non
 
 def test_the_record_says_what_was_done(rebaser: Rebaser, tree: Path) -> None:
     began = int(time.time())
-    report = rebaser.report("run", tree)
+    report = rebaser.report("run", tree, "--engine", "builtin")
     record = next(records.newest_first(State(str(tree / STATE), str(tree))))
     assert record.number == report["run"] == 1
     assert record.moved == len(report["moved"])

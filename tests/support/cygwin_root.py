@@ -1,7 +1,12 @@
-"""Real Cygwin for the tests: the root that bin/cygwin-root makes, its programs run by Wine."""
+"""Real Cygwin for the tests: the roots that bin/cygwin-root makes, their programs run by Wine.
+
+The fixtures `pristine_root` and `cygwin_root` are the older one (Cygwin 3.4.7, rebase 4.6.3, Python
+2.7), `pristine_new_root` and `new_root` the newer one (Cygwin 3.5.3, rebase 4.6.6, Python 3.9).
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -15,6 +20,8 @@ from cygwin import paths, programs
 
 HERE = Path(__file__).resolve().parents[1]
 FAKE_PROGRAMS = HERE / "fake_programs"
+CYGWIN = HERE.parent / "bin" / "cygwin"
+OLD, NEW = "cygwin-3.4.7", "cygwin-3.5.3"
 DYNLOAD = "lib/python2.7/lib-dynload"
 
 # Run inside Cygwin by its Python 2.7. Writes to a file: pipes hang under Wine.
@@ -47,10 +54,10 @@ with open(sys.argv[2], "w") as out:
 """
 
 
-def location() -> Path:
-    """Return where bin/cygwin-root puts the root; the rule is the same as there."""
+def location(name: str = OLD) -> Path:
+    """Return where bin/cygwin-root puts a root; the rule is the same as there."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("REBASER_CYGWIN_ROOT") or Path(cache, "rebaser", "cygwin-root"))
+    return Path(cache, "rebaser", name)
 
 
 @dataclass(frozen=True)
@@ -67,16 +74,26 @@ class CygwinRoot:
     """A folder that is `/` to the Cygwin programs in it."""
 
     path: Path
+    release: str = OLD
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Return what tells bin/cygwin of this root, and which folder of Wine's own it shares."""
+        prefix = f"{location(self.release)}.wine"
+        return {"REBASER_CYGWIN_ROOT": str(self.path), "WINEPREFIX": prefix}
 
     def run(self, program: str, *arguments: str, timeout: float = 60) -> programs.Outcome:
-        """Run a program of the root, `bin/rebase.exe`, with Cygwin names as arguments."""
+        """Run a program of the root, `rebase`, with Cygwin names as arguments."""
+        settings = [f"{name}={value}" for name, value in self.settings.items()]
         return programs.run(
-            ["wine", str(self.path / program), *arguments], timeout=timeout, cwd=str(self.path)
+            ["env", *settings, str(CYGWIN), program, *arguments],
+            timeout=timeout,
+            cwd=str(self.path),
         )
 
     def rebase(self, *arguments: str, timeout: float = 120) -> programs.Outcome:
         """Run Cygwin's rebase, which must end with status 0."""
-        outcome = self.run("bin/rebase.exe", *arguments, timeout=timeout)
+        outcome = self.run("rebase", *arguments, timeout=timeout)
         assert outcome.status == 0, str(outcome)
         return outcome
 
@@ -125,7 +142,7 @@ class CygwinRoot:
         result = self.path / "tmp" / "forks.out"
         for _ in range(4):
             result.unlink(missing_ok=True)
-            outcome = self.run("bin/python2.7.exe", "/tmp/forks.py", modules, "/tmp/forks.out")
+            outcome = self.run("python2.7", "/tmp/forks.py", modules, "/tmp/forks.out")
             assert result.exists(), str(outcome)
             failed, words, *maps = result.read_text(encoding="utf-8").splitlines()
             if failed in "03":
@@ -134,23 +151,22 @@ class CygwinRoot:
         return Forks(int(failed), words, {name: int(base, 16) for base, name in pairs})
 
 
-@pytest.fixture(scope="session")
-def pristine_root() -> CygwinRoot:
-    """Return the root as it was made; tests read it and change nothing."""
-    path = location()
+def pristine(name: str) -> CygwinRoot:
+    """Return a root as it was made."""
+    path = location(name)
     if not Path(f"{path}.wine", "ready").exists() or not path.is_dir():
-        missing = "real Cygwin is not there: run bin/cygwin-root"
+        option = " --old" if name == OLD else ""
+        missing = f"real Cygwin is not there: run bin/cygwin-root{option}"
         # Where CI has made the root, a skipped test would hide that it did not work.
         if os.environ.get("REBASER_DEMAND_CYGWIN"):
             pytest.fail(missing)
         pytest.skip(missing)
-    os.environ.update(WINEPREFIX=f"{path}.wine", WINEDEBUG="-all", CYGWIN="nodosfilewarning")
-    return CygwinRoot(path)
+    return CygwinRoot(path, name)
 
 
-@pytest.fixture
-def cygwin_root(pristine_root: CygwinRoot) -> Iterator[CygwinRoot]:
-    """Return a root of the test's own, whose DLLs (called .dll or .so) it may change.
+@contextlib.contextmanager
+def copied(pristine_root: CygwinRoot) -> Iterator[CygwinRoot]:
+    """Make a root whose DLLs (called .dll or .so) a test may change.
 
     Other files are hard links to the pristine root, without its documentation.
     """
@@ -163,16 +179,56 @@ def cygwin_root(pristine_root: CygwinRoot) -> Iterator[CygwinRoot]:
             copy_function=_link_or_copy,
             ignore=shutil.ignore_patterns("share", "include", "*.a"),
         )
-        yield CygwinRoot(path)
+        yield CygwinRoot(path, pristine_root.release)
+
+
+@pytest.fixture(scope="session")
+def pristine_root() -> CygwinRoot:
+    """Return the older root as it was made; tests read it and change nothing."""
+    root = pristine(OLD)
+    os.environ.update(root.settings)
+    return root
+
+
+@pytest.fixture(scope="session")
+def pristine_new_root() -> CygwinRoot:
+    """Return the newer root as it was made; tests read it and change nothing."""
+    return pristine(NEW)
+
+
+@pytest.fixture
+def cygwin_root(pristine_root: CygwinRoot) -> Iterator[CygwinRoot]:
+    """Return an older root of the test's own."""
+    with copied(pristine_root) as root:
+        yield root
+
+
+@pytest.fixture
+def new_root(pristine_new_root: CygwinRoot) -> Iterator[CygwinRoot]:
+    """Return a newer root of the test's own."""
+    with copied(pristine_new_root) as root:
+        yield root
+
+
+def put_on_path(root: CygwinRoot, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Put a root's own rebase and peflags first on PATH; return their folder."""
+    folder = str(FAKE_PROGRAMS / "wine")
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    for name, value in root.settings.items():
+        monkeypatch.setenv(name, value)
+    return folder
 
 
 @pytest.fixture
 def real_programs(pristine_root: CygwinRoot, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Put Cygwin's own rebase and peflags first on PATH; return their folder."""
-    folder = str(FAKE_PROGRAMS / "wine")
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("REBASER_CYGWIN_ROOT", str(pristine_root.path))
-    return folder
+    """Put rebase and peflags 4.6.3 first on PATH; return their folder."""
+    return put_on_path(pristine_root, monkeypatch)
+
+
+@pytest.fixture
+def new_programs(pristine_new_root: CygwinRoot, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Put rebase and peflags 4.6.6 first on PATH; return their folder."""
+    return put_on_path(pristine_new_root, monkeypatch)
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,9 @@ from trees import add_dll, add_dlls, base_in, contents, images, moved
 
 from rebaser.plan.overlap import Span, overlapping_pairs
 from rebaser.state.folder import MARK
+
+#: Of so many steps one is tried: on Cygwin a run takes seconds.
+PACE = 15 if sys.platform in ("cygwin", "msys") else 1
 
 
 def sharing(root: Path) -> set[tuple[str, str]]:

@@ -1,0 +1,136 @@
+"""What of the tests cannot run on Cygwin, and why: the one list. conftest.py loads it there.
+
+A test that is skipped there and is not in the list has failed: nothing is left out silently.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from pathlib import Path
+
+import pytest
+
+WINE = os.path.isdir("/proc/registry/HKEY_CURRENT_USER/Software/Wine")
+
+ANOTHER_USER = "needs another user, to become whom Windows wants a password"
+LINUX = "of Linux alone: what it shows does not exist on Cygwin"
+GROUP_BITS = "Wine keeps no group's and others' bits of a mode"
+PROGRAM = "needs a program that Cygwin does not have"
+
+#: Marks of tests, and why those cannot run on Cygwin.
+MARKS = {
+    "cygwin": "drives Cygwin's programs from Linux",
+    "wheels": "needs bin/wheel-tree, and with it compiled wheels",
+}
+
+#: What tests say that leave themselves out (fnmatch), and why Cygwin lacks what they want.
+SKIPS = {
+    "needs root*": ANOTHER_USER,
+    "only root*": ANOTHER_USER,
+    "*setpriv*": ANOTHER_USER,
+    "*may not mount*": LINUX,
+    "*the right to mount*": LINUX,
+    "*lets root mount nothing*": LINUX,
+    "*strace*": "needs Linux's strace; Cygwin's is another program",
+    "*tmux*": PROGRAM,
+    "*chromium*": PROGRAM,
+    "*zsh*": PROGRAM,
+    "*shtab*": PROGRAM,
+    "*pyyaml*": PROGRAM,
+    "*fdinfo*": LINUX,
+    "*VmHWM*": LINUX,
+    "*extended attributes": LINUX,
+    "needs Linux*": LINUX,
+    "there a DLL in use stays": LINUX,
+}
+
+#: Tests (fnmatch on the node id), and why they cannot run on Cygwin at all.
+ON_CYGWIN = {
+    "tests/locks/test_locks.py::test_a_file_that_may_only_be_read_is_locked*": ANOTHER_USER,
+    "tests/locks/test_locks.py::test_no_permission_is_an_error*": ANOTHER_USER,
+    "tests/locks/test_locks.py::test_a_new_file_in_a_read_only_folder*": ANOTHER_USER,
+}
+
+#: Tests that cannot run where Wine plays Windows.
+UNDER_WINE = {
+    "tests/locks/test_locks.py::test_a_lock_file_is_made_as_flock_1_makes_it": GROUP_BITS,
+}
+
+REASON = "not on Cygwin: "
+
+
+def reason(test: str, marks: set[str]) -> str | None:
+    """Return why a test is left out, or None."""
+    for mark, why in MARKS.items():
+        if mark in marks:
+            return why
+    for pattern, why in {**ON_CYGWIN, **(UNDER_WINE if WINE else {})}.items():
+        # A node id is full of brackets, which fnmatch takes for sets.
+        if fnmatch.fnmatchcase(test.replace("[", "("), pattern.replace("[", "(")):
+            return why
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what the list names."""
+    for item in items:
+        why = reason(item.nodeid, {mark.name for mark in item.iter_markers()})
+        if why:
+            item.add_marker(pytest.mark.skip(reason=REASON + why), append=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  # type: ignore[no-untyped-def]
+    """Let a test that skips itself fail."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail"):
+        why = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        why = why.removeprefix("Skipped: ")
+        known = [text for words, text in SKIPS.items() if fnmatch.fnmatchcase(why, words)]
+        if known and REASON not in why:
+            report.longrepr = (str(item.path), item.location[1] or 0, REASON + known[0])
+        elif REASON not in why:
+            report.outcome = "failed"
+            report.longrepr = f"skipped, and tests/support/not_on_cygwin.py does not say so: {why}"
+    return report
+
+
+def _log(test: str, outcome: str, words: str = "") -> None:
+    path = os.environ.get("REBASER_TEST_LOG")
+    if path:
+        with open(path, "a") as out:
+            out.write(f"{test}\t{outcome}\t{' '.join(words.split())[:300]}\n")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Note what is to be run."""
+    for item in session.items:
+        _log(item.nodeid, "waiting")
+
+
+def pytest_runtest_logstart(nodeid: str) -> None:
+    """Note which test has begun: it may end the process."""
+    _log(nodeid, "running")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note how it ended."""
+    if report.failed:
+        crash = getattr(report.longrepr, "reprcrash", None)
+        _log(report.nodeid, "failed", crash.message if crash else str(report.longrepr))
+    elif report.skipped and not hasattr(report, "wasxfail"):
+        _log(report.nodeid, "left out", str(report.longrepr[2]).partition(REASON)[2])
+    elif report.when == "teardown":
+        _log(report.nodeid, "passed")
+
+
+def names_a_test(pattern: str, tests: Path) -> bool:
+    """Return whether a pattern's file is there, and has the test or class that it names."""
+    file, *names = pattern.split("::")
+    path = tests.parent / file
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return bool(text) and all(
+        "*" in name or f"def {name.partition('[')[0]}(" in text or f"class {name}" in text
+        for name in names
+    )
