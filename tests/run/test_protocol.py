@@ -300,7 +300,7 @@ def test_what_a_killed_run_left_is_cleared_by_a_run_without_work(
     assert rebaser("run", tree).status == 0
     staging = tree / "var/lib/rebaser/staging"
     staging.mkdir()
-    (staging / MARK).touch()
+    (staging / "made-by-rebaser").touch()
     (staging / "0000000.dll").write_bytes(b"half a DLL")
     report = rebaser.report("run", tree)
     assert report["moved"] == []
@@ -332,7 +332,6 @@ def test_a_waiting_runs_own_dlls_are_not_in_use(rebaser: Rebaser, tree: Path) ->
 import mmap, sys
 with open({str(tree / "bin/x001.dll")!r}, "rb") as file:
     mapping = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-from rebaser.state.staging import MARK
 from rebaser.cli import main
 main(sys.argv[1:])
 """
