@@ -25,6 +25,7 @@ _FOLDER = struct.Struct("<QqqQQ")  # number of its files, then its times, inode 
 _FILE = struct.Struct("<QqqQQIHBBHQIIBI")  # the fields of Seen
 _OVERLAP = struct.Struct("<HQQQ")  # machine, low, high, number of names
 _TEXTS = 3  # rules, settled, host
+_LAST = (1 << 64) - 1
 
 # A time that no file has: what carries it is looked at again.
 NEVER = -(1 << 63)
@@ -199,7 +200,8 @@ def dump(snapshot: Snapshot) -> bytes:
             _COUNTS.pack(*counts),
             *(_pack(_FOLDER, len(folder.names), *folder.stat) for folder in folders),
             *(_pack(_FILE, *row) for row in files),
-            *(_OVERLAP.pack(o.machine, o.low, o.high, len(o.names)) for o in overlaps),
+            # A damaged image may end behind the last address.
+            *(_OVERLAP.pack(o[0], o.low, min(o.high, _LAST), len(o.names)) for o in overlaps),
             struct.pack(f"<{len(strings)}I", *map(len, strings)),
             *strings,
         ]
