@@ -15,8 +15,6 @@ from rebaser.errors import RebaserError
 
 MAGIC = b"rebaser\0"
 VERSION = 2
-# A longer file is not read: 1,000,000 DLLs take half of that.
-LARGEST = 256 << 20  # bytes
 
 _HEADER = struct.Struct("<8sIIQ")  # magic, version, CRC-32 of the rest, length of the rest
 # Folders, files, and of the other strings: details, inner, pending, overlaps, names in these.
