@@ -36,10 +36,6 @@ class Stay(Enum):
         self.advice = advice
         self.option = option
 
-    def reason(self, detail: str) -> str:
-        """Return the sentence with what is special about this file, if anything is."""
-        return f"{self.sentence}: {detail}" if detail else self.sentence
-
 
 class Skipped(NamedTuple):
     """A file that is not moved, and why."""
@@ -51,7 +47,7 @@ class Skipped(NamedTuple):
     @property
     def reason(self) -> str:
         """The cause and its detail as one sentence."""
-        return self.cause.reason(self.detail)
+        return f"{self.cause.sentence}: {self.detail}" if self.detail else self.cause.sentence
 
 
 def skip_cause(

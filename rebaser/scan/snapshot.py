@@ -15,8 +15,6 @@ from rebaser.errors import RebaserError
 
 MAGIC = b"rebaser\0"
 VERSION = 2
-# A longer file is not read: 1,000,000 DLLs take half of that.
-LARGEST = 256 << 20  # bytes
 
 _HEADER = struct.Struct("<8sIIQ")  # magic, version, CRC-32 of the rest, length of the rest
 # Folders, files, and of the other strings: details, inner, pending, overlaps, names in these.
@@ -25,6 +23,7 @@ _FOLDER = struct.Struct("<QqqQQ")  # number of its files, then its times, inode 
 _FILE = struct.Struct("<QqqQQIHBBHQIIBI")  # the fields of Seen
 _OVERLAP = struct.Struct("<HQQQ")  # machine, low, high, number of names
 _TEXTS = 3  # rules, settled, host
+_LAST = (1 << 64) - 1
 
 # A time that no file has: what carries it is looked at again.
 NEVER = -(1 << 63)
@@ -199,7 +198,8 @@ def dump(snapshot: Snapshot) -> bytes:
             _COUNTS.pack(*counts),
             *(_pack(_FOLDER, len(folder.names), *folder.stat) for folder in folders),
             *(_pack(_FILE, *row) for row in files),
-            *(_OVERLAP.pack(o.machine, o.low, o.high, len(o.names)) for o in overlaps),
+            # A damaged image may end behind the last address.
+            *(_OVERLAP.pack(o[0], o.low, min(o.high, _LAST), len(o.names)) for o in overlaps),
             struct.pack(f"<{len(strings)}I", *map(len, strings)),
             *strings,
         ]

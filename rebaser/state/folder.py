@@ -25,7 +25,7 @@ MARK = "made-by-rebaser"  # is in every staging folder
 PROBE = "probe"  # tells the file system's time
 TREES_OWN = ".rebaser"  # our folder where a tree has no `var`, and on each file system below it
 
-LARGEST_SNAPSHOT = 1 << 30  # bytes; a tree of a million DLLs has 130 MB
+LARGEST_SNAPSHOT = 256 << 20  # bytes; a tree of a million DLLs has 130 MB
 
 # Nobody waits longer than this for the file system's clock to tick (FAT: two seconds).
 LONGEST_TICK = 0.06  # seconds

@@ -301,3 +301,54 @@ def test_folders_of_a_file_system_without_folder_times(root: Path) -> None:
     loaded = state.load_snapshot(lambda text: pytest.fail(text))
     assert all(folder.stat[0] == snapshots.NEVER for folder in loaded.folders.values())
     assert read_again(look(root, loaded)) == set()  # the files are trusted all the same
+
+
+def test_trees_below_the_root_are_known(root: Path) -> None:
+    """Their state is not looked into, but whoever locks the tree must know of their locks."""
+    for inner in ("venv/.rebaser", "opt/x/var/lib/rebaser"):
+        add_dll(root / inner / "staging/a.dll")
+    (root / "other/.rebaser").mkdir(parents=True)  # the staging folder of a run: no tree's state
+    (root / ".rebaser/runs").mkdir(parents=True)
+    first = look(root)
+    assert first.inner == ()
+    before = remembered(first)
+    (root / "venv/.rebaser/rebase.lock").touch()
+    (root / "opt/x/var/lib/rebaser/runs").mkdir()
+    again = look(root, before)
+    assert again.unchanged, "no folder that is looked at has changed"
+    assert again.inner == ("opt/x", "venv")
+    shutil.rmtree(root / "venv/.rebaser")
+    assert look(root, before).inner == ("opt/x",)
+
+
+def test_images_that_were_read_stay_open(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_dll(root / "lib/exe.dll", characteristics=0x0022)
+    (root / "lib/text.dll").write_bytes(b"no image")
+    opened = []
+    real_open = os.open
+
+    def counting(path: str, *words: int, **more: int) -> int:
+        opened.append(path)
+        return real_open(path, *words, **more)
+
+    monkeypatch.setattr(os, "open", counting)
+    before = set(os.listdir("/proc/self/fd"))
+    found = scan(str(root), keep_open=True)
+    assert len(opened) == 5, "one open for each file, none for a folder"
+    assert set(found.open_files) == {"bin/x000.dll", "bin/x001.dll", "lib/deep/y.so"}
+    for name, descriptor in found.open_files.items():
+        assert os.path.samestat(os.fstat(descriptor), os.stat(root / name))
+    found.close()
+    assert found.open_files == {}
+    assert set(os.listdir("/proc/self/fd")) == before
+    assert scan(str(root), snapshot=remembered(found), keep_open=True).open_files == {}
+
+
+def test_a_scan_that_ends_early_leaves_nothing_open(root: Path) -> None:
+    def end_at_the_third(path: str, seen: snapshots.Seen, fault: Fault | None) -> bool | None:
+        return False if path == "lib/deep/y.so" else None
+
+    before = set(os.listdir("/proc/self/fd"))
+    blank = snapshots.blank()
+    assert scan_for_work(end_at_the_third, str(root), Rules(), blank, keep_open=True) is None
+    assert set(os.listdir("/proc/self/fd")) == before

@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pe import Shape, build, section_header
+from trees import make_tree
 
 from cygwin.fault import FAULTS
 from rebaser.scan import snapshot
 from rebaser.scan.snapshot import NEVER, Folder, Overlap, Seen, Snapshot, SnapshotLostError
+from rebaser.scan.walk import scan
 
 U64 = st.integers(0, (1 << 64) - 1)
 U32 = st.integers(0, (1 << 32) - 1)
@@ -195,6 +199,42 @@ def test_a_time_that_64_bits_do_not_hold_is_looked_at_again(time: int) -> None:
     found = snapshot.load(snapshot.dump(one)).folders
     assert [row[1] for row in found["bin"].files] == [NEVER, NEVER]
     assert found[""].stat == (NEVER, NEVER, 3, 4)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a tree with a sound DLL, a truncated one with NULs in a section's name, and text."""
+    root = make_tree(tmp_path_factory.mktemp("fuzz") / "tree", 2)
+    name = section_header(Shape(), 1)
+    (root / "bin/cut.dll").write_bytes(build(patches={name: b"a\0\0b\0\0\0\0"})[:-1])
+    (root / "lib").mkdir()
+    (root / "lib/text.dll").write_bytes(b"no image")
+    return root
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_a_scan_of_a_tree_that_was_never_so(tree: Path, data: st.DataObject) -> None:
+    """Whatever is remembered under a right checksum, the scan finds what is there."""
+    truth = scan(str(tree)).snapshot
+    remembered = snapshot.trusted(truth, 1 << 62, os.stat(tree).st_dev)
+    body = bytearray(snapshot.dump(remembered)[24:])
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(body) - 1))
+        run = data.draw(st.binary(min_size=1, max_size=8))
+        body[at : at + len(run)] = run
+    try:
+        found = snapshot.load(with_body(bytes(body)))
+    except SnapshotLostError:
+        return
+    again = scan(str(tree), snapshot=found)
+    assert again.failed == []
+    assert [path for path, _ in again.snapshot.files() if path.startswith("../")] == []
+
+
+def test_a_group_that_ends_behind_the_last_address() -> None:
+    one = example()._replace(overlaps=(Overlap(0x8664, 0xFFFF_FFFF_FFFF_0000, 1 << 64, ("a",)),))
+    assert snapshot.load(snapshot.dump(one)).overlaps[0].high == (1 << 64) - 1
 
 
 def test_a_newer_version_says_so() -> None:
