@@ -36,33 +36,32 @@ class SharedLock:
     """The lock `name` of the server that a URL names, not held yet.
 
     One thread does all the talking, so that a server that hangs hangs nobody else; while the lock
-    is held it renews the lease. Raises CoordinatorError.
+    is held it renews the lease, which lasts `lease` seconds. Raises CoordinatorError.
     """
 
     def __init__(self, url: str, name: str) -> None:
         parts = urlsplit(url)
-        try:
-            self._renews, self._holder = _BACKENDS[parts.scheme]
-            self.server = f"{parts.scheme}://{parts.hostname or ''}:{parts.port or ''}".rstrip(":")
-            self.lease = int(parse_qs(parts.query).get("lock_timeout", [str(LEASE)])[0])
-            if self.lease < 2:  # etcd's least
-                raise ValueError("lock_timeout is less than 2 seconds")
-        except KeyError:
-            known = ", ".join(f"{scheme}://" for scheme in _BACKENDS)
-            raise CoordinatorError(
-                f"--coordinator takes a URL that begins with {known}; this one does not",
-                is_usage=True,
-            ) from None
-        except ValueError as error:
-            raise CoordinatorError(
-                f"--coordinator {parts.scheme}: {error}", is_usage=True
-            ) from None
+        lease = parse_qs(parts.query).get("lock_timeout", [str(LEASE)])[0]
         self.name = name
+        self.lease = int(lease) if lease.isdecimal() else 0
         self._held_until = 0.0
         self._held = self._lost = False
         self._jobs: queue.Queue[tuple[Callable[[], Any], queue.Queue[Any]]] = queue.Queue()
+        try:
+            if parts.scheme not in _RENEWS:
+                raise ValueError(f"the URL must begin with {'://, '.join(_RENEWS)}://")
+            if self.lease < 2:  # etcd's least
+                raise ValueError(f"lock_timeout={lease} is no number of seconds, 2 or more")
+            port = f":{parts.port}" if parts.port else ""
+            self.server = f"{parts.scheme}://{parts.hostname or ''}{port}"
+            # Not by the thread: on a busy machine imports take longer than a server may.
+            self._coordinator = _driver(parts._replace(fragment="").geturl(), self.lease)
+        except Exception as error:  # ValueError, or whatever a driver makes of its part of the URL
+            cure = ": pip install 'rebaser[cluster]'" if isinstance(error, ImportError) else ""
+            raise CoordinatorError(f"--coordinator: {error}{cure}", is_usage=True) from error
         threading.Thread(target=self._work, daemon=True).start()
-        self._ask(lambda: self._connect(parts._replace(fragment="").geturl()))
+        self._ask(self._coordinator.start)
+        self._lock = self._coordinator.get_lock(name.encode())
 
     def acquire(
         self, timeout: float | None = None, on_wait: Callable[[str], None] | None = None
@@ -89,11 +88,18 @@ class SharedLock:
             raise
         return True
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the last renewal found it so, or was too long ago; the server is not asked.
+
+        A third of the lease must be left, for what is done after the answer.
+        """
+        return self._lost or _now() > self._held_until - self.lease / 3
+
     def still_ours(self) -> bool:
         """Ask the server whether the lock is still ours, and renew it; once False, always False.
 
-        A server that does not answer is asked for as long as a lease lasts. A lease counts from
-        before its renewal was sent, and a third of it must be left, for what is done then.
+        A server that does not answer is asked for as long as a lease lasts.
         """
         deadline = _now() + self.lease
         while self._held and not self._lost:
@@ -102,19 +108,22 @@ class SharedLock:
                 break
             self._lost = _now() > deadline
             time.sleep(0.05)
-        self._lost = self._lost or _now() > self._held_until - self.lease / 3
+        self._lost = self.is_lost
         return self._held and not self._lost
 
     def release(self) -> None:
         """Give the lock back; a server that does not answer lets it go when the lease ends."""
         if self._held and not self._lost:
             with suppress(CoordinatorError):
-                self._ask(self._let_go, PATIENCE)
+                self._ask(self._lock.release)
+                self._ask(lambda: self._coordinator.leave_group(self.name.encode()).get(PATIENCE))
         self._held = False
 
     def describe_holder(self) -> str:
-        """Return "held by ..." as far as this server can tell. Raises CoordinatorError."""
-        return f"held by {self._ask(lambda: self._holder(self)) or 'one who has not said who'}"
+        """Return "held by ..." as far as the server can tell."""
+        with suppress(CoordinatorError):  # PostgreSQL has no groups
+            return f"held by {self._ask(self._holders)}"
+        return "held by somebody (this server cannot tell whom)"
 
     def _ask(self, job: Callable[[], Any], seconds: float = PATIENCE) -> Any:
         answer: queue.Queue[Any] = queue.Queue()
@@ -125,11 +134,6 @@ class SharedLock:
             value, error = None, TimeoutError(f"no answer in {seconds:.0f} seconds")
         if error is None:
             return value
-        if isinstance(error, ImportError):
-            raise CoordinatorError(
-                f"--coordinator {self.server}: {error}: pip install 'rebaser[cluster]'",
-                is_usage=True,
-            ) from error
         words = " ".join((str(error) or type(error).__name__).split())
         raise CoordinatorError(f"the coordinator {self.server} cannot be used ({words})") from error
 
@@ -146,30 +150,14 @@ class SharedLock:
             except Exception as error:  # whatever a driver or its library raises
                 answer.put((None, error))
 
-    def _connect(self, url: str) -> None:
-        from tooz import coordination
-
-        logging.getLogger("tooz").addHandler(logging.NullHandler())  # what matters is raised too
-        self._member = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(4).hex()}".encode()
-        self._coordinator: Any = coordination.get_coordinator(
-            url,
-            self._member,
-            timeout=max(1, self.lease // 4),
-            lock_timeout=self.lease,
-            membership_timeout=self.lease,
-        )
-        if hasattr(self._coordinator, "_make_client"):
-            _retry_no_more(self._coordinator)
-        self._coordinator.start()
-        self._lock: Any = self._coordinator.get_lock(self.name.encode())
-
     def _try(self) -> bool:
         sent = _now()
         if not self._lock.acquire(blocking=False):
             return False
         self._held, self._held_until = True, sent + self.lease
-        with suppress(Exception):  # PostgreSQL has no groups, and needs none
+        with suppress(Exception):  # others are told by whom it is held, where there are groups
             group = self.name.encode()
+            self._coordinator.heartbeat()  # etcd has forgotten a member that waited for long
             with suppress(Exception):  # most times it exists
                 self._coordinator.create_group(group).get(PATIENCE)
             since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
@@ -183,49 +171,57 @@ class SharedLock:
             self._coordinator.heartbeat()  # of the group
 
     def _renew(self) -> None:
-        sent = _now()
-        if self._renews(self._lock):
+        sent = _now()  # a lease may have begun then
+        if _RENEWS[self.server.partition(":")[0]](self._lock):
             self._held_until = sent + self.lease
         else:
             self._lost = True
 
-    def _let_go(self) -> None:
-        self._lock.release()
-        with suppress(Exception):
-            self._coordinator.leave_group(self.name.encode()).get(PATIENCE)
+    def _holders(self) -> str:
+        group = self.name.encode()
+        members = self._coordinator.get_members(group).get(PATIENCE)
+        told = (self._coordinator.get_member_capabilities(group, each) for each in members)
+        return " or ".join(str(each.get(PATIENCE)) for each in told) or "one who has not said who"
 
 
 def _now() -> float:
     return time.clock_gettime(_CLOCK)
 
 
+def _driver(url: str, lease: int) -> Any:
+    """Return tooz's driver of a URL, which has not connected yet."""
+    from tooz import coordination
+
+    logging.getLogger("tooz").addHandler(logging.NullHandler())  # what it logs it raises too
+    member = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(4).hex()}".encode()
+    driver: Any = coordination.get_coordinator(
+        url,
+        member,
+        timeout=max(1, lease // 4),
+        lock_timeout=lease,
+        membership_timeout=lease,
+    )
+    if hasattr(driver, "_make_client"):
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+
+        # redis-py tries 11 times 11 times with pauses, and tooz does that 15 times: minutes.
+        make = driver._make_client
+
+        def made(*words: Any) -> Any:
+            client = make(*words)
+            client.set_retry(Retry(NoBackoff(), 0))
+            return client
+
+        driver._make_client = made
+    return driver
+
+
 # tooz renews leases, but none of its drivers says whether a renewal found the lock still ours.
 
 
-def _retry_no_more(driver: Any) -> None:
-    # redis-py tries 10 times 10 times with pauses, and tooz does all that 15 times, for minutes.
-    from redis.backoff import NoBackoff
-    from redis.retry import Retry
-
-    make = driver._make_client
-
-    def made(*words: Any) -> Any:
-        client = make(*words)
-        client.set_retry(Retry(NoBackoff(), 0))
-        return client
-
-    driver._make_client = made
-
-
 def _renews_redis(lock: Any) -> bool:
-    import tooz
-
-    try:
-        return bool(lock.heartbeat())  # one script compares the token and sets the time
-    except tooz.coordination.ToozConnectionError:
-        raise
-    except tooz.ToozError:
-        return False
+    return bool(lock.is_still_owner() and lock.heartbeat())
 
 
 def _renews_etcd(lock: Any) -> bool:
@@ -233,42 +229,23 @@ def _renews_etcd(lock: Any) -> bool:
     return bool(lock._lease.refresh() > 0 and lock._lease.keys())
 
 
-# A lock of PostgreSQL's is its connection's, and lasts as long: no lease.
-_PG_LOCKS = """
-    SELECT client_addr, backend_start FROM pg_locks JOIN pg_stat_activity USING (pid)
-    WHERE locktype = 'advisory' AND granted AND classid = %s AND objid = %s"""
-
-
 def _renews_postgresql(lock: Any) -> bool:
+    # No lease: the lock is its connection's, and lasts as long.
     try:
         with lock._conn.cursor() as cursor:
-            cursor.execute(f"{_PG_LOCKS} AND pid = pg_backend_pid()", tuple(lock.key))
+            cursor.execute(
+                "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted"
+                " AND pid = pg_backend_pid() AND classid = %s AND objid = %s",
+                tuple(lock.key),
+            )
             return cursor.fetchone() is not None
     except Exception:
         return False
 
 
-def _holder_postgresql(shared: SharedLock) -> str:
-    with shared._coordinator._conn.cursor() as cursor:
-        cursor.execute(_PG_LOCKS, tuple(shared._lock.key))
-        row = cursor.fetchone()
-    return (
-        f"{row[0] or 'this server'}, connected since {row[1]:%Y-%m-%d %H:%M:%S %Z}" if row else ""
-    )
-
-
-def _holder_in_group(shared: SharedLock) -> str:
-    coordinator, group = shared._coordinator, shared.name.encode()
-    told = []
-    for member in coordinator.get_members(group).get(PATIENCE):
-        with suppress(Exception):  # it has left since
-            told.append(str(coordinator.get_member_capabilities(group, member).get(PATIENCE)))
-    return " or ".join(told)
-
-
-_BACKENDS: dict[str, tuple[Callable[[Any], bool], Callable[[SharedLock], str]]] = {
-    "redis": (_renews_redis, _holder_in_group),
-    "etcd3+http": (_renews_etcd, _holder_in_group),
-    "etcd3+https": (_renews_etcd, _holder_in_group),
-    "postgresql": (_renews_postgresql, _holder_postgresql),
+_RENEWS: dict[str, Callable[[Any], bool]] = {
+    "redis": _renews_redis,
+    "etcd3+http": _renews_etcd,
+    "etcd3+https": _renews_etcd,
+    "postgresql": _renews_postgresql,
 }

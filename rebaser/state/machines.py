@@ -5,10 +5,18 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from rebaser.errors import BusyError, UsageError
 from rebaser.tree import Tree
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from locks.coordinator import SharedLock
+
+HELD = "REBASER_COORDINATOR_LOCK"
+"""The environment variable in which `rebaser lock` tells its command what it holds for it."""
 
 MOUNTS = "/proc/mounts"
 # The second line is Cygwin's names, as in its winsup/cygwin/mount.cc.
@@ -72,3 +80,40 @@ def network_file_system(path: str) -> str | None:
     except (OSError, ValueError):
         pass
     return best[1] if best[1] in NETWORK else None
+
+
+def warn_of_network(root: str, tell: Callable[[str], None]) -> None:
+    """Tell of a tree that other machines may see, where no coordinator is given."""
+    kind = network_file_system(root)
+    if kind:
+        tell(
+            f"{root} is on a network's file system ({kind}), where flock may not exclude other "
+            "machines: if they install into it too, give each --coordinator URL"
+        )
+
+
+def take_lock(
+    url: str, tree: Tree, wait: float | None, tell: Callable[[str], None], lock: str = "rebase"
+) -> SharedLock:
+    """Take a lock of the tree that a coordinator keeps; `tell` is told who holds it, before a wait.
+
+    `wait` is in seconds, None for as long as it takes. Raises UsageError, BusyError.
+    """
+    from locks.coordinator import CoordinatorError, SharedLock
+
+    name = name_of_lock(url, tree, lock)
+    if os.environ.get(HELD) == name:
+        raise BusyError(
+            "the coordinator's lock is held by our own caller, rebaser lock --coordinator, which "
+            "cannot hand it down; nothing was changed: run rebaser when its command has ended"
+        )
+    try:
+        shared = SharedLock(url, name)
+        what = f"the lock {name} of the coordinator {shared.server}"
+        if shared.acquire(wait, lambda who: tell(f"waiting for {what}, {who}")):
+            return shared
+        who = shared.describe_holder()
+    except CoordinatorError as error:
+        kind = UsageError if error.is_usage else BusyError
+        raise kind(f"{error}; nothing was changed") from error
+    raise BusyError(f"{what} is {who}; nothing was changed: run rebaser again when it is free")

@@ -71,7 +71,7 @@ def test_one_holds_it_and_the_next_waits_and_is_told_who(server: Server, name: s
     assert not lock.acquire(0.5, told.append)
     assert 0.5 <= time.monotonic() - began < 2
     if isinstance(server, Postgres):
-        assert told[0].startswith("held by 127.0.0.1, connected since 20")
+        assert told[0].startswith("held by somebody (this server cannot tell whom)")
     else:
         assert told[0].startswith(f"held by {socket.gethostname()}, pid {other.process.pid}, since")
     assert len(told) == 1
@@ -85,7 +85,7 @@ def test_one_holds_it_and_the_next_waits_and_is_told_who(server: Server, name: s
 def test_a_lease_is_renewed_while_its_holder_does_other_things(server: Server, name: str) -> None:
     lock = SharedLock(server.url(), name)
     assert lock.acquire()
-    time.sleep(lock.lease + 1 if lock.lease < 5 else 0)
+    time.sleep(lock.lease + 1)
     assert not SharedLock(server.url(), name).acquire(0)
     assert lock.still_ours()
     lock.release()
@@ -154,10 +154,7 @@ def test_a_server_that_stays_away_while_the_lock_is_held(server: Server, name: s
 
 
 def test_a_server_that_hangs_while_the_lock_is_held(server: Server, name: str) -> None:
-    url = server.url()
-    if isinstance(server, Postgres):
-        url += "?lock_timeout=2"
-    lock = SharedLock(url, name)
+    lock = SharedLock(server.url(), name)
     assert lock.acquire()
     server.send(signal.SIGSTOP)
     try:
@@ -205,12 +202,12 @@ def test_no_server_is_told_in_one_sentence(scheme: str) -> None:
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("carrier-pigeon://roof", "a URL that begins with redis://"),
-        ("localhost:6379", "a URL that begins with redis://"),
-        ("", "a URL that begins with redis://"),
+        ("carrier-pigeon://roof", "must begin with redis://"),
+        ("localhost:6379", "must begin with redis://"),
+        ("", "must begin with redis://"),
         ("redis://h:123456", "[Pp]ort"),
         ("redis://h?lock_timeout=soon", "soon"),
-        ("redis://h?lock_timeout=1", "less than 2"),
+        ("redis://h?lock_timeout=1", "=1 is no number of seconds, 2 or more"),
     ],
 )
 def test_a_wrong_url_is_told_in_one_sentence(url: str, words: str) -> None:

@@ -39,8 +39,8 @@ class Server:
         """Return the path of the program, None where it is not installed."""
         return shutil.which(cls.program)
 
-    def url(self, password: str = PASSWORD) -> str:
-        """Return what --coordinator takes; leases last two seconds."""
+    def url(self, password: str = PASSWORD, lease: int = 2) -> str:
+        """Return what --coordinator takes; `lease` is in seconds."""
         raise NotImplementedError
 
     def command(self) -> list[str]:
@@ -94,9 +94,9 @@ class Redis(Server):
     program = "redis-server"
     package = "redis-server"
 
-    def url(self, password: str = PASSWORD) -> str:
+    def url(self, password: str = PASSWORD, lease: int = 2) -> str:
         """Return what --coordinator takes."""
-        return f"redis://:{password}@127.0.0.1:{self.port}?lock_timeout=2"
+        return f"redis://:{password}@127.0.0.1:{self.port}?lock_timeout={lease}"
 
     def command(self) -> list[str]:
         """Return the command line."""
@@ -116,9 +116,9 @@ class Etcd(Server):
         super().__init__()
         self.peers = free_port()
 
-    def url(self, password: str = PASSWORD) -> str:
+    def url(self, password: str = PASSWORD, lease: int = 2) -> str:
         """Return what --coordinator takes."""
-        return f"etcd3+http://127.0.0.1:{self.port}?lock_timeout=2"
+        return f"etcd3+http://127.0.0.1:{self.port}?lock_timeout={lease}"
 
     def command(self) -> list[str]:
         """Return the command line."""
@@ -173,9 +173,9 @@ class Postgres(Server):
         installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
         return str(installed[-1]) if installed else shutil.which("postgres")
 
-    def url(self, password: str = PASSWORD) -> str:
+    def url(self, password: str = PASSWORD, lease: int = 2) -> str:
         """Return what --coordinator takes."""
-        return f"postgresql://tester:{password}@127.0.0.1:{self.port}/postgres"
+        return f"postgresql://tester:{password}@127.0.0.1:{self.port}/postgres?lock_timeout={lease}"
 
     def command(self) -> list[str]:
         """Return the command line."""
