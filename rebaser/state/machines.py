@@ -9,7 +9,7 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from rebaser.errors import BusyError, UsageError
-from rebaser.tree import Tree
+from rebaser.state.folder import State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ NETWORK = frozenset((
 # fmt: on
 
 
-def name_of_lock(url: str, tree: Tree, lock: str = "rebase") -> str:
+def name_of_lock(url: str, state: State, lock: str = "rebase") -> str:
     """Return the name that a lock of the tree has on a coordinator, whatever its path here.
 
     That is the URL's fragment, or a random word in the tree's state folder, which the first to
@@ -36,12 +36,12 @@ def name_of_lock(url: str, tree: Tree, lock: str = "rebase") -> str:
     """
     name = urlsplit(url).fragment
     if not name:
-        if tree.relative(tree.state_dir) is None:
+        if not state.folder.startswith(f"{state.root.rstrip('/')}/"):
             raise UsageError(
-                f"{tree.state_dir} lies outside the tree, so other machines cannot read there what "
+                f"{state.folder} lies outside the tree, so other machines cannot read there what "
                 "the lock is called: name it in the URL, --coordinator URL#NAME"
             )
-        name = _word(f"{tree.state_dir}/name")
+        name = _word(f"{state.folder}/name")
     return f"rebaser/{name}/{lock}"
 
 
@@ -93,7 +93,7 @@ def warn_of_network(root: str, tell: Callable[[str], None]) -> None:
 
 
 def take_lock(
-    url: str, tree: Tree, wait: float | None, tell: Callable[[str], None], lock: str = "rebase"
+    url: str, state: State, wait: float | None, tell: Callable[[str], None], lock: str = "rebase"
 ) -> SharedLock:
     """Take a lock of the tree that a coordinator keeps; `tell` is told who holds it, before a wait.
 
@@ -101,7 +101,7 @@ def take_lock(
     """
     from locks.coordinator import CoordinatorError, SharedLock
 
-    name = name_of_lock(url, tree, lock)
+    name = name_of_lock(url, state, lock)
     if os.environ.get(HELD) == name:
         raise BusyError(
             "the coordinator's lock is held by our own caller, rebaser lock --coordinator, which "
