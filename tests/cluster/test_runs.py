@@ -322,7 +322,7 @@ def test_a_holder_that_stands_still_past_its_lease_between_two_commits(
 def test_a_server_killed_while_a_run_waits(server: Server, tmp_path: Path) -> None:
     root = make_tree(tmp_path / "tree")
     before = contents(root)
-    one, two = machines(server, tmp_path)
+    one, two = machines(server, tmp_path, lease=3)
     with held(two, root):
         waiting = one.start("run", root)
         assert waiting.stderr is not None
