@@ -230,8 +230,8 @@ def _apply(job: Job, lock: TreeLock, found: Proposal, began: FileSystemTime) -> 
         lock.demand()  # what is kept of this run lies where others may be at work by now
     except LockLostError as error:
         raise LockLostError(
-            f"{error} when {len(applied.moved)} of {len(found.plan.moves)} DLLs were moved; each file is "
-            "whole, old or new: run rebaser again"
+            f"{error} when {len(applied.moved)} of {len(found.plan.moves)} DLLs were moved; each "
+            "file is whole, old or new: run rebaser again"
         ) from error
     finally:
         found.scan.close()
