@@ -13,7 +13,7 @@ from rebaser.report import Report, Seconds
 from rebaser.scan.snapshot import is_racy
 from rebaser.scan.walk import AtFirstWork, Scan, scan_for_work
 from rebaser.state import records
-from rebaser.state.lock import TreeLock
+from rebaser.state.lock import LockLostError, TreeLock
 from rebaser.state.records import Asked
 from rebaser.tree import Tree, lock_file_of
 
@@ -47,22 +47,33 @@ def run(
     wait: float | None = None,
     dry_run: bool = False,
     strict: bool = False,
+    coordinator: str | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Make a tree fork-safe; return what was done.
 
     `only` are the paths, relative to the tree's root, that may move (None: all). `wait` is how
     many seconds the lock may take (None: any number). `strict`: what no run cures counts for the
-    exit status too. Raises RebaserError where nothing could be done; then nothing was changed.
+    exit status too. `coordinator` is the URL of a server that keeps the lock for other machines
+    too (docs/several-machines.md). Raises RebaserError where nothing could be done; then nothing
+    was changed; and LockLostError, which says what was, where that server let go of the lock.
     """
     job = Job(tree, options or Options(), only, progress)
     began = time.monotonic()
     try:
-        report = _dry_run(job) if dry_run else _run(job, wait)
+        report = _dry_run(job) if dry_run else _run(job, wait, coordinator)
     except OuterTreeError as found:
         inside = job.tree.root[len(found.tree.root.rstrip("/")) + 1 :]
         only = only and frozenset(f"{inside}/{name}" for name in only)
-        return run(found.tree, options, only=only, wait=wait, strict=strict, progress=progress)
+        return run(
+            found.tree,
+            options,
+            only=only,
+            wait=wait,
+            strict=strict,
+            coordinator=coordinator,
+            progress=progress,
+        )
     finally:
         job.progress.close()
     job.seconds["total"] = time.monotonic() - began
@@ -79,12 +90,14 @@ def _dry_run(job: Job) -> Report:
     return _report(job, found, applied)._replace(bytes_written=0, planned=True)
 
 
-def _run(job: Job, wait: float | None) -> Report:
+def _run(job: Job, wait: float | None, coordinator: str | None) -> Report:
     """Look, and where there is work, do it."""
     if job.options.engine != "auto":
         job.engine()  # a named engine that cannot run is an error, work or no work
     asked = Asked(records.newest_number(job.state), time.monotonic())
-    with TreeLock(job.tree.lock_file, job.state, wait=wait, tell=job.tell) as lock:
+    with TreeLock(
+        job.tree.lock_file, job.state, wait=wait, tell=job.tell, coordinator=coordinator
+    ) as lock:
         try:
             found = _look(job, lock, asked)
             if isinstance(found, Report):
@@ -103,7 +116,7 @@ def _run(job: Job, wait: float | None) -> Report:
                 return _work(job, lock, found)
         finally:
             job.seconds["wait"] = lock.seconds_waited
-            if lock.is_exclusive:
+            if lock.is_ours():
                 job.state.clear_staging()
 
 
@@ -148,6 +161,7 @@ def _look(job: Job, lock: TreeLock, asked: Asked) -> Report | Proposal | None:
 
 def _work(job: Job, lock: TreeLock, found: Proposal | None) -> Report:
     """Scan, plan, apply, report: with the exclusive lock held."""
+    lock.exclude_other_machines()
     job.state.make()
     # Both ends of a nested tree say that they are here before they look for the other's.
     tree = job.tree.find_again()
@@ -211,8 +225,15 @@ def _apply(job: Job, lock: TreeLock, found: Proposal, began: FileSystemTime) -> 
             images=_images(found, began),
             open_files=found.scan.open_files,
             rebasers=lock.rebasers,
+            before_each=lock.demand,
             progress=job.progress,
         )
+        lock.demand()  # what is kept of this run lies where others may be at work by now
+    except LockLostError as error:
+        raise LockLostError(
+            f"{error} when {len(applied.moved)} of {len(found.plan.moves)} DLLs were moved; each "
+            "file is whole, old or new: run rebaser again"
+        ) from error
     finally:
         found.scan.close()
         for stage, seconds in applied.seconds.items():

@@ -35,13 +35,14 @@ def apply(
     images: Mapping[str, Image],
     open_files: dict[str, int],
     rebasers: Callable[[], Collection[int]],
+    before_each: Callable[[], None],
     progress: Progress,
 ) -> None:
     """Stage and commit what was planned; what was done is in `applied`, also when interrupted.
 
     `images` are those that were read and need not be read again, `open_files` descriptors of
     files: those of what moves are taken out and closed. `rebasers` returns the other processes of
-    rebaser.
+    rebaser; `before_each` is called before each rename, and ends it all by raising.
     """
     folders = StagingFolders(tree, state)
     moves = found.plan.moves
@@ -65,6 +66,7 @@ def apply(
                     folders.targets,
                     applied,
                     rebasers=rebasers,
+                    before_each=before_each,
                     advance=progress.advance,
                 )
     finally:

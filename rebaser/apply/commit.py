@@ -20,6 +20,7 @@ def commit(
     applied: Applied,
     *,
     rebasers: Callable[[], Collection[int]],
+    before_each: Callable[[], None],
     advance: Callable[[int], None],
 ) -> None:
     """Rename the copies over their originals, one by one, after a last look at each.
@@ -33,7 +34,7 @@ def commit(
         if item.name in used:
             applied.note_in_use(item.name, used[item.name])
         else:
-            _commit_one(item, folders, applied, touched)
+            _commit_one(item, folders, applied, touched, before_each)
         advance(1)
     applied.folders.update(touched)
     for folder in sorted(touched):
@@ -47,7 +48,13 @@ def commit(
             )
 
 
-def _commit_one(item: Replacement, folders: Folders, applied: Applied, touched: set[str]) -> None:
+def _commit_one(
+    item: Replacement,
+    folders: Folders,
+    applied: Applied,
+    touched: set[str],
+    before_each: Callable[[], None],
+) -> None:
     staging = item.staging.descriptor
     name = item.name
     others = {}
@@ -66,6 +73,7 @@ def _commit_one(item: Replacement, folders: Folders, applied: Applied, touched: 
         for other in item.source.names[1:]:
             others[other] = link = item.staging.new_name()
             os.link(item.staged, link, src_dir_fd=staging, dst_dir_fd=staging)
+        before_each()
         put_in_place(item.staged, os.path.basename(name), staging, _folder(folders, name))
     except OSError as error:
         applied.failed[name] = (
@@ -79,6 +87,7 @@ def _commit_one(item: Replacement, folders: Folders, applied: Applied, touched: 
         try:
             # Else it is no longer a name of the file that moved.
             if item.is_named(_look(folders, other)):
+                before_each()
                 put_in_place(link, os.path.basename(other), staging, _folder(folders, other))
                 touched.add(os.path.dirname(other))
         except (FileNotFoundError, NotADirectoryError, LinkError):

@@ -72,6 +72,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         const=0.0,
         help="end with status 75 if the lock is held",
     )
+    how.add_argument(
+        "--coordinator",
+        metavar="URL",
+        help="a server that keeps the lock for all machines that install into this tree: "
+        "redis://, etcd3+http(s):// or postgresql:// (needs the extra rebaser[cluster])",
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="print one JSON object")
     loud = output.add_mutually_exclusive_group()
@@ -121,6 +127,7 @@ def main(arguments: Namespace) -> int:
         wait=arguments.wait,
         dry_run=arguments.dry_run,
         strict=arguments.strict,
+        coordinator=arguments.coordinator,
         progress=make_progress(arguments.progress, arguments.quiet or arguments.json),
     )
     report = report._replace(settings=arguments.settings)

@@ -12,11 +12,16 @@ from rebaser.errors import BusyError, RebaserError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from locks.coordinator import SharedLock
     from rebaser.state.folder import State
 
 
 class LockError(RebaserError):
     """The lock file cannot be opened or locked."""
+
+
+class LockLostError(BusyError):
+    """The coordinator no longer keeps the lock for us."""
 
 
 class TreeLock:
@@ -26,11 +31,18 @@ class TreeLock:
     our own, and is left as it was. One caller may start several runs that way, so whoever works
     holds a lock in the state folder too; where that file system has no flock, the tree's lock
     must do. `wait` is in seconds, None for as long as it takes, 0 for not at all.
-    `seconds_waited` adds up what was waited.
+    `seconds_waited` adds up what was waited. `coordinator` is the URL of the server that keeps the
+    lock for other machines too; nobody but who works asks it.
     """
 
     def __init__(
-        self, path: str, state: State, *, wait: float | None = None, tell: Callable[[str], None]
+        self,
+        path: str,
+        state: State,
+        *,
+        wait: float | None = None,
+        tell: Callable[[str], None],
+        coordinator: str | None = None,
     ) -> None:
         # Looked for first: afterwards our own descriptor would be found.
         from locks.inherited import inherited_lock
@@ -41,6 +53,8 @@ class TreeLock:
         self._state = state
         self._wait = wait
         self._tell = tell
+        self._coordinator = coordinator
+        self._shared: SharedLock | None = None
         self._inherited = inherited_lock(path)
         self._lock = _opened(path, state)
         self._others: list[Flock] = []  # in the state folder, and of trees inside this one
@@ -49,6 +63,8 @@ class TreeLock:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._shared:
+            self._shared.release()
         for lock in (*self._others, self._lock):
             lock.close()
 
@@ -64,9 +80,10 @@ class TreeLock:
     def upgrade(self) -> bool:
         """Hold the lock exclusively if nobody else holds it now; return whether that is so.
 
-        If it is not, the lock may not even be held shared any more (flock(2)).
+        If it is not, the lock may not even be held shared any more (flock(2)). Never so where a
+        coordinator would have to be asked.
         """
-        if self.is_exclusive or self._callers == "shared":
+        if self.is_exclusive or self._callers == "shared" or self._coordinator:
             return self.is_exclusive
         if self._callers != "exclusive" and not self._lock.try_acquire(Mode.EXCLUSIVE):
             return False
@@ -87,6 +104,28 @@ class TreeLock:
         with suppress(LockError):
             self._take(self._opened_inner(), Mode.EXCLUSIVE)
         self.is_exclusive = True
+
+    def exclude_other_machines(self) -> None:
+        """Hold the lock on other machines too, or warn of them. Raises UsageError, BusyError."""
+        from rebaser.state.machines import take_lock, warn_of_network
+
+        if not self._coordinator:
+            warn_of_network(self._state.root, self._tell)
+            return
+        began = time.monotonic()
+        self._shared = take_lock(self._coordinator, self._state, self._left, self._tell)
+        self.seconds_waited += time.monotonic() - began
+
+    def is_ours(self) -> bool:
+        """Return whether this run may change the tree; a coordinator is asked."""
+        if not self._coordinator:
+            return self.is_exclusive
+        return self._shared is not None and self._shared.still_ours()
+
+    def demand(self) -> None:
+        """Raise LockLostError unless this run may still change the tree."""
+        if not self.is_ours():
+            raise LockLostError("the coordinator's lock was lost")
 
     def exclude_from(self, path: str) -> bool:
         """Hold the lock of a tree inside this one too; return whether it had to be waited for.
@@ -113,6 +152,10 @@ class TreeLock:
     def _callers(self) -> str | None:
         return self._inherited.state if self._inherited else None
 
+    @property
+    def _left(self) -> float | None:
+        return None if self._wait is None else max(0.0, self._wait - self.seconds_waited)
+
     def _opened_inner(self) -> Flock:
         self._state.make_home()
         lock = _opened(self._state.lock_file, self._state)
@@ -121,9 +164,8 @@ class TreeLock:
 
     def _take(self, lock: Flock, mode: Mode) -> None:
         began = time.monotonic()
-        wait = None if self._wait is None else max(0.0, self._wait - self.seconds_waited)
         try:
-            held = lock.acquire(mode, wait, lambda: self._say_who(lock, mode))
+            held = lock.acquire(mode, self._left, lambda: self._say_who(lock, mode))
         except LockFileError as error:
             raise LockError(
                 f"{error} with --lock-file or REBASER_LOCK_FILE. Nothing was changed"

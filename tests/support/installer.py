@@ -14,6 +14,8 @@ import os
 import random
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import pe
 
@@ -25,14 +27,26 @@ def content(data_size: int) -> bytes:
     return pe.build(base=LINKERS, data_size=data_size)
 
 
-def main(root: str, number: int, seconds: float) -> None:
-    """Install for so long."""
+@contextmanager
+def under_flock(root: str) -> Iterator[None]:
+    """Hold the tree's lock shared."""
+    with open(f"{root}/var/lock/rebase.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
+
+
+def main(
+    root: str,
+    number: int,
+    seconds: float,
+    locked: Callable[[str], AbstractContextManager[None]] = under_flock,
+) -> None:
+    """Install for so long, each time with the lock held."""
     dice = random.Random(number)
     there: dict[str, int] = {}
     deadline = time.monotonic() + seconds
-    with open(f"{root}/var/lock/rebase.lock", "a") as lock:
-        while time.monotonic() < deadline:
-            fcntl.flock(lock, fcntl.LOCK_SH)
+    while time.monotonic() < deadline:
+        with locked(root):
             for _ in range(dice.randrange(1, 5)):
                 folder = f"lib/p{number}-{dice.randrange(4)}"
                 path = f"{folder}/m{dice.randrange(10)}.dll"
@@ -53,8 +67,7 @@ def main(root: str, number: int, seconds: float) -> None:
                         file.write(data)
                     os.replace(f"{root}/{path}.new", f"{root}/{path}")
                 there[path] = size
-            fcntl.flock(lock, fcntl.LOCK_UN)
-            time.sleep(dice.uniform(0, 0.02))
+        time.sleep(dice.uniform(0, 0.02))
     print(json.dumps(there))
 
 

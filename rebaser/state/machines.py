@@ -1,0 +1,119 @@
+"""What a tree needs when several machines work on it: a name for its lock, and a warning."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from rebaser.errors import BusyError, UsageError
+from rebaser.state.folder import State
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from locks.coordinator import SharedLock
+
+HELD = "REBASER_COORDINATOR_LOCK"
+"""The environment variable in which `rebaser lock` tells its command what it holds for it."""
+
+MOUNTS = "/proc/mounts"
+# The second line is Cygwin's names, as in its winsup/cygwin/mount.cc.
+# fmt: off
+NETWORK = frozenset((
+    "nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs",
+    "smbfs", "samba", "netapp", "ncfsd", "nwfs", "afs",
+))
+# fmt: on
+
+
+def name_of_lock(url: str, state: State, lock: str = "rebase") -> str:
+    """Return the name that a lock of the tree has on a coordinator, whatever its path here.
+
+    That is the URL's fragment, or a random word in the tree's state folder, which the first to
+    ask writes. Raises UsageError, BusyError.
+    """
+    name = urlsplit(url).fragment
+    if not name:
+        if not state.folder.startswith(f"{state.root.rstrip('/')}/"):
+            raise UsageError(
+                f"{state.folder} lies outside the tree, so other machines cannot read there what "
+                "the lock is called: name it in the URL, --coordinator URL#NAME"
+            )
+        name = _word(f"{state.folder}/name")
+    return f"rebaser/{name}/{lock}"
+
+
+def _word(path: str) -> str:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        try:
+            with open(os.open(path, flags, 0o644), "w") as new:
+                new.write(f"{os.urandom(16).hex()}\n")
+        except FileExistsError:
+            pass
+        for _ in range(50):  # another machine may be about to write it
+            with open(path) as file:
+                word = re.fullmatch(r"([0-9a-f]{32})\n", file.read())
+            if word:
+                return word[1]
+            time.sleep(0.02)
+    except OSError as error:
+        raise BusyError(
+            f"{path}, which names the lock, cannot be made or read ({error.strerror})"
+        ) from error
+    raise BusyError(f"{path} does not hold the name of the lock: remove it")
+
+
+def network_file_system(path: str) -> str | None:
+    """Return the type of the file system of an absolute path where it is a network's."""
+    best = "", ""
+    try:
+        with open(MOUNTS, errors="surrogateescape") as file:
+            for line in file:
+                where, kind = line.split(" ")[1:3]
+                where = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), where)
+                if f"{path}/".startswith(f"{where.rstrip('/')}/") and len(where) >= len(best[0]):
+                    best = where, kind
+    except (OSError, ValueError):
+        pass
+    return best[1] if best[1] in NETWORK else None
+
+
+def warn_of_network(root: str, tell: Callable[[str], None]) -> None:
+    """Tell of a tree that other machines may see, where no coordinator is given."""
+    kind = network_file_system(root)
+    if kind:
+        tell(
+            f"{root} is on a network's file system ({kind}), where flock may not exclude other "
+            "machines: if they install into it too, give each --coordinator URL"
+        )
+
+
+def take_lock(
+    url: str, state: State, wait: float | None, tell: Callable[[str], None], lock: str = "rebase"
+) -> SharedLock:
+    """Take a lock of the tree that a coordinator keeps; `tell` is told who holds it, before a wait.
+
+    `wait` is in seconds, None for as long as it takes. Raises UsageError, BusyError.
+    """
+    from locks.coordinator import CoordinatorError, SharedLock
+
+    name = name_of_lock(url, state, lock)
+    if os.environ.get(HELD) == name:
+        raise BusyError(
+            "the coordinator's lock is held by our own caller, rebaser lock --coordinator, which "
+            "cannot hand it down; nothing was changed: run rebaser when its command has ended"
+        )
+    try:
+        shared = SharedLock(url, name)
+        what = f"the lock {name} of the coordinator {shared.server}"
+        if shared.acquire(wait, lambda who: tell(f"waiting for {what}, {who}")):
+            return shared
+        who = shared.describe_holder()
+    except CoordinatorError as error:
+        kind = UsageError if error.is_usage else BusyError
+        raise kind(f"{error}; nothing was changed") from error
+    raise BusyError(f"{what} is {who}; nothing was changed: run rebaser again when it is free")
