@@ -47,6 +47,7 @@ SKIPS = {
 
 #: Tests (fnmatch on the node id), and why they cannot run on Cygwin at all.
 ON_CYGWIN = {
+    "tests/state/test_nested.py::test_the_whole_of_another_system_is_no_tree": LINUX,
     "tests/locks/test_locks.py::test_a_file_that_may_only_be_read_is_locked*": ANOTHER_USER,
     "tests/locks/test_locks.py::test_no_permission_is_an_error*": ANOTHER_USER,
     "tests/locks/test_locks.py::test_a_new_file_in_a_read_only_folder*": ANOTHER_USER,
@@ -54,6 +55,7 @@ ON_CYGWIN = {
 
 #: Tests that cannot run where Wine plays Windows.
 UNDER_WINE = {
+    "tests/state/test_nested.py::test_a_state_that_others_may_write_makes_no_tree[509]": GROUP_BITS,
     "tests/locks/test_locks.py::test_a_lock_file_is_made_as_flock_1_makes_it": GROUP_BITS,
 }
 

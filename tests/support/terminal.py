@@ -19,6 +19,7 @@ class Terminal:
 
     def __init__(self, folder: Path, columns: int, background: str) -> None:
         self.socket = str(folder / "tmux")
+        self.record = folder / "record"
         self.columns = columns
         self.calls = 0
         # COLORFGBG is how terminals tell a program whether their background is light.
@@ -42,6 +43,13 @@ class Terminal:
             check=True,
             timeout=20,
         )
+        command = f"cat >{shlex.quote(str(self.record))}"
+        subprocess.run([*self.tmux(), "pipe-pane", command], check=True, timeout=20)
+
+    def recorded(self) -> str:
+        """Return all that was ever written, without colours: also what was soon wiped away."""
+        text = self.record.read_text(encoding="utf-8", errors="replace")
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][0-9A-Z]", "", text)
 
     def tmux(self) -> list[str]:
         return ["tmux", "-S", self.socket]
