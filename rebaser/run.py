@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 
+from rebaser.files import on_cygwin
 from rebaser.job import Job
 from rebaser.options import Options
 from rebaser.progress import Progress
@@ -196,7 +197,9 @@ def _scan(job: Job, before: Snapshot, at_first_work: AtFirstWork | None = None) 
             job.options.rules,
             before,
             progress=job.progress.advance,
-            keep_open=True,
+            # What a process has open, even one that waits for the lock, others may fail to replace
+            # there: Wine refuses it, and Cygwin's rename(2) then loses the file.
+            keep_open=not on_cygwin(),
         )
 
 

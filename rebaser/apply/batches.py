@@ -51,10 +51,6 @@ def apply(
     for move in moves:
         kept = images.get(move.path), open_files.pop(move.path, None)
         items.append(Replacement(move, sources[move.path], *kept))
-        for name in sources[move.path].names:
-            # Wine refuses to rename over a file that is open, and may lose it.
-            if name in open_files:
-                os.close(open_files.pop(name))
     progress.phase("moving", len(items), sum(item.source.seen.size for item in items))
     try:
         for batch in _batches(items, tree, in_one=engine.starts_processes):
