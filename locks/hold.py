@@ -6,23 +6,31 @@ import errno
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 
 from locks.flock import Flock, Mode
 
 
 def run_command(
-    command: list[str], lock: Flock, *, close: bool, failed: Callable[[OSError], int]
+    command: list[str],
+    lock: Flock,
+    *,
+    close: bool,
+    failed: Callable[[OSError], int],
+    is_lost: Callable[[], bool] | None = None,
 ) -> int:
     """Become the command, which inherits the lock: its status, signals and process id are its own.
 
     With `close` the command runs in a child that has no descriptor of the lock, and its exit
     status is returned, 128 + N after signal N; the lock lasts until it ends. Where the command
-    cannot be started, `failed` is called with the reason, and what it returns is the status.
+    cannot be started, `failed` is called with the reason, and what it returns is the status. With
+    `is_lost` it is a child too, which gets SIGTERM when that turns true.
     """
-    if close:
-        return _run_beside(lambda: failed(exec_command(command)))
-    os.set_inheritable(lock.fileno(), True)
+    if not close:
+        os.set_inheritable(lock.fileno(), True)
+    if close or is_lost:
+        return _run_beside(lambda: failed(exec_command(command)), is_lost)
     return failed(exec_command(command))
 
 
@@ -56,7 +64,7 @@ def exec_command(command: list[str]) -> OSError:
         return error
 
 
-def _run_beside(become: Callable[[], int]) -> int:
+def _run_beside(become: Callable[[], int], is_lost: Callable[[], bool] | None) -> int:
     """Fork; `become` in the child; return its exit status.
 
     The keyboard's signals reach the child too, so here they are ignored until it ends; SIGTERM
@@ -99,7 +107,13 @@ def _run_beside(become: Callable[[], int]) -> int:
     for _, number in came[found[0] if found else len(came) :]:
         if number in passed_on:
             os.kill(pid, number)
-    _, status = os.waitpid(pid, 0)
+    done, status = os.waitpid(pid, os.WNOHANG if is_lost else 0)
+    while not done:
+        if is_lost and is_lost():
+            os.kill(pid, signal.SIGTERM)
+            is_lost = None
+        time.sleep(0.05)
+        done, status = os.waitpid(pid, os.WNOHANG if is_lost else 0)
     for number in passed_on:
         signal.signal(number, signal.SIG_IGN)  # nobody is left to pass it on to
     return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)

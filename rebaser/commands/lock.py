@@ -86,6 +86,12 @@ def add_arguments(parser: Parser) -> None:
     talk.add_argument("-q", "--quiet", action="store_true", help=text)
     text = "say who holds it, also without a terminal"
     talk.add_argument("-v", "--verbose", action="store_true", help=text)
+    add(
+        "--coordinator",
+        metavar="URL",
+        help="hold the lock of that name on this server too, for all machines; the command gets "
+        "SIGTERM if it is lost, and the exit status is 75",
+    )
     add("words", nargs=argparse.REMAINDER, metavar="COMMAND", help=argparse.SUPPRESS)
 
 
@@ -128,13 +134,52 @@ def _run(arguments: argparse.Namespace, command: list[str]) -> int:
         return int(arguments.conflict_exit_code)
     if not command:
         return 0
+    if arguments.coordinator:
+        return _run_with_coordinator(arguments, lock, command)
     return run_command(command, lock, close=arguments.close, failed=lambda e: _failed(command, e))
+
+
+def _run_with_coordinator(arguments: argparse.Namespace, lock: Flock, command: list[str]) -> int:
+    """Take the lock that other machines see, too, and run the command as long as it is ours."""
+    from rebaser.errors import BusyError, UsageError
+    from rebaser.state.folder import State
+    from rebaser.state.machines import HELD, take_lock
+    from rebaser.tree import find_tree
+
+    wait = 0 if arguments.nonblock else arguments.wait
+    try:
+        tree = find_tree(arguments.root)
+        state = State(tree.state_dir, tree.root)
+        talks = arguments.verbose or (sys.stderr and sys.stderr.isatty())
+        tell = _say if talks else lambda _: None
+        shared = take_lock(arguments.coordinator, state, wait, tell, arguments.name or "rebase")
+    except UsageError as error:
+        raise LockUsageError(str(error)) from error
+    except BusyError as error:
+        if not arguments.quiet:
+            _say(str(error))
+        return int(arguments.conflict_exit_code)
+    os.environ[HELD] = shared.name
+    status = run_command(
+        command,
+        lock,
+        close=arguments.close,
+        failed=lambda e: _failed(command, e),
+        is_lost=lambda: shared.is_lost,
+    )
+    if shared.is_lost:
+        _say("the coordinator's lock was lost; the command was told to end (SIGTERM)")
+        return BusyError.exit_status
+    shared.release()
+    return status
 
 
 def _command(arguments: argparse.Namespace) -> list[str]:
     words: list[str] = arguments.words
     if words[:1] == ["--"]:
         words = words[1:]
+    if arguments.coordinator and (arguments.file or arguments.fd is not None):
+        raise LockUsageError("--coordinator keeps locks of a tree: no --file and no --fd with it")
     if arguments.string is not None:
         if words or arguments.fd is not None:
             raise LockUsageError("-c STRING is the whole command: no COMMAND and no --fd with it")
