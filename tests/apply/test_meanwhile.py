@@ -14,21 +14,28 @@ from trees import FLOOR, Rebaser, add_dll, add_dlls, make_tree, overlaps
 from cygwin.image import Image
 from rebaser.apply import stage
 from rebaser.options import Options
-from rebaser.progress import Quiet
+from rebaser.progress import Progress
 from rebaser.run import run
 from rebaser.scan.snapshot import NEVER
 from rebaser.state.folder import State
 from rebaser.tree import find_tree
 
 
-class Meanwhile(Quiet):
-    """Does something as soon as a phase of the run begins."""
+class Meanwhile(Progress):
+    """Does something as soon as a run looks, stages, or has staged all and begins to commit."""
 
     def __init__(self, phase: str, action: Callable[[], object]) -> None:
         self._phase, self._action = phase, action
+        self._left = 0
 
-    def phase(self, name: str, total: int | None = None, *, in_bytes: bool = False) -> None:
-        if name == self._phase:
+    def phase(self, name: str, dlls: int | None = None, size: int = 0) -> None:
+        self._left = size
+        if self._phase == {"moving": "staging"}.get(name, name):
+            self._action()
+
+    def copied(self, size: int) -> None:
+        self._left -= size
+        if self._phase == "committing" and self._left <= 0:
             self._action()
 
 
