@@ -51,7 +51,12 @@ def settled_report(job: Job, found: Scan, before: Snapshot) -> Report | None:
         if len(used) < len(before.pending):
             return None
         skipped += [Skipped(name, Stay.IN_USE, used[name]) for name in before.pending]
-    left = (Group(*overlap, cure=None, ours=False) for overlap in before.overlaps)
+    names, pending = job.request.names, frozenset(before.pending)
+    left = []
+    for overlap in before.overlaps:
+        waits = pending.intersection(overlap.names)  # until nobody uses them
+        if any(map(names, overlap.names)):
+            left.append(Group(*overlap, "run" if waits else None, any(map(names, waits))))
     return Report(
         root=job.tree.root,
         engine=None,
@@ -59,7 +64,7 @@ def settled_report(job: Job, found: Scan, before: Snapshot) -> Report | None:
         images=images,
         kept=images,
         skipped=tuple(sorted(skipped)),
-        overlaps=tuple(group for group in left if any(map(job.request.names, group.paths))),
+        overlaps=tuple(left),
     )
 
 

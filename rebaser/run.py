@@ -104,10 +104,13 @@ def _run(job: Job, wait: float | None, coordinator: str | None) -> Report:
             if isinstance(found, Report):
                 return found
             if found and not found.plan.moves:
+                found.scan.close()
                 report = _report(job, found)
                 remember_look(job, lock, found, report)
                 return report
             if not (found and lock.is_exclusive):
+                if found:
+                    found.scan.close()
                 lock.exclude()
                 done = records.covering(job.state, job.request, asked)
                 if done:
@@ -152,6 +155,7 @@ def _look(job: Job, lock: TreeLock, asked: Asked) -> Report | Proposal | None:
         return None
     report = settled_report(job, found, before)
     if report is not None:
+        found.close()
         return report
     with job.timed("plan"):
         proposal = job.planner().propose(found, before)
@@ -173,6 +177,7 @@ def _work(job: Job, lock: TreeLock, found: Proposal | None) -> Report:
     began = before_the_scan(job)
     waited = [lock.exclude_from(lock_file_of(job.tree.path(name))) for name in found.scan.inner]
     if any(waited):
+        found.scan.close()
         found = _plan(job, found.scan.snapshot)
     applied = _apply(job, lock, found, began) if found.plan.moves else None
     report = _report(job, found, applied)._replace(run=record.number if applied else None)
