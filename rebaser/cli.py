@@ -198,6 +198,9 @@ def start(work: Callable[[], int]) -> NoReturn:
         gc.freeze()  # else Python's end looks through all that was made for garbage
     except KeyboardInterrupt:  # once more, while the first was told
         os._exit(EXIT_INTERRUPTED)
+    except MemoryError:  # once more, likewise
+        os.write(2, f"rebaser: {NO_MEMORY}\n".encode())
+        os._exit(1)
     sys.exit(status)
 
 
@@ -232,22 +235,27 @@ def status_of_work(work: Callable[[], int]) -> int:
         complain(_what_failed(error))
         return 1
     except MemoryError:
-        complain("there is not enough memory; every file is whole, old or new")
+        complain(NO_MEMORY)
         return 1
     except Exception as error:
-        if isinstance(error, ImportError) and (sentence := _not_installed(error)):
+        if isinstance(error, ImportError) and (sentence := _not_imported(error)):
             complain(sentence)
             return 1
         return _bug(error)
 
 
-def _not_installed(error: ImportError) -> str | None:
-    """Return the sentence for a module that is not there, or None where that is our own fault."""
+NO_MEMORY = "there is not enough memory; every file is whole, old or new"
+
+
+def _not_imported(error: ImportError) -> str | None:
+    """Return the sentence for a module that cannot be had, or None where that is our own fault."""
     package = (error.name or "").partition(".")[0]
     if package == "fcntl":
         return str(error)  # a native Windows Python; the sentence is that of locks.flock
-    if package in ("", *OWN_PACKAGES) or not isinstance(error, ModuleNotFoundError):
+    if package in ("", *OWN_PACKAGES):
         return None
+    if not isinstance(error, ModuleNotFoundError):  # its shared object has no room in memory
+        return f"{error}; every file is whole, old or new: give Python more memory or repair it"
     return (
         f"rebaser is not installed completely: {error}; install it with "
         f"{sys.executable} -m pip install {package}"

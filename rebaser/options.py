@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from cygwin.address_space import ARENA, GRANULARITY, I386, SAFE, X86_64, Range, machine_name
 from rebaser.errors import UsageError
-from rebaser.files import open_to_read
 from rebaser.scan.walk import Rules
 from rebaser.text import address
 
@@ -101,54 +100,6 @@ def parse_arena(text: str) -> Range:
             f"--arena {text}: it holds no whole slot (64 KiB, at a multiple of 64 KiB)"
         )
     return arena
-
-
-SETTINGS = "options"
-"""The file in the state folder that holds options of a tree."""
-
-# What a settings file may hold: what is to be done with the tree, not once but always.
-# fmt: off
-LASTING = (
-    "--arena", "--avoid", "--coordinator", "--cygwin-root", "--database", "--engine", "--exclude",
-    "--force-signed", "--keep-aslr", "--no-wait", "--progress", "--strict", "--suffix", "--touch",
-    "--wait",
-)
-# fmt: on
-
-
-def read_settings(path: str) -> list[tuple[int, list[str]]]:
-    """Return the lines of a settings file as words of a command line, each with its number.
-
-    One option a line, as on the command line (`--avoid /opt` or `--avoid=/opt`); `#` begins a
-    comment. No file is no line. Raises UsageError for a file that cannot be read or that others may
-    write, and for a line that is no option which can last.
-    """
-    try:
-        with os.fdopen(open_to_read(path), "rb") as file:
-            st = os.fstat(file.fileno())
-            lines = file.read(1 << 20).splitlines()
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise UsageError(f"{path}: the options of this tree cannot be read ({error.strerror})")
-    trusted = {0, os.geteuid(), os.stat(os.path.dirname(path)).st_uid}
-    if st.st_uid not in trusted or st.st_mode & 0o002:
-        raise UsageError(
-            f"{path}: others may write these options, so they are not followed: chmod go-w it"
-        )
-    found = []
-    for number, line in enumerate(map(os.fsdecode, lines), 1):
-        words = line.strip().split(None, 1)
-        if not words or words[0].startswith("#"):
-            continue
-        name = words[0].partition("=")[0]
-        if name not in LASTING:
-            raise UsageError(
-                f"{path}, line {number}: {words[0]} is none of the options that a tree can have "
-                f"({' '.join(LASTING)})"
-            )
-        found.append((number, words if "=" not in words[0] else [line.strip()]))
-    return found
 
 
 def read_only_from(source: str) -> bytes:

@@ -16,15 +16,16 @@ import os
 import re
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from locks.holders import describe_holders, holders
 from rebaser.commands.shared import add_place_arguments
 from rebaser.errors import BusyError, UsageError
-from rebaser.options import SETTINGS
+from rebaser.files import Folders, names_in, open_folder
 from rebaser.state.folder import LOCK, SNAPSHOT, State
 from rebaser.state.lock import TreeLock
+from rebaser.state.settings import SETTINGS
 from rebaser.text import printable
 from rebaser.tree import RUNS, Tree, find_tree
 
@@ -80,41 +81,36 @@ def _is_wanted(question: str) -> bool:
 
 def _remove(tree: Tree) -> Iterator[str]:
     """Remove what runs leave in a state folder, by its names; yield the paths of all else."""
-    folder = _opened(tree)
+    above, name = os.path.split(tree.state_dir)
+    inside = tree.relative(above + "/")
+    folders = Folders(above if inside is None else tree.root)
+    parent = folders.open((inside or "").rstrip("/"))
+    folder = open_folder(name, parent)
     with suppress(OSError):  # there are none, or it is no folder: then it is told below
-        runs = os.open(RUNS, _FOLDER, dir_fd=folder)
-        records = {name for name in os.listdir(runs) if re.fullmatch(r"[0-9]+\.json", name)}
-        for name in _left(runs, records):
-            yield f"{tree.state_dir}/{RUNS}/{name}"
+        runs = open_folder(RUNS, folder)
+        records = [name for name in names_in(runs) if re.fullmatch(r"[0-9]+\.json", name)]
+        left = _left(runs, records)
         os.close(runs)
-        os.rmdir(RUNS, dir_fd=folder)
-    ours = {SNAPSHOT, LOCK}
+        for each in left:
+            yield f"{tree.state_dir}/{RUNS}/{each}"
+        if not left:
+            os.rmdir(RUNS, dir_fd=folder)
+    ours = [SNAPSHOT, LOCK]
     if os.path.dirname(tree.lock_file) == tree.state_dir:
-        ours.add(os.path.basename(tree.lock_file))
-    for name in _left(folder, ours):
-        if name not in (SETTINGS, RUNS):
-            yield f"{tree.state_dir}/{name}"
+        ours.append(os.path.basename(tree.lock_file))  # last: from then on others are at work
+    left = _left(folder, ours)
     os.close(folder)
-    with suppress(OSError):  # what is in it was told
-        os.rmdir(tree.state_dir)
+    for each in left:
+        if each not in (SETTINGS, RUNS):
+            yield f"{tree.state_dir}/{each}"
+    if not left:
+        with suppress(OSError):  # somebody has come
+            os.rmdir(name, dir_fd=parent)
 
 
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-def _opened(tree: Tree) -> int:
-    """Open the state folder; below the root no link is followed."""
-    inside = tree.relative(tree.state_dir)
-    folder = os.open(tree.root if inside else tree.state_dir, os.O_RDONLY | os.O_DIRECTORY)
-    for name in inside.split("/") if inside else ():
-        above, folder = folder, os.open(name, _FOLDER, dir_fd=folder)
-        os.close(above)
-    return folder
-
-
-def _left(folder: int, ours: set[str]) -> list[str]:
+def _left(folder: int, ours: Sequence[str]) -> list[str]:
     """Remove the files of these names from a folder, and return the names that are left."""
     for name in ours:
         with suppress(OSError):  # it is not there, or is among those that are left
             os.unlink(name, dir_fd=folder)
-    return sorted(os.listdir(folder))
+    return sorted(names_in(folder))

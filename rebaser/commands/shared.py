@@ -5,7 +5,8 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 
 from rebaser.errors import UsageError
-from rebaser.options import SETTINGS, Options, parse_arena, read_settings
+from rebaser.options import Options, parse_arena
+from rebaser.state.settings import SETTINGS, read_settings
 from rebaser.text import printable
 
 TYPE_CHECKING = False
@@ -107,7 +108,7 @@ def with_settings(arguments: Namespace, tree: Tree) -> Namespace:
     from rebaser.cli import command_parser
 
     path = f"{tree.state_dir}/{SETTINGS}"
-    lines = read_settings(path)
+    lines = read_settings(tree.state)
     given, words = arguments.given, list[str]()
     if lines:
         judge = command_parser("run")  # every option is one of its
@@ -115,11 +116,11 @@ def with_settings(arguments: Namespace, tree: Tree) -> Namespace:
         for number, line in lines:
             judge.where = f"{path}, line {number}"
             try:
-                options_from(judge.parsed(line))
+                options_from(judge.parsed([line]))
             except UsageError as error:
                 raise UsageError(f"{judge.where}: {error}") from None
-            if line[0].partition("=")[0] in known:
-                words += line
+            if line.partition("=")[0] in known:
+                words.append(line)
         arguments = arguments.parser.parsed([*words, *given])
     arguments.settings = path if lines else None
     return arguments

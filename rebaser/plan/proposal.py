@@ -86,7 +86,7 @@ class Planner:
                 return None
         except NoRoomError:
             return None
-        return self.left(images)[0]
+        return tuple(groups(spans(images.images, images.dlls), (), ()))
 
     def _survey(self, now: Snapshot, before: Snapshot, may_move: Callable[[str], bool]) -> Survey:
         return survey(

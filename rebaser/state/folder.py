@@ -154,7 +154,7 @@ class State:
         for name in notes:
             # A note may say anything: what it names is removed only if a run has made it.
             with suppress(OSError, ValueError):
-                folder = os.fsdecode(self.read(f"{STAGING}/{name}", 1 << 16))
+                folder = os.fsdecode(self.read(f"{STAGING}/{name}", 1 << 16)[0])
                 parent, _, name = folder.rpartition("/")
                 if name.startswith(f"{STAGING}-") and f"/{parent}".endswith(f"/{TREES_OWN}"):
                     folders = Folders(self.root)
@@ -185,10 +185,10 @@ class State:
             return False
         return True
 
-    def read(self, name: str, most: int) -> bytes:
-        """Return what a file of at most so many bytes holds. Raises OSError."""
+    def read(self, name: str, most: int) -> tuple[bytes, os.stat_result]:
+        """Return what a regular file of at most so many bytes holds. Raises OSError."""
         folder, name = self._at(name)
-        return read_file(name, most, folder)[0]
+        return read_file(name, most, folder)
 
     def write(self, name: str, data: bytes) -> None:
         """Replace a file. Raises StateError; then the old one is still there."""

@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from locks.flock import Flock, LockFileError, Mode
 from rebaser.errors import BusyError, RebaserError
+from rebaser.files import Folders
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -130,11 +131,14 @@ class TreeLock:
     def exclude_from(self, path: str) -> bool:
         """Hold the lock of a tree inside this one too; return whether it had to be waited for.
 
-        Where there is no such file nobody is at work in that tree.
+        Where there is no such file, or a link on the way to it, no run is at work in that tree.
         """
+        root = self._state.root
+        folders = Folders(root)
         try:
-            lock = Flock.open(path, create=False)
-        except LockFileError:
+            folder = folders.open(os.path.relpath(os.path.dirname(path), root))
+            lock = Flock.open(path, create=False, follow=False, dir_fd=folder)
+        except (OSError, LockFileError):
             return False
         self._others.append(lock)
         if lock.try_acquire(Mode.EXCLUSIVE):

@@ -167,8 +167,7 @@ def _read(state: State, number: int) -> Record | None:
     import json  # 4 ms that a run with nothing to do need not spend
 
     try:
-        data = state.read(_path(number), LARGEST_RECORD)
-        fields = json.loads(data)
+        fields = json.loads(state.read(_path(number), LARGEST_RECORD)[0])
         request = fields["request"]
         only = request["only"]
         return Record(
@@ -183,8 +182,8 @@ def _read(state: State, number: int) -> Record | None:
             looked=float(fields["looked"]),
             finished=None if fields["finished"] is None else str(fields["finished"]),
             engine=None if fields["engine"] is None else str(fields["engine"]),
-            moved=int(fields["moved"]),
-            bytes_written=int(fields["bytes_written"]),
+            moved=_count(fields["moved"]),
+            bytes_written=_count(fields["bytes_written"]),
             failed=tuple((_from_utf8(path), str(reason)) for path, reason in fields["failed"]),
             unfinished=tuple(map(_from_utf8, fields["unfinished"])),
             overlaps=tuple(map(_group, fields["overlaps"])),
@@ -196,11 +195,17 @@ def _read(state: State, number: int) -> Record | None:
         return None
 
 
+def _count(number: float) -> int:
+    if not 0 <= number < 1 << 65:  # a damaged image may end behind the last address
+        raise ValueError(number)
+    return int(number)
+
+
 def _group(fields: dict[str, Any]) -> Group:
     return Group(
-        machine=int(fields["machine"]),
-        low=int(fields["low"]),
-        high=int(fields["high"]),
+        machine=_count(fields["machine"]),
+        low=_count(fields["low"]),
+        high=_count(fields["high"]),
         paths=tuple(map(_from_utf8, fields["paths"])),
         cure=None if fields["cure"] is None else str(fields["cure"]),
         ours=bool(fields["ours"]),

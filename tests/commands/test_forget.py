@@ -7,11 +7,13 @@ import pty
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
-from trees import Rebaser, add_dlls, clean_environment, contents, listing
+from stop_at import Call, in_child, intercept
+from trees import Rebaser, add_dlls, clean_environment, contents, damaged, listing, overlaps
 
 from rebaser.tree import find_tree
 
@@ -113,6 +115,48 @@ def test_a_link_in_place_of_the_state_is_not_followed(
     assert rebaser("forget", tree, "--yes").status == 1
     after = listing(tmp_path / "elsewhere")
     assert {k: v for k, v in after.items() if k.startswith("runs")} == before
+
+
+def test_a_folder_that_becomes_a_link_at_the_last_moment_is_not_followed(
+    tree: Path, tmp_path: Path
+) -> None:
+    state = state_of(tree)
+    above = state.parent
+    theirs = tmp_path / "theirs"
+    (theirs / state.name).mkdir(parents=True)
+
+    def exchange(name: str, real: Call, words: Sequence[Any]) -> None:
+        if words[0].endswith(f"/{state.name}") and not above.is_symlink():
+            above.rename(tmp_path / "away")
+            above.symlink_to(theirs)
+
+    log = tmp_path / "log"
+    words = ["forget", str(tree), "--yes"]
+    assert in_child(words, lambda: intercept(["rmdir"], exchange), log) == 0, log.read_text()
+    assert above.is_symlink()
+    assert os.listdir(theirs) == [state.name]
+
+
+@pytest.mark.slow
+def test_forgotten_over_and_over_while_runs_are_at_work(rebaser: Rebaser, tree: Path) -> None:
+    """Two at once, and runs beside them: who comes too early is told so, and no DLL is harmed."""
+    add_dlls(tree, 30, first=10)
+    before = contents(tree)
+    for turn in range(6):
+        running = [
+            rebaser.start(*words)
+            for words in (["forget", tree, "--yes"], ["run", tree], ["forget", tree, "--yes"]) * 2
+        ]
+        for process in running:
+            _, err = process.communicate(timeout=100)
+            assert process.returncode in (0, 1, 75), err
+            assert "bug" not in err, err
+            assert "Traceback" not in err, err
+        add_dlls(tree, 3, first=100 + 3 * turn)
+        before.update({k: v for k, v in contents(tree).items() if k not in before})
+        assert damaged(before, tree) == []
+    assert rebaser("run", tree).status == 0
+    assert overlaps(tree) == set()
 
 
 @pytest.fixture

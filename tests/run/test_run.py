@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -666,3 +667,38 @@ def test_only_from_separated_by_nul_without_saying_so(rebaser: Rebaser, tree: Pa
     assert result.status == 2
     assert "-0" in result.err
     assert len(overlaps(tree)) == 15
+
+
+def test_a_run_for_one_dll_does_not_hide_what_others_leave(rebaser: Rebaser, tree: Path) -> None:
+    """After a package's hook has found its own DLL in order, all the rest is told as before."""
+    for name in ("one", "two"):
+        add_signed(tree / f"lib/{name}.dll", 0x3_0000_0000)
+    rebaser.report("run", tree)
+    for turn in range(2):  # the second time there is nothing to do for it
+        add_dll(tree / "lib/new.dll", dll_characteristics=0) if not turn else None
+        named = rebaser.report("run", tree, "--only-from", "-", stdin=b"lib/new.dll\n")
+        assert named["overlaps"] == []
+        (left,) = rebaser.report("run", tree)["overlaps"]
+        assert left["paths"] == ["lib/one.dll", "lib/two.dll"]
+        assert rebaser.report("run", tree, "--strict", status=1)["overlaps"] == [left]
+        assert "2 signed DLLs" in rebaser("run", tree).out
+
+
+def test_dlls_that_change_all_the_time_count_as_left(rebaser: Rebaser, tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "tree", 40)
+    changing = "import os, sys\nprint(flush=True)\nwhile True:\n for f in sys.argv[1:]:\n  "
+    changing += "os.chmod(f, 0o755)\n  os.chmod(f, 0o644)"
+    files = [str(tree / f"bin/x{number:03}.dll") for number in range(10)]
+    with subprocess.Popen(
+        [sys.executable, "-c", changing, *files], stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        for _ in range(2):
+            result = rebaser("run", tree)
+            assert result.status == 1, result.words
+            assert "no overlap is left" not in result.out
+            assert "run rebaser again" in result.words
+        process.kill()
+    assert rebaser("run", tree).status == 0
+    assert overlaps(tree) == set()

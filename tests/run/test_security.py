@@ -299,3 +299,20 @@ def test_set_user_id_is_not_lent(rebaser: Rebaser, tree: Path) -> None:
     rebaser.report("run", tree)
     st = file.stat()
     assert (st.st_uid, stat.S_IMODE(st.st_mode)) == (NOBODY, 0o4755)
+
+
+@pytest.mark.parametrize("owner", ["a stranger", "ROOT's owner"])
+def test_options_that_a_stranger_wrote(rebaser: Rebaser, tree: Path, owner: str) -> None:
+    """He may write below `var`, and make the state; ROOT is another's, who alone is followed."""
+    state = tree / "var/lib/rebaser"
+    state.mkdir(parents=True)
+    (state / "options").write_text("--exclude *\n")
+    give(tree, NOBODY)
+    if owner == "a stranger":
+        os.chown(tree, 0, 0)
+    result = rebaser("run", tree)
+    if owner == "a stranger":
+        assert result.status == 2
+        assert f"{state}/options: others may write these options" in result.err
+    else:
+        assert (result.status, len(overlaps(tree))) == (0, 15)

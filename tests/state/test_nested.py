@@ -168,10 +168,12 @@ def test_the_whole_of_another_system_is_no_tree(rebaser: Rebaser) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("turn", range(10))
+@pytest.mark.parametrize(
+    "turn", [*range(10), *(pytest.param(n / 3, marks=pytest.mark.long) for n in range(100))]
+)
 @pytest.mark.parametrize("first", ["inner", "outer"])
 def test_both_for_the_very_first_time(
-    rebaser: Rebaser, tmp_path: Path, first: str, turn: int
+    rebaser: Rebaser, tmp_path: Path, first: str, turn: float
 ) -> None:
     """Each says that it is here before it looks for the other: one of them sees it."""
     outer = make_tree(tmp_path / "T", 6)
@@ -186,3 +188,41 @@ def test_both_for_the_very_first_time(
         assert result.status == 0, result.words
     assert overlaps(outer) == set()
     assert damaged(before, outer) == []
+
+
+@pytest.mark.parametrize("kind", ["link", "folder of a link", "pipe"])
+def test_an_inner_lock_that_is_none_is_not_followed(
+    rebaser: Rebaser, tmp_path: Path, kind: str
+) -> None:
+    """Who may write in one folder of a tree cannot have a run lock a file outside it."""
+    outer, victim = make_tree(tmp_path / "T"), tmp_path / "victim"
+    state = outer / "lib/theirs/.rebaser"
+    (victim / "runs").mkdir(parents=True)
+    (victim / "rebase.lock").touch()
+    if kind == "folder of a link":
+        (outer / "lib/theirs/.rebaser").parent.mkdir(parents=True)
+        state.symlink_to(victim)
+    else:
+        (state / "runs").mkdir(parents=True)
+        if kind == "link":
+            (state / "rebase.lock").symlink_to(victim / "rebase.lock")
+        else:
+            os.mkfifo(state / "rebase.lock")
+    with held(victim / "rebase.lock", fcntl.LOCK_EX):
+        assert len(rebaser.report("run", outer, "--no-wait", timeout=30)["moved"]) == 6
+
+
+def test_an_inner_tree_at_work_is_waited_for(rebaser: Rebaser, tmp_path: Path) -> None:
+    outer = make_tree(tmp_path / "T")
+    add_dlls(outer / "lib", 3, first=50)
+    rebaser.report("run", outer / "lib")
+    before = contents(outer)
+    with held(outer / "lib/.rebaser/rebase.lock", fcntl.LOCK_EX):
+        result = rebaser("run", outer, "--no-wait")
+        assert result.status == 75, result.words
+        assert "lib/.rebaser/rebase.lock is held exclusively" in result.err
+        assert contents(outer) == before
+        waiting = rebaser.start("run", outer)
+        assert "waiting for the lock" in first_line(waiting)
+    assert finished(waiting).status == 0
+    assert overlaps(outer) == set()

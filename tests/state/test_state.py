@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 import time
@@ -292,3 +293,75 @@ def test_a_wrong_line_is_named(rebaser: Rebaser, tree: Path, line: str) -> None:
     assert result.status == 2
     assert f"{options}, line 2: " in result.err
     assert contents(tree) == before
+
+
+@pytest.mark.parametrize(
+    ("what", "sentence"),
+    [
+        ("a pipe", "is no regular file"),
+        ("too much", "holds 1048594 bytes"),
+        ("a link", "cannot be read"),
+        ("a folder", "cannot be read"),
+        ("a flag with a value", "line 1: argument --strict: ignored explicit argument"),
+        ("an operand", "line 1: argument --no-wait: ignored explicit argument"),
+    ],
+)
+def test_options_that_are_no_file_of_lines(
+    rebaser: Rebaser, tree: Path, tmp_path: Path, what: str, sentence: str
+) -> None:
+    options = tree / "var/lib/rebaser/options"
+    options.parent.mkdir(parents=True)
+    if what == "a pipe":
+        os.mkfifo(options)
+    elif what == "too much":  # what stands behind the first megabyte would be lost
+        options.write_text(f"#{'x' * (1 << 20)}\n--keep-aslr\n--exclude *\n"[: (1 << 20) + 18])
+    elif what == "a link":
+        (tmp_path / "elsewhere").write_text("--strict")
+        options.symlink_to(tmp_path / "elsewhere")
+    elif what == "a folder":
+        options.mkdir()
+    else:
+        options.write_text("--strict --json\n" if "value" in what else f"--no-wait {tmp_path}\n")
+    before = contents(tree)
+    for command in ("run", "check", "status", "map"):
+        result = rebaser(command, tree, timeout=30)
+        assert result.status == 2, result.words
+        assert str(options) in result.err
+        assert sentence in result.err
+    assert contents(tree) == before
+
+
+def test_options_behind_a_link_are_not_read(rebaser: Rebaser, tree: Path, tmp_path: Path) -> None:
+    """Whoever may write in the tree could have root print a line of any file called `options`."""
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private/options").write_text("password\n")
+    (tree / "var/lib").mkdir()
+    (tree / "var/lib/rebaser").symlink_to(tmp_path / "private")
+    for command in ("run", "check", "status", "map"):
+        assert "password" not in rebaser(command, tree).words
+
+
+def test_a_record_of_impossible_numbers(rebaser: Rebaser, tree: Path) -> None:
+    rebaser.report("run", tree)
+    path = tree / "var/lib/rebaser/runs/1.json"
+    record = json.loads(path.read_text())
+    group = {"machine": 0x8664, "low": 0, "high": 1, "paths": ["a"], "cure": None, "ours": True}
+    for change in (
+        *({"bytes_written": value} for value in (10**400, -1, float("inf"), float("nan"))),
+        *({"moved": value} for value in (10**400, float("nan"), [], "1", None)),
+        *({"overlaps": [{**group, "high": value}]} for value in (10**400, -1, float("inf"))),
+        *({name: "\ud800\x1b[2J"} for name in ("began", "finished", "engine", "host")),
+        {"failed": [["\ud800", "\ud800"]]},
+        {"unfinished": ["\ud800"]},
+        {"looked": float("nan")},
+        {"looked": 10**400},
+    ):
+        path.write_text(json.dumps({**record, **change}))
+        for words in (["status"], ["status", "--json"], ["run"], ["check"]):
+            result = rebaser(*words, tree)
+            assert result.status == 0, (change, result.words)
+            assert "\x1b" not in result.words
+    for text in ("[" * 100_000, "9" * 5000, '{"number": 1e999}', "NaN", "\0"):
+        path.write_text(text)
+        assert rebaser("status", tree).status == 0
+        assert rebaser("run", tree).status == 0
