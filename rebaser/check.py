@@ -13,10 +13,10 @@ from rebaser.errors import UsageError
 from rebaser.files import open_to_read
 from rebaser.options import Options
 from rebaser.plan.overlap import Span, groups, overlapping_pairs
-from rebaser.plan.placement import Move, NoRoomError, Placed, Reserved, make_plan
+from rebaser.plan.placement import NoRoomError, Placed, Reserved, make_plan
 from rebaser.plan.reserved import in_tree, reservations
 from rebaser.plan.survey import Survey, spans, survey
-from rebaser.report import Group
+from rebaser.report import Group, Move
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.skip import Skipped, globs_of_tree, same_file
 from rebaser.scan.snapshot import Snapshot

@@ -23,10 +23,11 @@ from locks.holders import describe_holders, holders
 from rebaser.commands.shared import add_place_arguments
 from rebaser.errors import BusyError, UsageError
 from rebaser.options import SETTINGS
+from rebaser.state import RUNS
 from rebaser.state.folder import LOCK, SNAPSHOT, State
 from rebaser.state.lock import TreeLock
 from rebaser.text import printable
-from rebaser.tree import RUNS, Tree, find_tree
+from rebaser.tree import Tree, find_tree
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 
 from cygwin.address_space import machine_name
-from rebaser.plan.placement import Move
+from rebaser.report import Move
 from rebaser.text import address
 from rebaser.view.address_map import AddressMap
 

@@ -30,9 +30,10 @@ from rebaser.commands.shared import (
     with_settings,
 )
 from rebaser.errors import UsageError
-from rebaser.options import ENGINES, first_not_there, named_paths, read_only_from
+from rebaser.options import ENGINES
 from rebaser.progress import make_progress
 from rebaser.report import Report
+from rebaser.request import first_not_there, named_paths, read_only_from
 from rebaser.run import run
 from rebaser.scan.skip import Skipped
 from rebaser.state.folder import State

@@ -19,10 +19,11 @@ from cygwin.address_space import machine_name
 from locks.holders import Holder, describe_holders, holders
 from rebaser.commands.map import add_look_arguments, look_as_asked
 from rebaser.commands.shared import SHOWN, print_lines
+from rebaser.state import RUNS
 from rebaser.state.folder import State
 from rebaser.state.records import Record, newest_first
 from rebaser.text import address, byte_count, plural
-from rebaser.tree import RUNS, Tree
+from rebaser.tree import Tree
 from rebaser.view.overview import Overview
 from rebaser.view.picture import room, summary
 

@@ -25,7 +25,7 @@ from rebaser.tree import Tree
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cygwin.fault import Fault
-    from rebaser.plan.placement import Move
+    from rebaser.report import Move
 
 # So many lines follow the verdict, which takes three at most, on a screen of 24.
 MOST_LINES = 20

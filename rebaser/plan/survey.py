@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cygwin.address_space import Range, slot_size
 from rebaser.plan.overlap import Span
-from rebaser.plan.placement import Move, Placed
+from rebaser.plan.placement import Placed
+from rebaser.report import Move
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.skip import Skipped, same_file, skip_cause
 from rebaser.scan.snapshot import Folder, Seen, Snapshot
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from rebaser.apply.outcome import Applied
-
 
 # Windows loads no image of 2 GiB; a damaged one that says so is no obstacle for the others.
 LARGEST = 0x8000_0000
@@ -108,11 +105,16 @@ def spans(
     return found
 
 
-def with_moves(now: Snapshot, sources: Mapping[str, Source], applied: Applied) -> Snapshot:
-    """Return `now` with what is known of the files that were moved since."""
+def with_moves(
+    now: Snapshot,
+    sources: Mapping[str, Source],
+    moved: Iterable[Move],
+    stats: Mapping[str, os.stat_result],
+) -> Snapshot:
+    """Return `now` with what is known of the files that were moved since, `stats` by path."""
     rows: dict[str, Seen] = {}
-    for move in applied.moved:
-        source, st = sources[move.path], applied.now.get(move.path)
+    for move in moved:
+        source, st = sources[move.path], stats.get(move.path)
         if st is not None:
             seen = source.seen
             if move.clear_dynamic_base:
