@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rebaser.options import Options
-from rebaser.plan.request import Request
 from rebaser.progress import Progress
+from rebaser.request import Request
 from rebaser.scan.skip import globs_of_tree, skip_cause
 from rebaser.scan.snapshot import Seen, Snapshot
 from rebaser.tree import Tree
@@ -85,7 +85,7 @@ class Job:
     def engine(self) -> Engine:
         """Return who relocates. Raises UsageError where that one cannot run."""
         if self._engine is None:
-            from rebaser.apply.engines import choose_engine
+            from rebaser.apply.engines.choice import choose_engine
 
             self._engine = choose_engine(self.options.engine, self.tell)
         return self._engine

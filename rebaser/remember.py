@@ -121,7 +121,7 @@ def _after_moves(
     from rebaser.plan.survey import with_moves
 
     before = snapshots.trusted(found.scan.snapshot, began.nanoseconds, began.device)
-    expected = with_moves(before, found.survey.sources, applied)
+    expected = with_moves(before, found.survey.sources, applied.moved, applied.now)
     now = job.state.time()
     with job.timed("scan"):
         folders = applied.folders & expected.folders.keys()

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from rebaser.plan.placement import Move
-    from rebaser.scan.skip import Skipped
+from rebaser.scan.skip import Skipped
+
+
+class Move(NamedTuple):
+    """One image and its new base; equal bases mean that only DYNAMIC_BASE is cleared."""
+
+    path: str
+    machine: int
+    old_base: int
+    new_base: int
+    slot_size: int
+    reason: str
+    clear_dynamic_base: bool
 
 
 class Seconds(NamedTuple):

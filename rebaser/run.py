@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from cygwin.fault import Fault
     from cygwin.image import Image
     from rebaser.apply.outcome import Applied
-    from rebaser.plan.placement import Move
     from rebaser.plan.proposal import Proposal
+    from rebaser.report import Move
     from rebaser.scan.snapshot import Seen, Snapshot
     from rebaser.state.folder import FileSystemTime
     from rebaser.state.records import Record

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from rebaser.errors import UsageError
 from rebaser.files import on_cygwin
+from rebaser.state import RUNS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
 # Where a tree may have its state, folder by folder, and what a run makes in it.
 STATES = (("var", "lib", "rebaser"), (".rebaser",))
-RUNS = "runs"
 
 
 class Tree:

@@ -6,8 +6,8 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from rebaser.plan.placement import Move
 from rebaser.plan.survey import Source
+from rebaser.report import Move
 from rebaser.scan.walk import PRUNED_NAME
 
 

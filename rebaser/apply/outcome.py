@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
-from rebaser.plan.placement import Move
+from rebaser.report import Move
 from rebaser.scan.skip import Skipped, Stay
 
 

@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass, field
 
 from cygwin.image import Image
-from rebaser.plan.placement import Move
 from rebaser.plan.survey import Source
+from rebaser.report import Move
 from rebaser.scan.snapshot import Seen
 from rebaser.state.staging import StagingFolder
 

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator, Sequence
 
-from rebaser.check import LOADED_ANYWHERE, Findings, Problem, check
+from rebaser.check import LOADED_ANYWHERE, Findings, check
+from rebaser.commands.json_output import group_objects, move_objects, print_json, reason_objects
 from rebaser.commands.shared import (
     add_place_arguments,
     add_plan_arguments,
@@ -37,8 +39,8 @@ from rebaser.commands.verdict import (
     where_they_lay,
 )
 from rebaser.errors import UsageError
-from rebaser.progress import make_progress
-from rebaser.scan.skip import Stay
+from rebaser.progress import Progress
+from rebaser.scan.skip import Skipped, Stay
 from rebaser.text import address, names, plural
 from rebaser.tree import find_tree
 
@@ -59,123 +61,130 @@ def add_arguments(parser: ArgumentParser) -> None:
     loud.add_argument("-v", "--verbose", action="store_true", help="print a line for each DLL")
 
 
+# What a run must be told again, to do what was checked.
+REPEATED = (
+    "suffix",
+    "exclude",
+    "avoid",
+    "database",
+    "cygwin_root",
+    "arena",
+    "force_signed",
+    "keep_aslr",
+)
+
+
 def main(arguments: Namespace) -> int:
     """Check, print what was found, and return the exit status."""
     paths = arguments.paths or [path for path in [os.environ.get("SAGE_LOCAL")] if path]
     if not paths:
         raise UsageError("nothing is named: give PATH, or set the environment variable SAGE_LOCAL")
-    options = _options(arguments)  # those of a tree need not be repeated
+    repeated = _repeated(arguments)  # those of a tree need not be
     folders = [path for path in paths if os.path.isdir(path)]
     if len(folders) == 1:  # several trees may have options that contradict each other
         places = {"lock_file": arguments.lock_file, "state_dir": arguments.state_dir}
         arguments = with_settings(arguments, find_tree(folders[0], **places))
-    findings = check(paths, options_from(arguments), warn=make_progress("never", False).tell)
-    if arguments.json:
-        print_json(findings, options)
-    elif not arguments.quiet:
-        top = (
-            f"{os.path.realpath(folders[0]).rstrip('/')}/"
-            if len(paths) == len(folders) == 1
-            else ""
+    findings = check(paths, options_from(arguments), warn=Progress().tell)
+    commands = [
+        shlex.join(
+            ["rebaser", "run", run.folder, *repeated, *(f"--avoid={path}" for path in run.avoid)]
         )
-        verdict = of_check(findings, options, top, verbose=arguments.verbose)
-        show(verdict, verbose=arguments.verbose)
+        for run in findings.runs
+    ]
+    if arguments.json:
+        print_findings(findings, commands)
+    elif not arguments.quiet:
+        alone = len(paths) == len(folders) == 1
+        top = f"{os.path.realpath(paths[0]).rstrip('/')}/" if alone else ""
+        verdict = of_check(findings, commands, top, verbose=arguments.verbose)
+        show(verdict, verbose=arguments.verbose, out=sys.stdout)
     return findings.exit_status
 
 
-def _options(arguments: Namespace) -> list[str]:
-    """Return the options that a run must repeat to do what was checked."""
+def _repeated(arguments: Namespace) -> list[str]:
     words = []
-    for name in ("suffix", "exclude", "avoid", "database", "cygwin_root", "arena"):
-        value = getattr(arguments, name)
-        for one in value if isinstance(value, list) else [value] if value else []:
-            words.append(f"--{name.replace('_', '-')}={one}")
-    return words + [
-        f"--{name.replace('_', '-')}"
-        for name in ("force_signed", "keep_aslr")
-        if getattr(arguments, name)
-    ]
+    for name in REPEATED:
+        option, value = f"--{name.replace('_', '-')}", getattr(arguments, name)
+        if value is True:
+            words.append(option)
+        elif value:
+            words += [f"{option}={one}" for one in (value if isinstance(value, list) else [value])]
+    return words
 
 
 def of_check(
-    findings: Findings, options: Sequence[str], top: str = "", *, verbose: bool
+    findings: Findings, commands: Sequence[str], top: str = "", *, verbose: bool
 ) -> Verdict:
     """Return what a person wants to know: what breaks fork, what cures it, and what does not.
 
-    `top` is left out before the paths, but for the lines of `verbose`.
+    `commands` make the moves. `top` is left out before the paths, but for the lines of `verbose`.
     """
-    number = len({path for path, *_ in (*findings.unread, *findings.unjudged)})
-    unread = f"{plural(number, 'file')} could not be judged"
+    unread = [*findings.unread, *((one.path, one.reason) for one in findings.unjudged)]
+    not_judged = f"{plural(len({path for path, _ in unread}), 'file')} could not be judged"
     count = dlls(len(findings.named))
     if findings.breaks_fork:
-        colour, sentence = RED, _broken(findings, options)
-        sentence += f". {unread}" if number else ""
-    elif number:
-        colour, sentence = YELLOW, f"nothing found in {count} that breaks fork, but {unread}"
+        colour, sentence = RED, _broken(findings, commands)
+        sentence += f". {not_judged}" if unread else ""
+    elif unread:
+        colour, sentence = YELLOW, f"nothing found in {count} that breaks fork, but {not_judged}"
     else:
         colour, sentence = GREEN, f"nothing here breaks fork: {count}"
     causes = list(where_they_lay(findings.moves.values(), "lie"))
     if findings.overlaps:
         paths = [path.removeprefix(top) for group in findings.overlaps for path in group.paths]
         causes.append(f"{len(paths):,} share addresses: {names(paths)}")
-    if len(findings.runs) > 1:
-        causes += _commands(findings, options)
+    if len(commands) > 1:
+        causes += commands
     if number := findings.at_linkers_base:
         causes.append(f"{dlls(number)} still lie where the linker put them, and may stay there")
     if verbose:
         return Verdict(colour, sentence, causes, [*_groups(findings), *_rows(findings)])
+
+    def short(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+        return [(path.removeprefix(top), why) for path, why in pairs]
+
+    def by(what: str, some: Iterable[Skipped]) -> Iterator[str]:
+        return by_cause(what, [one._replace(path=one.path.removeprefix(top)) for one in some])
+
     relocated = {path for path, move in findings.moves.items() if move.new_base != move.old_base}
     # That others lie at a bad address is said above, by address.
     told = [p for p in findings.problems if p.what == LOADED_ANYWHERE or p.path not in relocated]
-    causes += by_reason("breaks fork:", _pairs(told, top))
-    skipped = {one.path for one in findings.skipped}
-    stay = {one.path for one in findings.incurable} & skipped
-    staying = [one for one in findings.skipped if one.path in stay]
-    for what, some in (("no run moves", staying), ("cannot be judged:", findings.unjudged)):
-        causes += by_cause(what, [o._replace(path=o.path.removeprefix(top)) for o in some])
-    others = [one for one in findings.incurable if one.path not in stay]
-    causes += by_reason("no run cures", _pairs(others, top))
-    causes += by_reason(
-        "cannot be judged:", [(path.removeprefix(top), why) for path, why in findings.unread]
+    staying = {one.path for one in findings.skipped}
+    stay = {one.path for one in findings.incurable} & staying
+    return Verdict(
+        colour,
+        sentence,
+        [
+            *causes,
+            *by_reason("breaks fork:", short(told)),
+            *by("no run moves", (one for one in findings.skipped if one.path in stay)),
+            *by("cannot be judged:", findings.unjudged),
+            *by_reason("no run cures", short(o for o in findings.incurable if o.path not in stay)),
+            *by_reason("cannot be judged:", short(findings.unread)),
+        ],
     )
-    return Verdict(colour, sentence, causes)
-
-
-def _pairs(problems: Iterable[Problem], top: str) -> list[tuple[str, str]]:
-    return [(one.path.removeprefix(top), one.what) for one in problems]
 
 
 def _rows(findings: Findings) -> Iterator[str]:
-    yield from lines_of("breaks fork:", _pairs(findings.problems, ""))
+    yield from lines_of("breaks fork:", findings.problems)
     yield from lines_of("no run moves", [(one.path, one.reason) for one in findings.skipped])
-    yield from lines_of("no run cures", _pairs(findings.incurable, ""))
+    yield from lines_of("no run cures", findings.incurable)
     yield from lines_of("cannot be judged:", findings.unread)
 
 
-def _broken(findings: Findings, options: Sequence[str]) -> str:
+def _broken(findings: Findings, commands: Sequence[str]) -> str:
     broken, count = len(findings.broken), len(findings.named)
-    sentence = f"BREAKS FORK: {broken:,} of {dlls(count)}" if broken else "BREAKS FORK"
     parts = []
     if findings.moves:
-        one = len(findings.runs) == 1
-        who = _commands(findings, options)[0] if one else "the runs below"
-        parts.append(f"{who} move{'s' if one else ''} {len(findings.moves):,}")
-    stay = {one.path for one in findings.incurable} & findings.named
-    if stay:
+        one = len(commands) == 1
+        who = f"{commands[0]} moves" if one else "the runs below move"
+        parts.append(f"{who} {len(findings.moves):,}")
+    if stay := {one.path for one in findings.incurable} & findings.named:
         are, stays = ("is", "stays") if len(stay) == 1 else ("are", "stay")
         signed = {one.path for one in findings.skipped if one.cause is Stay.SIGNED}
         parts.append(f"{len(stay):,} {f'{are} signed and ' if stay <= signed else ''}{stays}")
+    sentence = f"BREAKS FORK: {broken:,} of {dlls(count)}" if broken else "BREAKS FORK"
     return f"{sentence}. {'; '.join(parts)}" if parts else sentence
-
-
-def _commands(findings: Findings, options: Sequence[str]) -> list[str]:
-    """Return the commands that make `moves`, for a shell."""
-    return [
-        shlex.join(
-            ["rebaser", "run", run.folder, *options, *(f"--avoid={path}" for path in run.avoid)]
-        )
-        for run in findings.runs
-    ]
 
 
 def _groups(findings: Findings) -> Iterator[str]:
@@ -190,29 +199,21 @@ def _groups(findings: Findings) -> Iterator[str]:
                 yield f"  {path}" + ("" if path in findings.named else " (not asked about)")
 
 
-def print_json(findings: Findings, options: Sequence[str]) -> None:
+def print_findings(findings: Findings, commands: Sequence[str]) -> None:
     """Print the findings as one JSON object."""
-    from rebaser.commands import json_output
-
-    def problems(some: Sequence[Problem]) -> list[dict[str, str]]:
-        return [{"path": problem.path, "problem": problem.what} for problem in some]
-
-    json_output.print_json(
+    print_json(
         {
             "images": len(findings.named),
             "breaks_fork": findings.breaks_fork,
             "broken": sorted(findings.broken),
-            "overlaps": [
-                json_output.group_object(group.low, group.high, group.paths, group.cure)
-                for group in findings.overlaps
-            ],
-            "problems": problems(findings.problems),
-            "incurable": problems(findings.incurable),
-            "failed": json_output.reason_objects(findings.unread),
-            "skipped": json_output.reason_objects((o.path, o.reason) for o in findings.skipped),
+            "overlaps": group_objects(findings.overlaps),
+            "problems": reason_objects(findings.problems, "problem"),
+            "incurable": reason_objects(findings.incurable, "problem"),
+            "failed": reason_objects(findings.unread),
+            "skipped": reason_objects((one.path, one.reason) for one in findings.skipped),
             "unjudged": [one.path for one in findings.unjudged],
             "at_linkers_base": findings.at_linkers_base,
-            "would_move": json_output.move_objects(findings.moves.values()),
-            "runs": _commands(findings, options),
+            "would_move": move_objects(findings.moves.values()),
+            "runs": commands,
         }
     )

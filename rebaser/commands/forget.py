@@ -23,11 +23,12 @@ from locks.holders import describe_holders, holders
 from rebaser.commands.shared import add_place_arguments
 from rebaser.errors import BusyError, UsageError
 from rebaser.files import Folders, names_in, open_folder
+from rebaser.state import RUNS
 from rebaser.state.folder import LOCK, SNAPSHOT, State
 from rebaser.state.lock import TreeLock
 from rebaser.state.settings import SETTINGS
 from rebaser.text import printable
-from rebaser.tree import RUNS, Tree, find_tree
+from rebaser.tree import Tree, find_tree
 
 
 def add_arguments(parser: ArgumentParser) -> None:

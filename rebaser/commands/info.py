@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from cygwin.address_space import machine_name, slot_size
 from cygwin.fault import FAULTS
+from rebaser.commands.json_output import print_json, reason_objects
 from rebaser.commands.shared import add_scan_arguments, with_settings
 from rebaser.errors import RebaserError, UsageError
 from rebaser.plan.overlap import Span, clusters
@@ -162,8 +163,6 @@ def _print(lines: Sequence[Line], overlapping: set[str]) -> None:
 def _print_json(
     lines: Sequence[Line], overlapping: set[str], failed: Sequence[tuple[str, str]]
 ) -> None:
-    from rebaser.commands.json_output import print_json, reason_objects
-
     images = [
         {
             "path": line.path,

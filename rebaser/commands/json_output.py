@@ -6,9 +6,8 @@ import json
 from collections.abc import Iterable, Mapping
 
 from cygwin.address_space import machine_name
-from rebaser.plan.placement import Move
+from rebaser.report import Group, Move
 from rebaser.text import address
-from rebaser.view.address_map import AddressMap
 
 FORMAT = 1
 """It grows when a field goes away or means something else; new fields may come without that."""
@@ -27,26 +26,18 @@ def range_object(low: int, high: int) -> dict[str, object]:
     return {"low": address(low), "high": address(high)}
 
 
-def room_object(found: AddressMap) -> dict[str, object]:
-    """Return what of the addresses for rebased DLLs is used and free, in bytes."""
-    use = found.use()
-    return {
-        "range": range_object(*found.arena),
-        "used": use.images,
-        "kept_for_others": use.others,
-        "free": use.free,
-        "largest_gap": range_object(*use.largest_gap) if use.largest_gap else None,
-    }
-
-
-def group_object(low: int, high: int, paths: Iterable[str], cure: str | None) -> dict[str, object]:
+def group_objects(groups: Iterable[Group]) -> list[dict[str, object]]:
     """Return DLLs that hang together by overlaps; `cure` is "run" where a run moves them apart."""
-    return {**range_object(low, high), "paths": list(paths), "cure": cure}
+    return [
+        {**range_object(one.low, one.high), "paths": one.paths, "cure": one.cure} for one in groups
+    ]
 
 
-def reason_objects(some: Iterable[tuple[str, str]]) -> list[dict[str, object]]:
+def reason_objects(
+    some: Iterable[tuple[str, str]], called: str = "reason"
+) -> list[dict[str, object]]:
     """Return the (path, reason) of what was skipped or failed."""
-    return [{"path": path, "reason": reason} for path, reason in some]
+    return [{"path": path, called: reason} for path, reason in some]
 
 
 def move_objects(moves: Iterable[Move]) -> list[dict[str, object]]:

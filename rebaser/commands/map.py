@@ -17,6 +17,8 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 
+from cygwin.address_space import machine_name
+from rebaser.commands.json_output import group_objects, print_json, range_object, reason_objects
 from rebaser.commands.shared import (
     SHOWN,
     add_place_arguments,
@@ -29,9 +31,10 @@ from rebaser.commands.shared import (
 from rebaser.errors import RebaserError, UsageError
 from rebaser.files import write_file
 from rebaser.progress import make_progress
+from rebaser.report import Group
 from rebaser.text import address, printable
 from rebaser.tree import Tree, find_tree
-from rebaser.view.address_map import Kind
+from rebaser.view.address_map import AddressMap, Kind
 from rebaser.view.overview import Overview, overview
 from rebaser.view.picture import Line, Row, Style, picture
 
@@ -200,25 +203,29 @@ def _contents(row: Row, cells: int) -> Sequence[Kind | None]:
     return shown
 
 
-def _print_json(root: str, found: Overview) -> None:
-    from cygwin.address_space import machine_name
-    from rebaser.commands.json_output import (
-        group_object,
-        print_json,
-        range_object,
-        reason_objects,
-        room_object,
-    )
+def room_object(found: AddressMap) -> dict[str, object]:
+    """Return what of the addresses for rebased DLLs is used and free, in bytes."""
+    use = found.use()
+    return {
+        "range": range_object(*found.arena),
+        "used": use.images,
+        "kept_for_others": use.others,
+        "free": use.free,
+        "largest_gap": range_object(*use.largest_gap) if use.largest_gap else None,
+    }
 
+
+def _print_json(root: str, found: Overview) -> None:
     machines = {}
     for one in found.maps:
+        groups = [
+            Group(one.machine, *one.extent(group), tuple(r.path for r in group), one.cure(group))
+            for group in one.groups
+        ]
         machines[machine_name(one.machine)] = {
             **room_object(one),
             "images": [{"path": r.path, **range_object(r.low, r.high)} for r in one.images],
             "reserved": [{"owner": r.path, **range_object(r.low, r.high)} for r in one.others],
-            "overlaps": [
-                group_object(*one.extent(group), [r.path for r in group], one.cure(group))
-                for group in one.groups
-            ],
+            "overlaps": group_objects(groups),
         }
     print_json({"root": root, "machines": machines, "failed": reason_objects(found.failed)})

@@ -30,9 +30,10 @@ from rebaser.commands.shared import (
     with_settings,
 )
 from rebaser.errors import UsageError
-from rebaser.options import ENGINES, first_not_there, named_paths, read_only_from
+from rebaser.options import ENGINES
 from rebaser.progress import make_progress
 from rebaser.report import Report
+from rebaser.request import first_not_there, named_paths, read_only_from
 from rebaser.run import run
 from rebaser.scan.skip import Skipped
 from rebaser.state.folder import State
@@ -155,29 +156,18 @@ def print_report(report: Report, tree: Tree, arguments: Namespace, *, is_first: 
 
 def print_report_json(report: Report) -> None:
     """Print the report as one JSON object."""
-    from rebaser.commands.json_output import (
-        group_object,
-        move_objects,
-        print_json,
-        reason_objects,
-    )
+    from rebaser.commands import json_output
 
     fields = report._asdict()
     fields["dry_run"] = fields.pop("planned")
     del fields["strict"]
-    print_json(
-        {
-            **fields,
-            "moved": move_objects(report.moved),
-            "skipped": reason_objects((one.path, one.reason) for one in report.skipped),
-            "failed": reason_objects(report.failed),
-            "overlaps": [
-                group_object(group.low, group.high, group.paths, group.cure)
-                for group in report.overlaps
-            ],
-            "seconds": {n: round(value, 6) for n, value in report.seconds._asdict().items()},
-        }
-    )
+    fields["moved"] = json_output.move_objects(report.moved)
+    fields["skipped"] = json_output.reason_objects((o.path, o.reason) for o in report.skipped)
+    fields["failed"] = json_output.reason_objects(report.failed)
+    fields["overlaps"] = json_output.group_objects(report.overlaps)
+    seconds = report.seconds._asdict()
+    fields["seconds"] = {stage: round(value, 6) for stage, value in seconds.items()}
+    json_output.print_json(fields)
 
 
 def _of_concern(report: Report, scope: str, only: frozenset[str] | None) -> tuple[Skipped, ...]:

@@ -17,12 +17,14 @@ from collections.abc import Iterator, Sequence
 
 from cygwin.address_space import machine_name
 from locks.holders import Holder, describe_holders, holders
-from rebaser.commands.map import add_look_arguments, look_as_asked
+from rebaser.commands.json_output import group_objects, print_json, reason_objects
+from rebaser.commands.map import add_look_arguments, look_as_asked, room_object
 from rebaser.commands.shared import SHOWN, print_lines
+from rebaser.state import RUNS
 from rebaser.state.folder import State
 from rebaser.state.records import Record, newest_first
 from rebaser.text import address, byte_count, plural
-from rebaser.tree import RUNS, Tree
+from rebaser.tree import Tree
 from rebaser.view.overview import Overview
 from rebaser.view.picture import room, summary
 
@@ -139,8 +141,6 @@ def _print_json(
     free: bool | None,
     settings: str | None,
 ) -> None:
-    from rebaser.commands.json_output import group_object, print_json, reason_objects, room_object
-
     machines = {
         machine_name(one.machine): {
             "images": len(one.images),
@@ -169,7 +169,7 @@ def _print_json(
                 {
                     **{name: getattr(record, name) for name in AS_IT_IS},
                     "failed": reason_objects(record.failed),
-                    "overlaps": [group_object(*group[1:5]) for group in record.overlaps],
+                    "overlaps": group_objects(record.overlaps),
                 }
                 for record in records
             ],

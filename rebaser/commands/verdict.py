@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TextIO
 
 from cygwin.address_space import ARENA
-from rebaser.report import Report
+from cygwin.fault import Fault
+from rebaser.report import Move, Report
 from rebaser.scan.skip import Skipped, Stay
 from rebaser.text import (
     address,
@@ -21,11 +21,6 @@ from rebaser.text import (
     terminal_width,
 )
 from rebaser.tree import Tree
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from cygwin.fault import Fault
-    from rebaser.plan.placement import Move
 
 # So many lines follow the verdict, which takes three at most, on a screen of 24.
 MOST_LINES = 20
@@ -45,9 +40,8 @@ class Verdict(NamedTuple):
     rows: Sequence[str] = ()
 
 
-def show(verdict: Verdict, *, verbose: bool, out: TextIO | None = None) -> None:
+def show(verdict: Verdict, *, verbose: bool, out: TextIO) -> None:
     """Print a verdict: on a terminal without breaking a word, elsewhere one line a cause."""
-    out = out or sys.stdout
     width = terminal_width() if out.isatty() else 0
     has_colours = width and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     for line in _fitted(verdict.sentence, width, "", "  "):
@@ -167,14 +161,15 @@ def _left(report: Report) -> Iterator[str]:
 
 
 def _facts(report: Report) -> Iterator[str]:
-    yield f"tree {report.root}"
-    if report.run is not None:
-        yield f"run {report.run}"
-    if report.engine:
-        version = f" ({report.engine_version})" if report.engine_version else ""
-        yield f"engine {report.engine}{version}"
-    if report.settings:
-        yield f"options of {report.settings}"
+    version = f" ({report.engine_version})" if report.engine_version else ""
+    for what, value in (
+        ("tree", report.root),
+        ("run", report.run),
+        ("engine", report.engine and report.engine + version),
+        ("options of", report.settings),
+    ):
+        if value is not None:
+            yield f"{what} {value}"
 
 
 def _moved(move: Move) -> str:
@@ -186,21 +181,12 @@ def _moved(move: Move) -> str:
 
 def _table(moves: Sequence[Move]) -> list[str]:
     """Return the plan as lines, the first its heading; sizes are those of the slots."""
-    rows = [("old base", "new base", "size", "path")]
-    rows += [
-        (
-            address(move.old_base),
-            address(move.new_base),
-            address_size(move.slot_size),
-            move.path,
-        )
-        for move in moves
-    ]
-    old, new, size = (max(len(row[column]) for row in rows) for column in range(3))
-    return [
-        f"{row[0]:>{old}}  {row[1]:>{new}}  {row[2]:>{size}}  {row[3]}"
-        for row in (rows if moves else ())
-    ]
+    rows = [("old base", "new base", "size", "path")] if moves else []
+    for one in moves:
+        size = address_size(one.slot_size)
+        rows.append((address(one.old_base), address(one.new_base), size, one.path))
+    wide = [max(map(len, column)) for column in zip(*rows)]
+    return ["  ".join([*map(str.rjust, row[:3], wide), row[3]]) for row in rows]
 
 
 def where_they_lay(moves: Iterable[Move], verb: str) -> Iterator[str]:
@@ -236,14 +222,11 @@ def lines_of(what: str, pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
 
 def by_reason(what: str, pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
     """Yield a line for each reason of (path, reason), with the number of files and some names."""
-    paths: dict[str, list[str]] = {}
+    of: dict[str, list[str]] = {}
     for path, reason in pairs:
-        paths.setdefault(reason, []).append(path)
-    for reason, of_reason in sorted(paths.items(), key=lambda item: -len(item[1])):
-        if len(of_reason) == 1:
-            yield f"{what} {of_reason[0]}: {reason}"
-        else:
-            yield f"{what} {len(of_reason):,} files ({names(of_reason)}): {reason}"
+        of.setdefault(reason, []).append(path)
+    for reason, paths in sorted(of.items(), key=_many):
+        yield f"{what} {_counted(paths)}: {reason}"
 
 
 def by_cause(what: str, skipped: Iterable[Skipped]) -> Iterator[str]:
@@ -251,13 +234,19 @@ def by_cause(what: str, skipped: Iterable[Skipped]) -> Iterator[str]:
     of: dict[Fault | Stay, list[Skipped]] = {}
     for one in skipped:
         of.setdefault(one.cause, []).append(one)
-    for cause, some in sorted(of.items(), key=lambda item: -len(item[1])):
-        paths = [one.path for one in some]
-        count = f"{len(some):,} files ({names(paths)})" if len(some) > 1 else paths[0]
+    for cause, some in sorted(of.items(), key=_many):
         why = cause.sentence if len(some) > 1 else some[0].reason
         names_option = isinstance(cause, Stay) and cause.option  # and so says what helps
         helps = f"; {cause.advice}" if cause.advice and not names_option else ""
-        yield f"{what} {count}: {why}{helps}"
+        yield f"{what} {_counted([one.path for one in some])}: {why}{helps}"
+
+
+def _many(item: tuple[object, Sequence[object]]) -> int:
+    return -len(item[1])
+
+
+def _counted(paths: Sequence[str]) -> str:
+    return paths[0] if len(paths) == 1 else f"{len(paths):,} files ({names(paths)})"
 
 
 def dlls(count: int, kind: str = "") -> str:

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 
 from rebaser.report import Group
 
-# Of pairs that overlap no more are reported: they grow with the square of the images at one base.
-MOST_PAIRS = 10_000
-
 
 @dataclass(frozen=True)
 class Span:
@@ -28,13 +25,6 @@ def overlapping_pairs(spans: Iterable[Span]) -> Iterator[tuple[Span, Span]]:
         for other in open_spans:
             yield other, span
         open_spans.append(span)
-
-
-def pairs_with(named: Collection[str], spans: Iterable[Span]) -> Iterator[tuple[Span, Span]]:
-    """Yield those overlapping pairs of which at least one has its path in `named`."""
-    for low, high in overlapping_pairs(spans):
-        if low.path in named or high.path in named:
-            yield low, high
 
 
 def clusters(spans: Iterable[Span]) -> list[list[Span]]:

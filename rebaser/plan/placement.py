@@ -10,6 +10,7 @@ from operator import attrgetter
 
 from cygwin.address_space import ARENA, GRANULARITY, RUNTIME, Range, machine_name
 from rebaser.errors import RebaserError
+from rebaser.report import Move
 from rebaser.text import address, plural
 
 
@@ -47,19 +48,6 @@ class Reserved:
     range: Range
     owner: str
     is_runtime: bool = False
-
-
-@dataclass(frozen=True)
-class Move:
-    """One image and its new base; equal bases mean that only DYNAMIC_BASE is cleared."""
-
-    path: str
-    machine: int
-    old_base: int
-    new_base: int
-    slot_size: int
-    reason: str
-    clear_dynamic_base: bool
 
 
 @dataclass(frozen=True)

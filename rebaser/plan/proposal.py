@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 from rebaser.options import Options
 from rebaser.plan.overlap import groups
-from rebaser.plan.placement import Move, NoRoomError, Plan, make_plan
-from rebaser.plan.request import Request
+from rebaser.plan.placement import NoRoomError, Plan, make_plan
 from rebaser.plan.reserved import in_tree, reservations
 from rebaser.plan.survey import Survey, spans, survey
-from rebaser.report import Group
+from rebaser.report import Group, Move
+from rebaser.request import Request
 from rebaser.scan.skip import globs_of_tree
 from rebaser.scan.snapshot import Snapshot
 from rebaser.scan.walk import Scan
@@ -28,20 +28,47 @@ class Proposal:
 
 
 class Planner:
-    """Plans for one tree and one request; what is reserved is read once."""
+    """Plans for one tree and one request; `reserved` is what must be kept off, read once.
+
+    `ours` names a file of the tree, as in `reservations`; `top` is put before all paths.
+    """
 
     def __init__(
-        self, tree: Tree, options: Options, request: Request, tell: Callable[[str], None]
+        self,
+        tree: Tree,
+        options: Options,
+        request: Request,
+        tell: Callable[[str], None],
+        *,
+        ours: Callable[[str], str | None] | None = None,
+        top: str = "",
     ) -> None:
-        self._options = options
-        self._excludes = globs_of_tree(options.excludes, tree.scope)
+        self.reserved = reservations(ours or in_tree(tree), options, tell)
+        self._options = options._replace(excludes=globs_of_tree(options.excludes, tree.scope))
         self._request = request
-        self._reserved = reservations(in_tree(tree), options, tell)
+        self._top = top
 
     def propose(self, found: Scan, before: Snapshot) -> Proposal:
         """Survey and plan a tree that was scanned; `before` is what the last run saw."""
-        images = self._survey(found.snapshot, before, self._request.names)
-        return Proposal(found, images, self._plan(images))
+        images = self.survey(found.snapshot, before)
+        return Proposal(found, images, self.plan(images))
+
+    def survey(
+        self, now: Snapshot, before: Snapshot, may_move: Callable[[str], bool] | None = None
+    ) -> Survey:
+        """Sort out the files of a scan; None: what was asked for may move."""
+        return survey(
+            now,
+            before,
+            self._options,
+            may_move=may_move or self._request.names,
+            database_slots=self.reserved.database_slots,
+            top=self._top,
+        )
+
+    def plan(self, images: Survey) -> Plan:
+        """Plan what was surveyed. Raises NoRoomError."""
+        return make_plan(images.images.values(), self._options.arenas, self.reserved.ranges)
 
     def without(self, proposal: Proposal, fixed: Collection[str]) -> Proposal:
         """Plan anew, with these images as obstacles."""
@@ -49,7 +76,7 @@ class Planner:
         for path in fixed:
             images[path] = replace(images[path], fixed=True)
         images_now = replace(proposal.survey, images=images)
-        return replace(proposal, survey=images_now, plan=self._plan(images_now))
+        return replace(proposal, survey=images_now, plan=self.plan(images_now))
 
     def left(
         self, images: Survey, moved: Collection[Move] = (), gone: Collection[str] = ()
@@ -80,24 +107,10 @@ class Planner:
 
         What is `busy` can do nothing either, for as long as it is.
         """
-        images = self._survey(seen, seen, lambda path: path not in busy)
+        images = self.survey(seen, seen, lambda name: name not in busy)
         try:
-            if self._plan(images).moves:
+            if self.plan(images).moves:
                 return None
         except NoRoomError:
             return None
         return tuple(groups(spans(images.images, images.dlls), (), ()))
-
-    def _survey(self, now: Snapshot, before: Snapshot, may_move: Callable[[str], bool]) -> Survey:
-        return survey(
-            now,
-            before,
-            may_move=may_move,
-            keep_aslr=self._options.keep_aslr,
-            force_signed=self._options.force_signed,
-            excludes=self._excludes,
-            database_slots=self._reserved.database_slots,
-        )
-
-    def _plan(self, images: Survey) -> Plan:
-        return make_plan(images.images.values(), self._options.arenas, self._reserved.ranges)

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from cygwin.address_space import Range, slot_size
+from rebaser.options import Options
 from rebaser.plan.overlap import Span
-from rebaser.plan.placement import Move, Placed
+from rebaser.plan.placement import Placed
+from rebaser.report import Move
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.skip import Skipped, same_file, skip_cause
 from rebaser.scan.snapshot import Folder, Seen, Snapshot
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from rebaser.apply.outcome import Applied
-
-
 # Windows loads no image of 2 GiB; a damaged one that says so is no obstacle for the others.
 LARGEST = 0x8000_0000
+
+DEFAULTS = Options()
+NO_SLOTS: Mapping[str, Range] = {}
 
 
 @dataclass(frozen=True)
@@ -47,38 +48,36 @@ class Survey:
 def survey(
     now: Snapshot,
     before: Snapshot | None = None,
+    options: Options = DEFAULTS,
     *,
-    may_move: Callable[[str], bool] = lambda path: True,
-    keep_aslr: bool = False,
-    force_signed: bool = False,
-    excludes: Sequence[str] = (),
-    database_slots: Mapping[str, Range] | None = None,
+    may_move: Callable[[str], bool] = lambda name: True,
+    database_slots: Mapping[str, Range] = NO_SLOTS,
     top: str = "",
 ) -> Survey:
     """Sort out the files of a scan.
 
-    `before` is what the last run saw (None: all that is there); `may_move` is asked about each
-    path; `excludes` are globs of paths relative to the root; `database_slots` are those that
-    Cygwin's database keeps for files of this tree; `top` is put before all paths.
+    `before` is what the last run saw (None: all that is there). `may_move` is asked about names;
+    `database_slots` are those that Cygwin's database keeps, by name. Names and the globs of the
+    options are relative to the root; `top` is put before the paths of the survey.
     """
-    base_before = {path: seen.base for path, seen in (before or now).files() if seen.base_width}
+    base_before = {name: seen.base for name, seen in (before or now).files() if seen.base_width}
     images: dict[str, Placed] = {}
     sources: dict[str, Source] = {}
     skipped: list[Skipped] = []
     dlls: set[str] = set()
     files = _files(now)
     for names, seen in files:
-        cause = skip_cause(names, seen, force_signed=force_signed, excludes=excludes)
-        if top:
-            names = tuple(top + name for name in names)
-        path = names[0]
+        cause = skip_cause(
+            names, seen, force_signed=options.force_signed, excludes=options.excludes
+        )
+        path = top + names[0]
         if cause:
             skipped.append(Skipped(path, cause, now.details[seen.detail]))
         if not seen.base_width or (cause and slot_size(seen.image_size) > LARGEST):
             continue
         if seen.flags & snapshots.FORKS:
             dlls.add(path)
-        sources[path] = Source(seen, names)
+        sources[path] = Source(seen, tuple(top + name for name in names) if top else names)
         images[path] = Placed(
             path=path,
             machine=seen.machine,
@@ -86,9 +85,9 @@ def survey(
             slot_size=slot_size(seen.image_size),
             file_size=seen.size,
             fixed=bool(cause) or not any(map(may_move, names)),
-            clear_dynamic_base=seen.dynamic_base and not keep_aslr,
+            clear_dynamic_base=seen.dynamic_base and not options.keep_aslr,
             known=any(base_before.get(name) == seen.base for name in names),
-            database_slot=next((database_slots[n] for n in names if n in database_slots), None)
+            database_slot=next(filter(None, map(database_slots.get, names)), None)
             if database_slots
             else None,
         )
@@ -108,11 +107,16 @@ def spans(
     return found
 
 
-def with_moves(now: Snapshot, sources: Mapping[str, Source], applied: Applied) -> Snapshot:
-    """Return `now` with what is known of the files that were moved since."""
+def with_moves(
+    now: Snapshot,
+    sources: Mapping[str, Source],
+    moved: Iterable[Move],
+    stats: Mapping[str, os.stat_result],
+) -> Snapshot:
+    """Return `now` with what is known of the files that were moved since, `stats` by path."""
     rows: dict[str, Seen] = {}
-    for move in applied.moved:
-        source, st = sources[move.path], applied.now.get(move.path)
+    for move in moved:
+        source, st = sources[move.path], stats.get(move.path)
         if st is not None:
             seen = source.seen
             if move.clear_dynamic_base:

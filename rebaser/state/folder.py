@@ -12,7 +12,7 @@ from rebaser.errors import RebaserError
 from rebaser.files import Folders, make_file, names_in, read_file, write_file
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.snapshot import Snapshot
-from rebaser.tree import RUNS
+from rebaser.state import MARK, PROBE, RUNS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 SNAPSHOT = "seen"
 STAGING = "staging"
 LOCK = "state.lock"
-MARK = "made-by-rebaser"  # is in every staging folder
-PROBE = "probe"  # tells the file system's time
 TREES_OWN = ".rebaser"  # our folder where a tree has no `var`, and on each file system below it
 
 LARGEST_SNAPSHOT = 256 << 20  # bytes; a tree of a million DLLs has 130 MB

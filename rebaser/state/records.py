@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from rebaser.plan.request import Request
 from rebaser.report import Group, Report
+from rebaser.request import Request
+from rebaser.state import RUNS
 from rebaser.state.folder import State, StateError
-from rebaser.tree import RUNS
 
 KEPT_RECORDS = 30
 

@@ -7,7 +7,7 @@ import os
 from contextlib import suppress
 
 from rebaser.files import make_file, names_in, open_folder
-from rebaser.state.folder import MARK, PROBE
+from rebaser.state import MARK, PROBE
 
 NEW = "new"  # a state file that is being written
 NOTE = "elsewhere-"  # names a staging folder on another file system

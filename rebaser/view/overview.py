@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from cygwin.address_space import X86_64
 from rebaser.options import Options
-from rebaser.plan.reserved import in_tree, reservations
-from rebaser.plan.survey import spans, survey
-from rebaser.scan.skip import globs_of_tree
+from rebaser.plan.proposal import Planner
+from rebaser.plan.survey import spans
+from rebaser.request import Request
 from rebaser.scan.walk import scan
-from rebaser.state.folder import State
 from rebaser.tree import Tree
 from rebaser.view.address_map import AddressMap, Kind, Region, address_map
 
 
-@dataclass(frozen=True)
-class Overview:
+class Overview(NamedTuple):
     """What was found. `maps` has the machines that the tree has DLLs of; x86_64 if it has none.
 
     `skipped` and `failed` are (path, reason), the paths relative to the root.
@@ -39,22 +37,17 @@ def overview(
 
     Raises UsageError where an --avoid path does not exist.
     """
-    before = State(tree.state_dir, tree.root).load_snapshot(warn)
+    before = tree.state.load_snapshot(warn)
     found = scan(tree.root, options.rules, before, progress=progress)
-    surveyed = survey(
-        found.snapshot,
-        before,
-        force_signed=options.force_signed,
-        excludes=globs_of_tree(options.excludes, tree.scope),
-    )
+    planner = Planner(tree, options, Request(""), warn)
+    surveyed = planner.survey(found.snapshot, before)
     placed = spans(surveyed.images, surveyed.dlls)
-    reserved = reservations(in_tree(tree), options, warn)
     others = {
         machine: [
             Region(*one.range, one.owner, Kind.RUNTIME if one.is_runtime else Kind.OTHERS)
             for one in of_machine
         ]
-        for machine, of_machine in reserved.ranges.items()
+        for machine, of_machine in planner.reserved.ranges.items()
     }
     stuck = {path for path, image in surveyed.images.items() if image.fixed}
     return Overview(

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cygwin.address_space import ARENA, ARM64, GRANULARITY, I386, X86_64, Range
-from rebaser.plan.placement import Move, NoRoomError, Placed, Plan, Reserved, make_plan
+from rebaser.plan.placement import NoRoomError, Placed, Plan, Reserved, make_plan
+from rebaser.report import Move
 
 LOW = 0x2_0001_0000
 SMALL = {X86_64: Range(LOW, LOW + 0x40_0000), I386: Range(0x3800_0000, 0x3840_0000)}

@@ -20,9 +20,10 @@ rebaser.remember
 rebaser.job
 rebaser.apply
 rebaser.plan
+rebaser.tree
 rebaser.state
-rebaser.tree rebaser.progress
-rebaser.options rebaser.report
+rebaser.progress
+rebaser.options rebaser.report rebaser.request
 rebaser.scan
 rebaser.hooks rebaser.files rebaser.text
 rebaser.errors

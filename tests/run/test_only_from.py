@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from trees import Rebaser, make_tree
 
 from rebaser.errors import UsageError
-from rebaser.options import named_paths
+from rebaser.request import named_paths
 
 # Bytes that mean something in a list or in a path come often.
 LISTS = st.lists(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from trees import Rebaser, add_dll, add_dlls, bases, contents, left_over, overlaps
 
-from rebaser.plan.request import Request
+from rebaser.request import Request
 from rebaser.scan import snapshot as snapshots
 from rebaser.state import records
 from rebaser.state.folder import State, StateError

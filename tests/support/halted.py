@@ -13,7 +13,7 @@ from stop_at import in_child
 from trees import add_dll, add_dlls, base_in, contents, images, moved
 
 from rebaser.plan.overlap import Span, overlapping_pairs
-from rebaser.state.folder import MARK
+from rebaser.state import MARK
 
 #: Of so many steps one is tried: on Cygwin a run takes seconds.
 PACE = 15 if sys.platform in ("cygwin", "msys") else 1

@@ -1,0 +1,104 @@
+"""What a run was asked for: its options, and which images may move."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NamedTuple
+
+from rebaser.errors import UsageError
+
+
+class Request(NamedTuple):
+    """What a run was asked for: its options as one text, and which images may move.
+
+    `below` is the part of the tree asked for ("" is all of it, else a path that ends in a slash);
+    `only` are the paths named by --only-from, or None for every path.
+    """
+
+    options: str
+    below: str = ""
+    only: frozenset[str] | None = None
+
+    @property
+    def is_for_all(self) -> bool:
+        """Whether every image of the tree may move."""
+        return not self.below and self.only is None
+
+    def names(self, path: str) -> bool:
+        """Return whether the image at `path`, relative to the root, may move."""
+        return path.startswith(self.below) and (self.only is None or path in self.only)
+
+    def concerns(self, path: str) -> bool:
+        """Return whether what happened to a file or folder matters to what was asked for."""
+        if path == "." or self.names(path):
+            return True
+        inside = f"{path}/"
+        if self.only is not None:
+            return any(name.startswith(inside) for name in self.only)
+        return self.below.startswith(inside)
+
+    def covers(self, other: Request) -> bool:
+        """Return whether a run for this request does all the work of the other."""
+        if self.options != other.options:
+            return False
+        if other.only is not None and self.only is None:
+            return all(path.startswith(self.below) for path in other.only)
+        return other.below.startswith(self.below) and (
+            self.only is None or (other.only is not None and other.only <= self.only)
+        )
+
+
+def read_only_from(source: str) -> bytes:
+    """Return what --only-from names: the content of a file, or of standard input for `-`."""
+    try:
+        if source == "-":
+            return sys.stdin.buffer.read()
+        with open(source, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise UsageError(f"--only-from {source}: cannot be read ({error.strerror})") from error
+
+
+def named_paths(listed: bytes, tree_root: str, scope: str, *, nul: bool) -> frozenset[str]:
+    """Return the paths, relative to the tree's root, that a list names.
+
+    One path a line, or ended by NUL; relative to the folder that was asked for, or absolute. What
+    lies outside the tree is left out; whether the others exist and are images shows later. Raises
+    UsageError for a list that is separated otherwise.
+    """
+    if not nul and b"\0" in listed:
+        raise UsageError("the list given to --only-from holds NUL characters: give -0 too")
+    if nul and listed and b"\0" not in listed:
+        raise UsageError(
+            "with -0 each path given to --only-from ends in a NUL character, and there is none: "
+            "leave -0 out for a list of lines"
+        )
+    names = os.fsdecode(listed if nul else listed.replace(b"\r\n", b"\n").rstrip(b"\r"))
+    asked = os.path.join(tree_root, scope)
+    top = tree_root.rstrip("/") + "/"
+    # Where a folder really is, relative to the tree's root, which is a real path; the file itself
+    # may be a link. Asked once for each folder: a manifest may have a million lines.
+    inside: dict[str, str | None] = {}
+    found = set()
+    for name in names.split("\0" if nul else "\n"):
+        if not name:
+            continue
+        folder, slash, base = name.rpartition("/")
+        if base in ("", ".", ".."):
+            folder, slash, base = os.path.normpath(os.path.join(asked, name)).rpartition("/")
+        folder += slash
+        if folder not in inside:
+            real = os.path.realpath(os.path.join(asked, folder)).rstrip("/") + "/"
+            inside[folder] = real[len(top) :] if real.startswith(top) else None
+        prefix = inside[folder]
+        if prefix is not None and base:
+            found.add(prefix + base)
+    return frozenset(found)
+
+
+def first_not_there(listed: bytes, names: frozenset[str], tree_root: str) -> str | None:
+    """Return the first name of a list none of whose names are there, None if one is."""
+    if not listed.strip() or any(os.path.lexists(os.path.join(tree_root, n)) for n in names):
+        return None
+    return os.fsdecode(listed.replace(b"\0", b"\n").split(b"\n", 1)[0].rstrip(b"\r"))
