@@ -175,8 +175,9 @@ def _work(job: Job, lock: TreeLock, found: Proposal | None) -> Report:
     record = records.begin(job.state, job.request, job.scan_began if found else time.monotonic())
     found = found or _plan(job, job.snapshot())
     began = before_the_scan(job)
+    # Who began in a tree inside before this one was a tree may have been at work while we looked.
     waited = [lock.exclude_from(lock_file_of(job.tree.path(name))) for name in found.scan.inner]
-    if any(waited):
+    if any(waited) or (waited and record.number == 1):
         found.scan.close()
         found = _plan(job, found.scan.snapshot)
     applied = _apply(job, lock, found, began) if found.plan.moves else None
