@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from rebaser.check import LOADED_ANYWHERE, Findings, check
 from rebaser.commands.json_output import group_objects, move_objects, print_json, reason_objects
 from rebaser.commands.shared import (
+    add_output_arguments,
     add_place_arguments,
     add_plan_arguments,
     add_reserved_arguments,
@@ -54,11 +55,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     for add in (add_scan_arguments, add_reserved_arguments, add_plan_arguments):
         add(parser)
     add_place_arguments(parser)
-    output = parser.add_argument_group("output")
-    output.add_argument("--json", action="store_true", help="print one JSON object")
-    loud = output.add_mutually_exclusive_group()
-    loud.add_argument("-q", "--quiet", action="store_true", help="print nothing: see the status")
-    loud.add_argument("-v", "--verbose", action="store_true", help="print a line for each DLL")
+    add_output_arguments(parser, "print nothing: see the status", "print a line for each DLL")
 
 
 # What a run must be told again, to do what was checked.

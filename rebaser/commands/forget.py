@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from locks.holders import describe_holders, holders
-from rebaser.commands.shared import add_place_arguments
+from rebaser.commands.shared import add_place_arguments, add_root
 from rebaser.errors import BusyError, UsageError
 from rebaser.files import Folders, names_in, open_folder
 from rebaser.state import RUNS
@@ -33,7 +33,7 @@ from rebaser.tree import Tree, find_tree
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of `rebaser forget`."""
-    parser.add_argument("root", metavar="ROOT", nargs="?", help="the tree (default: $SAGE_LOCAL)")
+    add_root(parser)
     parser.add_argument("--yes", action="store_true", help="do not ask")
     add_place_arguments(parser)
 

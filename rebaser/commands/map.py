@@ -21,9 +21,13 @@ from cygwin.address_space import machine_name
 from rebaser.commands.json_output import group_objects, print_json, range_object, reason_objects
 from rebaser.commands.shared import (
     SHOWN,
+    add_output_arguments,
     add_place_arguments,
     add_reserved_arguments,
+    add_root,
     add_scan_arguments,
+    add_switch,
+    add_value,
     options_from,
     print_lines,
     with_settings,
@@ -56,14 +60,11 @@ MOST_ROWS = 18
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of `rebaser map`."""
-    parser.add_argument("root", metavar="ROOT", nargs="?", help="the tree (default: $SAGE_LOCAL)")
+    add_root(parser)
     add_look_arguments(parser)
-    output = parser.add_argument_group("output")
-    output.add_argument(
-        "--svg", metavar="FILE", help="draw into FILE, for a browser; - is standard output"
-    )
-    output.add_argument("--json", action="store_true", help="print one JSON object")
-    output.add_argument("--verbose", action="store_true", help="name every DLL that overlaps")
+    output = add_output_arguments(parser)
+    add_value(output, "--svg", "FILE", "draw into FILE, for a browser; - is standard output")
+    add_switch(output, "--verbose", text="name every DLL that overlaps")
 
 
 def add_look_arguments(parser: ArgumentParser) -> None:
@@ -71,9 +72,7 @@ def add_look_arguments(parser: ArgumentParser) -> None:
     add_place_arguments(parser)
     add_scan_arguments(parser)
     add_reserved_arguments(parser)
-    parser.add_argument(
-        "--arena", metavar="LOW-HIGH", help="the addresses of rebased DLLs, if not the usual"
-    )
+    add_value(parser, "--arena", "LOW-HIGH", "the addresses of rebased DLLs, if not the usual")
 
 
 def look_as_asked(arguments: Namespace) -> tuple[Tree, Overview, str | None]:

@@ -21,10 +21,14 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 
 from rebaser.cli import complain
 from rebaser.commands.shared import (
+    add_output_arguments,
     add_place_arguments,
     add_plan_arguments,
     add_reserved_arguments,
+    add_root,
     add_scan_arguments,
+    add_switch,
+    add_value,
     advanced,
     options_from,
     with_settings,
@@ -43,65 +47,34 @@ from rebaser.tree import Tree, find_tree
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of `rebaser run`."""
-    parser.add_argument("root", metavar="ROOT", nargs="?", help="the tree (default: $SAGE_LOCAL)")
+    add_root(parser)
     what = parser.add_argument_group("what moves")
-    what.add_argument(
-        "--only-from",
-        metavar="FILE",
-        help="only the DLLs named in FILE may move (- is standard input): one path a line, "
-        "relative to ROOT",
-    )
+    text = "only the DLLs named in FILE may move (- is standard input): one path a line, relative "
+    add_value(what, "--only-from", "FILE", text + "to ROOT")
     what.add_argument("-0", dest="nul", action="store_true", help="paths in FILE end in NUL")
     for add in (add_scan_arguments, add_reserved_arguments, add_plan_arguments):
         add(parser, what)
     how = parser.add_argument_group("how")
-    how.add_argument(
-        "-n", "--dry-run", action="store_true", help="print the plan; change nothing, take no lock"
-    )
-    how.add_argument(
-        "--strict",
-        action="store_true",
-        help="end with status 1 also for overlaps that no run cures, of signed DLLs for example",
-    )
-    how.add_argument(
-        "--wait", metavar="SECONDS", type=_seconds, help="how long the lock may take (default: any)"
-    )
-    how.add_argument(
-        "--no-wait",
-        dest="wait",
-        action="store_const",
-        const=0.0,
-        help="end with status 75 if the lock is held",
-    )
-    how.add_argument(
-        "--coordinator",
-        metavar="URL",
-        help="a server that keeps the lock for all machines that install into this tree: "
-        "redis://, etcd3+http(s):// or postgresql:// (needs the extra rebaser[cluster])",
-    )
-    output = parser.add_argument_group("output")
-    output.add_argument("--json", action="store_true", help="print one JSON object")
-    loud = output.add_mutually_exclusive_group()
-    loud.add_argument("-q", "--quiet", action="store_true", help="print only what went wrong")
-    loud.add_argument("-v", "--verbose", action="store_true", help="print a line for each DLL")
+    add_switch(how, "-n", "--dry-run", text="print the plan; change nothing, take no lock")
+    text = "end with status 1 also for overlaps that no run cures, of signed DLLs for example"
+    add_switch(how, "--strict", text=text)
+    text = "how long the lock may take (default: any)"
+    how.add_argument("--wait", metavar="SECONDS", type=_seconds, help=text)
+    text = "end with status 75 if the lock is held"
+    how.add_argument("--no-wait", dest="wait", action="store_const", const=0.0, help=text)
+    text = "a server that keeps the lock for all machines that install into this tree: redis://, "
+    text += "etcd3+http(s):// or postgresql:// (needs the extra rebaser[cluster])"
+    add_value(how, "--coordinator", "URL", text)
+    add_output_arguments(parser, "print only what went wrong", "print a line for each DLL")
     add_place_arguments(parser)
     rare = advanced(parser)
-    rare.add_argument(
-        "--engine",
-        choices=ENGINES,
-        default="auto",
-        help="who relocates: Cygwin's programs rebase and peflags, or rebaser itself; auto takes "
-        "Cygwin's where this is Cygwin or MSYS2 and they are found (default: auto)",
-    )
-    rare.add_argument(
-        "--touch", action="store_true", help="give moved files a new modification time"
-    )
-    rare.add_argument(
-        "--progress",
-        choices=("auto", "always", "never"),
-        default="auto",
-        help="show progress on stderr: a bar on a terminal, lines in a log (default: auto)",
-    )
+    text = "who relocates: Cygwin's programs rebase and peflags, or rebaser itself; auto takes "
+    text += "Cygwin's where this is Cygwin or MSYS2 and they are found (default: auto)"
+    rare.add_argument("--engine", choices=ENGINES, default="auto", help=text)
+    add_switch(rare, "--touch", text="give moved files a new modification time")
+    text = "show progress on stderr: a bar on a terminal, lines in a log (default: auto)"
+    modes = ("auto", "always", "never")
+    rare.add_argument("--progress", choices=modes, default="auto", help=text)
 
 
 def main(arguments: Namespace) -> int:

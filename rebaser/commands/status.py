@@ -19,7 +19,7 @@ from cygwin.address_space import machine_name
 from locks.holders import Holder, describe_holders, holders
 from rebaser.commands.json_output import group_objects, print_json, reason_objects
 from rebaser.commands.map import add_look_arguments, look_as_asked, room_object
-from rebaser.commands.shared import SHOWN, print_lines
+from rebaser.commands.shared import SHOWN, add_output_arguments, add_root, print_lines
 from rebaser.state import RUNS
 from rebaser.state.folder import State
 from rebaser.state.records import Record, newest_first
@@ -36,10 +36,9 @@ AS_IT_IS = ("number", "began", "finished", "engine", "moved", "bytes_written", "
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of `rebaser status`."""
-    parser.add_argument("root", metavar="ROOT", nargs="?", help="the tree (default: $SAGE_LOCAL)")
+    add_root(parser)
     add_look_arguments(parser)
-    output = parser.add_argument_group("output")
-    output.add_argument("--json", action="store_true", help="print one JSON object")
+    add_output_arguments(parser)
 
 
 def main(arguments: Namespace) -> int:
