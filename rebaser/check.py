@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from cygwin.address_space import ARENA, GRANULARITY, SAFE, X86_64, is_runtime
 from cygwin.aslr import mandatory_aslr
-from cygwin.fault import FAULTS, Fault
+from cygwin.fault import Fault
 from rebaser.errors import UsageError
 from rebaser.files import open_to_read
 from rebaser.options import Options
@@ -20,7 +20,7 @@ from rebaser.plan.survey import Survey, spans
 from rebaser.report import Group, Move
 from rebaser.request import Request
 from rebaser.scan import snapshot as snapshots
-from rebaser.scan.skip import Skipped, same_file
+from rebaser.scan.skip import Skipped, not_images, same_file
 from rebaser.scan.snapshot import Snapshot
 from rebaser.scan.walk import Rules, Scan, look_at_one, scan
 from rebaser.text import address
@@ -243,12 +243,7 @@ def _file(path: str) -> _Part:
     if not os.path.isfile(path):
         return _Part(path, Tree(folder, "", ""), blank, blank, [(path, NO_FILE)])
     snapshot, failed = look_at_one(folder, name)
-    unread = [(path, reason) for _, reason in failed]
-    unread += [
-        (path, Skipped(path, FAULTS[seen.fault], snapshot.details[seen.detail]).reason)
-        for _, seen in snapshot.files()
-        if not seen.base_width and seen.mtime_ns != snapshots.NEVER
-    ]
+    unread = [(path, reason) for _, reason in (*failed, *not_images(snapshot))]
     return _Part(path, Tree(folder, "", ""), snapshot, blank, unread)
 
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from rebaser import __version__
 from rebaser.errors import RebaserError, UsageError
 from rebaser.process import Terminated, catch_signals, discard_output, flush_errors, open_streams
-from rebaser.text import terminal_width
+from rebaser.text import printable, terminal_width
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,18 +41,16 @@ EVERYWHERE = {"-n": "--dry-run", "-q": "--quiet", "-v": "--verbose"}
 argparse._ = str  # type: ignore[attr-defined]
 
 EXIT_INTERRUPTED = 130
+WHOLE = "every file is whole, old or new"
+NO_MEMORY = f"there is not enough memory; {WHOLE}"
 
 OWN_PACKAGES = ("rebaser", "locks", "cygwin")
 
 
-class Formatter(argparse.RawDescriptionHelpFormatter):
-    """argparse's formatter; it finds the width of the terminal without importing shutil.
-
-    argparse makes one for every argument that is added, and shutil costs 4 ms.
-    """
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, width=terminal_width() - 2)
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    # argparse makes one for every argument that is added, and to find the width of the terminal it
+    # would import shutil, which costs 4 ms.
+    return argparse.RawDescriptionHelpFormatter(prog, width=terminal_width() - 2)
 
 
 class Parser(argparse.ArgumentParser):
@@ -91,13 +89,9 @@ class Parser(argparse.ArgumentParser):
             return f"{words[0]!r} is one operand too many"
         name = option.partition("=")[0]
         hint = did_you_mean(name, self._option_string_actions)
-        if not hint:
-            has_it = [
-                f"rebaser {one}"
-                for one in COMMANDS
-                if name in command_parser(one)._option_string_actions
-            ]
-            hint = f"; it is one of {', '.join(has_it)}" if has_it else ""
+        has_it = hint or [c for c in COMMANDS if name in command_parser(c)._option_string_actions]
+        if has_it and not hint:
+            hint = f"; it is one of {', '.join(f'rebaser {one}' for one in has_it)}"
         return f"there is no option {name}{hint}"
 
 
@@ -120,7 +114,7 @@ def command_parser(name: str) -> Parser:
     parser = Parser(
         prog=f"rebaser {name}",
         description=module.__doc__,
-        formatter_class=Formatter,
+        formatter_class=_formatter,
         allow_abbrev=False,
     )
     module.add_arguments(parser)
@@ -171,14 +165,13 @@ def dispatch(words: Sequence[str]) -> int:
 
 
 def _no_command(name: str, rest: Sequence[str]) -> str:
-    see = "(see rebaser --help)"
     if name.startswith("-"):
         command = next((word for word in rest if word in COMMANDS), "COMMAND")
-        return f"{name} goes behind the command: rebaser {command} {name} {see}"
-    hint = did_you_mean(name, COMMANDS)
-    if not hint and os.path.isdir(name):
-        hint = f"; did you mean rebaser run {name}?"
-    return f"there is no command {name!r}{hint} {see}"
+        what = f"{name} goes behind the command: rebaser {command} {name}"
+    else:
+        did = f"; did you mean rebaser run {name}?" if os.path.isdir(name) else ""
+        what = f"there is no command {name!r}{did_you_mean(name, COMMANDS) or did}"
+    return f"{what} (see rebaser --help)"
 
 
 def main(words: Sequence[str] | None = None) -> NoReturn:
@@ -219,43 +212,34 @@ def status_of_work(work: Callable[[], int]) -> int:
         sys.stdout.flush()
         return status
     except RebaserError as error:
-        complain(str(error))
-        return error.exit_status
+        status, text = error.exit_status, str(error)
     except Terminated as error:
-        complain("terminated; every file is whole, old or new")
-        return 128 + error.number
+        status, text = 128 + error.number, f"terminated; {WHOLE}"
     except KeyboardInterrupt:
-        complain("interrupted; every file is whole, old or new")
-        return EXIT_INTERRUPTED
+        status, text = EXIT_INTERRUPTED, f"interrupted; {WHOLE}"
     except BrokenPipeError:
         # The reader of our output left (`rebaser info … | head`): nobody is there to be told.
         discard_output()
         return 1
     except OSError as error:
-        complain(_what_failed(error))
-        return 1
+        status, text = 1, _what_failed(error)
     except MemoryError:
-        complain(NO_MEMORY)
-        return 1
+        status, text = 1, NO_MEMORY
     except Exception as error:
-        if isinstance(error, ImportError) and (sentence := _not_imported(error)):
-            complain(sentence)
-            return 1
-        return _bug(error)
+        status, text = 1, _not_imported(error) or _bug(error)
+    complain(text)
+    return status
 
 
-NO_MEMORY = "there is not enough memory; every file is whole, old or new"
-
-
-def _not_imported(error: ImportError) -> str | None:
+def _not_imported(error: Exception) -> str | None:
     """Return the sentence for a module that cannot be had, or None where that is our own fault."""
-    package = (error.name or "").partition(".")[0]
+    package = error.name.partition(".")[0] if isinstance(error, ImportError) and error.name else ""
     if package == "fcntl":
         return str(error)  # a native Windows Python; the sentence is that of locks.flock
     if package in ("", *OWN_PACKAGES):
         return None
     if not isinstance(error, ModuleNotFoundError):  # its shared object has no room in memory
-        return f"{error}; every file is whole, old or new: give Python more memory or repair it"
+        return f"{error}; {WHOLE}: give Python more memory or repair it"
     return (
         f"rebaser is not installed completely: {error}; install it with "
         f"{sys.executable} -m pip install {package}"
@@ -272,27 +256,22 @@ def _what_failed(error: OSError) -> str:
             f"standard output cannot be written ({error.strerror}): what it should say is lost; "
             "the work itself is done"
         )
+    what = str(error)
     if isinstance(error, FileNotFoundError) and error.filename is None:
         try:
             os.getcwd()
         except OSError:
-            return (
-                "the current folder has been removed: go to one that is there; nothing more was "
-                "done"
-            )
-    return f"{error}; nothing more was done"
+            what = "the current folder has been removed: go to one that is there"
+    return f"{what}; nothing more was done"
 
 
-def _bug(error: Exception) -> int:
+def _bug(error: Exception) -> str:
     from rebaser.bug import report_bug
 
-    complain(report_bug(error))
-    return 1
+    return report_bug(error)
 
 
 def complain(text: str) -> None:
     """Print one line on stderr, whatever bytes its file names hold."""
-    from rebaser.text import printable
-
     with suppress(OSError):  # a stderr that is full has no room for that either
         print(f"rebaser: {printable(text)}", file=sys.stderr, flush=True)

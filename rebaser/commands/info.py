@@ -18,15 +18,13 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from cygwin.address_space import machine_name, slot_size
-from cygwin.fault import FAULTS
 from rebaser.commands.json_output import print_json, reason_objects
 from rebaser.commands.shared import add_scan_arguments, with_settings
 from rebaser.errors import RebaserError, UsageError
 from rebaser.plan.overlap import Span, clusters
 from rebaser.scan import snapshot as snapshots
-from rebaser.scan.skip import Skipped, is_excluded, same_file
+from rebaser.scan.skip import is_excluded, not_images, same_file
 from rebaser.scan.walk import Rules, look_at_one, scan
-from rebaser.state.folder import State
 from rebaser.text import address, printable
 from rebaser.tree import Tree, find_tree
 
@@ -92,9 +90,8 @@ def _of_path(path: str, asked: Namespace, failed: list[tuple[str, str]]) -> Iter
         tree = find_tree(path)
         asked = with_settings(asked, tree)
         found = scan(path, Rules(tuple(asked.suffix)), _seen_last(tree))
-        snapshot = found.snapshot
         failed += [(os.path.join(path, inside), reason) for inside, reason in found.failed]
-        for inside, seen in snapshot.files():
+        for inside, seen in found.snapshot.files():
             if seen.base_width and not is_excluded(inside, asked.exclude):
                 yield _line(os.path.join(path, inside), seen)
     elif not os.path.isfile(path):
@@ -102,27 +99,15 @@ def _of_path(path: str, asked: Namespace, failed: list[tuple[str, str]]) -> Iter
         failed.append((path, "no such file or folder" if gone else "not a regular file"))
     else:
         snapshot, unread = look_at_one(*os.path.split(os.path.realpath(path)))
-        failed += [(path, reason) for _, reason in unread]
-        for _, seen in snapshot.files():
-            if seen.base_width:
-                yield _line(path, seen)
-            elif seen.mtime_ns != snapshots.NEVER:
-                failed.append(
-                    (path, Skipped(path, FAULTS[seen.fault], snapshot.details[seen.detail]).reason)
-                )
+        failed += [(path, reason) for _, reason in (*unread, *not_images(snapshot))]
+        yield from (_line(path, seen) for _, seen in snapshot.files() if seen.base_width)
 
 
 def _seen_last(tree: Tree) -> snapshots.Snapshot:
     """Return what the last run saw of the part that was asked for, as a snapshot of that alone."""
-    seen = State(tree.state_dir, tree.root).load_snapshot(lambda text: None)
-    start = len(tree.scope)
-    return seen._replace(
-        folders={
-            path[start:]: of_path
-            for path, of_path in seen.folders.items()
-            if f"{path}/".startswith(tree.scope)
-        }
-    )
+    seen, start = tree.state.load_snapshot(lambda text: None), len(tree.scope)
+    inside = [name for name in seen.folders if f"{name}/".startswith(tree.scope)]
+    return seen._replace(folders={name[start:]: seen.folders[name] for name in inside})
 
 
 def _line(path: str, seen: snapshots.Seen) -> Line:
@@ -137,16 +122,12 @@ def _line(path: str, seen: snapshots.Seen) -> Line:
 
 def _overlapping(lines: Sequence[Line]) -> set[str]:
     """Return the files that overlap another; several names of one file are one file."""
-    by_machine: dict[int, dict[str, Span]] = {}
+    spans: dict[int, set[Span]] = {}
     for line in lines:
         span = Span(line.base, line.base + slot_size(line.size), line.file)
-        by_machine.setdefault(line.machine, {})[line.file] = span
-    return {
-        span.path
-        for spans in by_machine.values()
-        for group in clusters(spans.values())
-        for span in group
-    }
+        spans.setdefault(line.machine, set()).add(span)
+    found = (group for of_machine in spans.values() for group in clusters(of_machine))
+    return {span.path for group in found for span in group}
 
 
 def _print(lines: Sequence[Line], overlapping: set[str]) -> None:

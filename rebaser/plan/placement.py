@@ -40,6 +40,11 @@ class Placed:
         """The address after the slot."""
         return self.base + self.slot_size
 
+    def moved(self, new_base: int, reason: str) -> Move:
+        """Return the move to a new base, or one that only clears DYNAMIC_BASE."""
+        size, clear = self.slot_size, self.clear_dynamic_base
+        return Move(self.path, self.machine, self.base, new_base, size, reason, clear)
+
 
 @dataclass(frozen=True)
 class Reserved:
@@ -111,17 +116,12 @@ def must_move(base: int, slot_size: int, arena: Range) -> str | None:
 class _Slots:
     """The slots of an arena, one byte each: taken or free."""
 
-    def __init__(self, arena: Range) -> None:
-        self.low = arena.low
-        self.high = arena.high
+    def __init__(self, arena: Range, ranges: Iterable[tuple[int, int]]) -> None:
+        self.low, self.high = arena
         self.taken = bytearray((arena.high - arena.low) // GRANULARITY)
         self.lowest_fit: dict[int, int] = {}
-
-    def copy(self) -> _Slots:
-        """Return other slots of which the same are taken."""
-        other = _Slots(Range(self.low, self.high))
-        other.taken[:] = self.taken
-        return other
+        for low, high in ranges:
+            self.take(low, high)
 
     def take(self, low: int, high: int) -> None:
         if high > self.low and low < self.high:
@@ -171,39 +171,32 @@ def _moves(
     images: Collection[Placed], arena: Range, reserved: Sequence[Reserved], machine: int
 ) -> list[Move]:
     fixed = [(image.base, image.end, image.path) for image in images if image.fixed]
-    obstacles = _Obstacles([*((r.range.low, r.range.high, r.owner) for r in reserved), *fixed])
+    obstacles = _Obstacles([*((*one.range, one.owner) for one in reserved), *fixed])
     database_slots = _Obstacles(
-        (image.database_slot.low, image.database_slot.high, image.path)
-        for image in images
-        if image.database_slot is not None
+        (*image.database_slot, image.path) for image in images if image.database_slot is not None
     )
     reasons = _reasons_to_move(images, arena, obstacles, database_slots)
-    occupied = _Slots(arena)
-    for low, high, _ in obstacles.ranges:
-        occupied.take(low, high)
-    for image in images:
-        occupied.take(image.base, image.end)
-    # What is database_slot is free for one file only.
-    free_for_all = occupied if not database_slots.ranges else occupied.copy()
-    for low, high, _ in database_slots.ranges:
-        free_for_all.take(low, high)
-
+    taken = [(low, high) for low, high, _ in obstacles.ranges]
+    taken += [(image.base, image.end) for image in images]
+    occupied = _Slots(arena, taken)
+    # What Cygwin's database keeps is free for one file only.
+    kept = [(low, high) for low, high, _ in database_slots.ranges]
+    free_for_all = _Slots(arena, [*taken, *kept]) if kept else occupied
     moves: list[Move] = []
     unplaced: list[Placed] = []
     for image in sorted(images, key=attrgetter("path")):
         reason = reasons.get(image.path)
         if reason is None:
             if image.clear_dynamic_base and not image.fixed:
-                moves.append(_move(image, image.base, "DYNAMIC_BASE is set"))
+                moves.append(image.moved(image.base, "DYNAMIC_BASE is set"))
             continue
         new_base = _new_base(image, arena, occupied, free_for_all)
         if new_base is None:
             unplaced.append(image)
             continue
-        occupied.take(new_base, new_base + image.slot_size)
-        if free_for_all is not occupied:
-            free_for_all.take(new_base, new_base + image.slot_size)
-        moves.append(_move(image, new_base, reason))
+        for slots in (occupied, free_for_all):
+            slots.take(new_base, new_base + image.slot_size)
+        moves.append(image.moved(new_base, reason))
     if unplaced:
         raise NoRoomError(_no_room(unplaced, arena, free_for_all, machine))
     return moves
@@ -215,20 +208,17 @@ def _reasons_to_move(
     """Return why they must move, for those that must, by path."""
     reasons: dict[str, str] = {}
     candidates = []
-    for image in images:
-        if not image.fixed:
-            reason = must_move(image.base, image.slot_size, arena)
-            if reason is None:
-                candidates.append(image)
-            else:
-                reasons[image.path] = reason
-    staying = _Slots(arena)
+    for image in (image for image in images if not image.fixed):
+        if reason := must_move(image.base, image.slot_size, arena):
+            reasons[image.path] = reason
+        else:
+            candidates.append(image)
+    staying = _Slots(arena, ())
     stayed: list[tuple[int, int, str]] = []
     crowded_out = []
     for image in sorted(candidates, key=lambda i: (not i.known, -i.file_size, i.path)):
         owner = obstacles.overlapping(image.base, image.end)
-        if owner is None and database_slots.ranges:
-            owner = _other_database_slot(image, database_slots)
+        owner = owner or _other_database_slot(image, database_slots)
         if owner is not None:
             reasons[image.path] = f"overlaps {owner}"
         elif staying.is_free(image.base, image.end):
@@ -243,22 +233,15 @@ def _reasons_to_move(
 
 
 def _new_base(image: Placed, arena: Range, occupied: _Slots, free_for_all: _Slots) -> int | None:
-    slot = image.database_slot
-    if slot is not None and _fits(image, slot, arena) and occupied.is_free(slot.low, slot.high):
-        return slot.low
+    own = image.database_slot
+    if (
+        own is not None
+        and image.slot_size <= own.high - own.low
+        and must_move(own.low, own.high - own.low, arena) is None
+        and occupied.is_free(*own)
+    ):
+        return own.low
     return free_for_all.lowest(image.slot_size)
-
-
-def _move(image: Placed, new_base: int, reason: str) -> Move:
-    return Move(
-        path=image.path,
-        machine=image.machine,
-        old_base=image.base,
-        new_base=new_base,
-        slot_size=image.slot_size,
-        reason=reason,
-        clear_dynamic_base=image.clear_dynamic_base,
-    )
 
 
 def _other_database_slot(image: Placed, database_slots: _Obstacles) -> str | None:
@@ -271,15 +254,6 @@ def _other_database_slot(image: Placed, database_slots: _Obstacles) -> str | Non
         if low < high and (owner := database_slots.overlapping(low, high)):
             return f"the slot that Cygwin's database keeps for {owner}"
     return None
-
-
-def _fits(image: Placed, slot: Range, arena: Range) -> bool:
-    return (
-        slot.low % GRANULARITY == 0
-        and image.slot_size <= slot.high - slot.low
-        and arena.low <= slot.low
-        and slot.high <= arena.high
-    )
 
 
 def _no_room(unplaced: Sequence[Placed], arena: Range, slots: _Slots, machine: int) -> str:

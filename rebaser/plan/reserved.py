@@ -7,18 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cygwin.address_space import GRANULARITY, Range, slot_size
+from cygwin.database import DatabaseError, read_database
 from cygwin.paths import host_path
 from rebaser.errors import UsageError
-from rebaser.files import open_to_read
 from rebaser.options import Options
 from rebaser.plan.databases import database_files, root_of
 from rebaser.plan.placement import OF_RUNTIME, Reserved
-from rebaser.scan.walk import Rules, scan
+from rebaser.scan.skip import not_images
+from rebaser.scan.walk import Rules, look_at_one, scan
 from rebaser.tree import Tree
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from cygwin.database import Database
 
 
 @dataclass(frozen=True)
@@ -53,8 +50,6 @@ def reservations(
     database is left out, with a warning, where it cannot be read. Raises UsageError for one that
     was asked for and cannot be read, and for an --avoid path that does not exist.
     """
-    from cygwin.database import DatabaseError, read_database
-
     ranges = {machine: list(of_machine) for machine, of_machine in OF_RUNTIME.items()}
     database_slots: dict[str, Range] = {}
     for path in database_files(options.database, options.cygwin_root):
@@ -63,32 +58,20 @@ def reservations(
         except DatabaseError as error:
             if options.database:
                 raise UsageError(f"--database {error}; nothing was changed") from None
-            warn(
-                f"{error}; the addresses that it keeps are not known, so none of them is left free"
-            )
+            warn(f"{error}; the addresses that it keeps are not known, so none is left free")
             continue
-        _take(found, root_of(path, options.cygwin_root), ours, ranges, database_slots)
+        root = root_of(path, options.cygwin_root)
+        for entry in found.entries:
+            slot = Range(entry.base, entry.base + entry.slot_size)
+            file = host_path(entry.path, root)
+            if file and (name := ours(file)):
+                database_slots[name] = slot
+            else:
+                owner = f"{entry.path} of Cygwin's database"
+                ranges.setdefault(found.machine, []).append(Reserved(slot, owner))
     for path in options.avoid:
         _avoid(path, ours, options.rules, ranges, warn)
     return Reservations(ranges, database_slots)
-
-
-def _take(
-    database: Database,
-    root: str | None,
-    ours: Callable[[str], str | None],
-    ranges: dict[int, list[Reserved]],
-    database_slots: dict[str, Range],
-) -> None:
-    for entry in database.entries:
-        slot = Range(entry.base, entry.base + entry.slot_size)
-        path = host_path(entry.path, root)
-        name = ours(path) if path else None
-        if name:
-            database_slots[name] = slot
-        else:
-            owner = f"{entry.path} of Cygwin's database"
-            ranges.setdefault(database.machine, []).append(Reserved(slot, owner))
 
 
 def _avoid(
@@ -100,40 +83,22 @@ def _avoid(
 ) -> None:
     if not os.path.exists(path):
         raise UsageError(f"{path}: the path given to --avoid does not exist")
-    path = os.path.realpath(path)
+    top = path = os.path.realpath(path)
     if os.path.isdir(path):
-        found = scan(path, rules)
-        for inside, reason in found.failed:
-            if inside == ".":
-                raise UsageError(f"--avoid {path}: {reason}")
-            warn(f"{path}/{inside} {reason} (--avoid)")
-        images = [
-            (f"{path}/{inside}", seen.machine, seen.base, seen.image_size)
-            for inside, seen in found.snapshot.files()
-            if seen.base_width
-        ]
+        scanned = scan(path, rules)
+        found, failed, fatal = scanned.snapshot, scanned.failed, "."
     else:
-        images = _one_image(path, warn)
-    for name, machine, base, size in images:
-        if ours(name):
-            continue  # an image of the tree itself is none of the others'
-        slot = Range(base // GRANULARITY * GRANULARITY, base + slot_size(size))
-        ranges.setdefault(machine, []).append(Reserved(slot, name))
-
-
-def _one_image(path: str, warn: Callable[[str], None]) -> list[tuple[str, int, int, int]]:
-    from cygwin.errors import NotAnImage
-    from cygwin.image import read_image
-
-    try:
-        descriptor = open_to_read(path)
-    except OSError as error:
-        raise UsageError(f"--avoid {path}: cannot be read ({error.strerror})") from None
-    try:
-        image = read_image(descriptor, os.fstat(descriptor).st_size)
-    except NotAnImage as error:
-        warn(f"{path}: {error}; nothing is kept free for it (--avoid)")
-        return []
-    finally:
-        os.close(descriptor)
-    return [(path, image.machine, image.base, image.size)]
+        top, fatal = os.path.split(path)
+        found, failed = look_at_one(top, fatal)
+        for _, reason in not_images(found):
+            warn(f"{path}: {reason}; nothing is kept free for it (--avoid)")
+    for name, reason in failed:
+        if name == fatal:
+            raise UsageError(f"--avoid {path}: {reason}")
+        warn(f"{top}/{name} {reason} (--avoid)")
+    for name, seen in found.files():
+        # An image of the tree itself is none of the others'.
+        if seen.base_width and not ours(f"{top}/{name}"):
+            low = seen.base // GRANULARITY * GRANULARITY
+            slot = Range(low, seen.base + slot_size(seen.image_size))
+            ranges.setdefault(seen.machine, []).append(Reserved(slot, f"{top}/{name}"))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from cygwin.address_space import is_runtime
 from cygwin.fault import FAULTS, Fault
-from rebaser.scan.snapshot import SIGNED, Seen, Snapshot
+from rebaser.scan.snapshot import NEVER, SIGNED, Seen, Snapshot
 
 
 class Stay(Enum):
@@ -101,6 +101,15 @@ def count_images(
         if cause:
             skipped.append(Skipped(min(names), cause, now.details[seen.detail]))
     return len(files), sum(bool(seen.base_width) for _, seen in files.values()), skipped
+
+
+def not_images(now: Snapshot) -> list[tuple[str, str]]:
+    """Return the files that could be read and are no images, with the reason."""
+    return [
+        (name, Skipped(name, FAULTS[seen.fault], now.details[seen.detail]).reason)
+        for name, seen in now.files()
+        if not seen.base_width and seen.mtime_ns != NEVER
+    ]
 
 
 def same_file(path: str, seen: Seen) -> object:
