@@ -72,20 +72,13 @@ def parse_arena(text: str) -> Range:
 
     Below 4 GiB it is that of i386, above that of x86_64.
     """
-    parts = text.replace("_", "").lower().split("-")
     try:
-        if not all(part.startswith("0x") for part in parts):
-            raise ValueError
-        low, high = (int(part, 16) for part in parts)
+        low, high = map(_hexadecimal, text.split("-"))
     except ValueError:
         raise UsageError(
             f"--arena {text}: give two addresses in hexadecimal with 0x before each, such as "
             "0x200000000-0x400000000"
         ) from None
-    if high <= low or high - low < GRANULARITY:
-        raise UsageError(
-            f"--arena {text}: the second address must be a slot or more above the first"
-        )
     machine = I386 if low < FOUR_GIB else X86_64
     limits = LIMITS[machine]
     if low < limits.low or high > limits.high:
@@ -97,6 +90,13 @@ def parse_arena(text: str) -> Range:
     arena = Range(-(-low // GRANULARITY) * GRANULARITY, high // GRANULARITY * GRANULARITY)
     if arena.high <= arena.low:
         raise UsageError(
-            f"--arena {text}: it holds no whole slot (64 KiB, at a multiple of 64 KiB)"
+            f"--arena {text}: the second address must be a slot or more above the first; between "
+            "them is no whole slot (64 KiB, at a multiple of 64 KiB)"
         )
     return arena
+
+
+def _hexadecimal(text: str) -> int:
+    if text[:2].lower() != "0x":
+        raise ValueError(text)
+    return int(text, 16)

@@ -76,7 +76,6 @@ def _record(folder: str | None) -> int:
     from cygwin.programs import ProgramError, Programs
     from rebaser.cli import complain
     from rebaser.scan.walk import Rules, scan
-    from rebaser.state.folder import State
     from rebaser.tree import find_tree
 
     tree = find_tree(folder)
@@ -84,7 +83,7 @@ def _record(folder: str | None) -> int:
     if programs is None:
         complain("sage-rebase --all: Cygwin's program rebase was not found; nothing was recorded")
         return 1
-    seen = State(tree.state_dir, tree.root).load_snapshot(complain)
+    seen = tree.state.load_snapshot(complain)
     found = scan(tree.root, Rules(), seen)
     images = [tree.path(path) for path, one in found.snapshot.files() if one.base_width]
     try:

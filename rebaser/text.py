@@ -41,15 +41,13 @@ def byte_count(value: int) -> str:
     return f"{value / 1e9:.1f} GB"
 
 
-def address_size(value: int) -> str:
-    """Return the size of a range of addresses, in bytes, for people: `64 KiB`, `169 MiB`."""
-    for unit, bytes_ in (("GiB", 1 << 30), ("MiB", 1 << 20)):
-        if value >= bytes_:
-            number = value / bytes_
-            return (
-                f"{number:.1f} {unit}" if number < 10 and value % bytes_ else f"{number:.0f} {unit}"
-            )
-    return f"{-(-value // 1024)} KiB"
+def address_size(value: float) -> str:
+    """Return the size of a range of addresses, in bytes, for people: `64 KiB`, `7.9 GiB`."""
+    units = ["bytes", "KiB", "MiB", "GiB", "TiB"]
+    while value >= 1024 and len(units) > 1:
+        value /= 1024
+        del units[0]
+    return f"{value:.{0 if value == int(value) or value >= 100 else 1}f} {units[0]}"
 
 
 def plural(count: int, noun: str) -> str:

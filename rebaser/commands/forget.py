@@ -24,7 +24,7 @@ from rebaser.commands.shared import add_place_arguments, add_root
 from rebaser.errors import BusyError, UsageError
 from rebaser.files import Folders, names_in, open_folder
 from rebaser.state import RUNS
-from rebaser.state.folder import LOCK, SNAPSHOT, State
+from rebaser.state.folder import LOCK, SNAPSHOT
 from rebaser.state.lock import TreeLock
 from rebaser.state.settings import SETTINGS
 from rebaser.text import printable
@@ -50,8 +50,7 @@ def main(arguments: Namespace) -> int:
     if not (arguments.yes or _is_wanted(f"Forget all runs on {root}? No DLL is touched. [y/N] ")):
         print(f"{root}: nothing was changed")
         return 1
-    state = State(tree.state_dir, tree.root)
-    with TreeLock(tree.lock_file, state, wait=0, tell=lambda text: None) as lock:
+    with TreeLock(tree.lock_file, tree.state, wait=0, tell=lambda text: None) as lock:
         lock.exclude()
         # Who waits for it has it open, and must not be left with a lock that has no name.
         if holders(tree.lock_file):
@@ -59,7 +58,7 @@ def main(arguments: Namespace) -> int:
                 f"the lock {tree.lock_file} is {describe_holders(tree.lock_file)}; nothing was "
                 "changed: forget the tree when that has ended"
             )
-        state.clear_staging()
+        tree.state.clear_staging()
         foreign = [printable(path) for path in _remove(tree)]
     for path in foreign:
         print(f"rebaser: {path} is left: it is not rebaser's, or not yours", file=sys.stderr)

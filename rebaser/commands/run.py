@@ -40,7 +40,6 @@ from rebaser.report import Report
 from rebaser.request import first_not_there, named_paths, read_only_from
 from rebaser.run import run
 from rebaser.scan.skip import Skipped
-from rebaser.state.folder import State
 from rebaser.text import printable
 from rebaser.tree import Tree, find_tree
 
@@ -93,7 +92,7 @@ def main(arguments: Namespace) -> int:
                 f"relative to {tree.path(tree.scope)}"
             )
     options = options_from(arguments)
-    is_first = not os.path.lexists(State(tree.state_dir, tree.root).snapshot_file)
+    is_first = not os.path.lexists(tree.state.snapshot_file)
     report = run(
         tree,
         options,

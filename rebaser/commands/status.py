@@ -21,7 +21,6 @@ from rebaser.commands.json_output import group_objects, print_json, reason_objec
 from rebaser.commands.map import add_look_arguments, look_as_asked, room_object
 from rebaser.commands.shared import SHOWN, add_output_arguments, add_root, print_lines
 from rebaser.state import RUNS
-from rebaser.state.folder import State
 from rebaser.state.records import Record, newest_first
 from rebaser.text import address, byte_count, plural
 from rebaser.tree import Tree
@@ -44,7 +43,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def main(arguments: Namespace) -> int:
     """Look, print, and return the exit status."""
     tree, found, settings = look_as_asked(arguments)
-    records = list(newest_first(State(tree.state_dir, tree.root)))
+    records = list(newest_first(tree.state))
     others = holders(tree.lock_file)
     free = _is_free(tree.lock_file, others)
     if arguments.json:

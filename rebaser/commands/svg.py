@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from xml.sax.saxutils import escape
 
-from rebaser.text import address, printable
+from rebaser.text import address, address_size, printable
 from rebaser.view.address_map import AddressMap, Kind, Region
-from rebaser.view.picture import Box, Row, Style, binary_size, picture, summary
+from rebaser.view.picture import Box, Row, Style, picture, summary
 
 # All in units of the picture, which is as wide as its window.
 WIDTH = 1000
@@ -137,7 +137,7 @@ def _title(root: str, box: Box) -> str:
         lines = [one.path]
         if one.is_image:
             lines = [name, f"in {root.rstrip('/')}/{folder}"]
-        lines.append(f"{_range(one)} ({binary_size(one.high - one.low)})")
+        lines.append(f"{_range(one)} ({address_size(one.high - one.low)})")
     else:
         lines = [f"free {_range(box)}"]
     return "\n".join(map(_clean, lines))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from cygwin.address_space import GRANULARITY, Range, is_runtime, machine_name
-from rebaser.text import address, plural, printable
+from rebaser.text import address, address_size, plural, printable
 from rebaser.view.address_map import AddressMap, Kind, Region, Zone, merged, zones
 
 # So many overlaps, and so many names of each, are listed below a picture.
@@ -89,12 +89,12 @@ def summary(found: AddressMap) -> str:
 def room(found: AddressMap) -> tuple[str, str]:
     """Return what of the arena is used and free, and its largest gap."""
     use = found.use()
-    kept = f", {binary_size(use.others)} kept for others" if use.others else ""
-    used = f"{binary_size(use.images)} used{kept}, {binary_size(use.free)} free"
+    kept = f", {address_size(use.others)} kept for others" if use.others else ""
+    used = f"{address_size(use.images)} used{kept}, {address_size(use.free)} free"
     gap = use.largest_gap
     if gap is None:
         return used, "no gap"
-    return used, f"largest gap {binary_size(gap.high - gap.low)} at {address(gap.low)}"
+    return used, f"largest gap {address_size(gap.high - gap.low)} at {address(gap.low)}"
 
 
 def _zone(found: AddressMap, zone: Zone, row_size: int, most_rows: int) -> Iterator[Line | Row]:
@@ -110,14 +110,14 @@ def _zone(found: AddressMap, zone: Zone, row_size: int, most_rows: int) -> Itera
     for text in room(found) if zone.is_arena else ():
         yield Line(text, Style.NOTE)
     if numbers:
-        yield Line(f"a row is {binary_size(row_size)}", Style.NOTE)
+        yield Line(f"a row is {address_size(row_size)}", Style.NOTE)
     end = zone.low
     for row in [*(number * row_size for number in numbers), zone.high]:
         if row > end:
             what = ["free"] if zone.is_arena else []
             if any(one.low < row and one.high > end for one in found.others):
                 what.append("kept for the runtime")  # others have rows
-            size = binary_size(row - end)
+            size = address_size(row - end)
             yield Line(f"... {size} {' or '.join(what) or 'empty'} ...", Style.GAP)
         if row < zone.high:
             within = Range(max(row, zone.low), min(row + row_size, zone.high))
@@ -194,13 +194,3 @@ def _held(found: AddressMap, zone: Zone) -> str:
     if not own:
         return count
     return f"it and {count}" if len(paths) > own else "the runtime"
-
-
-def binary_size(size: int) -> str:
-    """Return a size of address space in bytes for people, in binary units: `64 KiB`, `7.9 GiB`."""
-    value = float(size)
-    names = ["bytes", "KiB", "MiB", "GiB", "TiB"]
-    while value >= 1024 and len(names) > 1:
-        value /= 1024
-        del names[0]
-    return f"{value:.{0 if value == int(value) or value >= 100 else 1}f} {names[0]}"

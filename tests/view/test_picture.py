@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cygwin.address_space import GRANULARITY, Range
+from rebaser.text import address_size
 from rebaser.view.address_map import AddressMap, Kind, Region
-from rebaser.view.picture import Line, Row, Style, binary_size, picture
+from rebaser.view.picture import Line, Row, Style, picture
 
 
 def drawn(found: AddressMap, most: int = 18) -> list[Line | Row]:
@@ -123,4 +124,4 @@ def test_sizes_for_people() -> None:
         1 << 47: "128 TiB",
         1 << 64: "16777216 TiB",
     }
-    assert {size: binary_size(size) for size in sizes} == sizes
+    assert {size: address_size(size) for size in sizes} == sizes
