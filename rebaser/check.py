@@ -12,8 +12,8 @@ from cygwin.fault import Fault
 from rebaser.errors import UsageError
 from rebaser.files import open_to_read
 from rebaser.options import Options
-from rebaser.plan.overlap import Span, groups, overlapping_pairs
-from rebaser.plan.placement import NoRoomError, Placed, Reserved
+from rebaser.plan.overlap import Span, groups
+from rebaser.plan.placement import NoRoomError, Obstacles, Placed, Reserved
 from rebaser.plan.proposal import Planner
 from rebaser.plan.reserved import in_tree
 from rebaser.plan.survey import Survey, spans
@@ -292,13 +292,11 @@ def _problems(path: str, image: Placed) -> list[str]:
 
 def _on_others(of_tree: Sequence[Span], reserved: Iterable[Reserved]) -> list[Problem]:
     """Return the images that lie where others' do: Cygwin's database, --avoid."""
-    own = {span.path for span in of_tree}
-    others = [Span(*r.range, f"\0{r.owner}") for r in reserved if not r.is_runtime]
+    others = Obstacles((*r.range, r.owner) for r in reserved if not r.is_runtime)
     return [
-        Problem(one.path, f"overlaps {other.path[1:]}")
-        for pair in overlapping_pairs([*of_tree, *others])
-        for one, other in (pair, pair[::-1])
-        if one.path in own and other.path not in own
+        Problem(one.path, f"overlaps {owner}")
+        for one in of_tree
+        if (owner := others.overlapping(one.low, one.high))
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from rebaser.report import Group
@@ -15,16 +15,6 @@ class Span:
     low: int
     high: int
     path: str
-
-
-def overlapping_pairs(spans: Iterable[Span]) -> Iterator[tuple[Span, Span]]:
-    """Yield every pair that shares an address, the lower one first, in order of address."""
-    open_spans: list[Span] = []
-    for span in sorted(spans, key=lambda s: (s.low, s.high, s.path)):
-        open_spans = [other for other in open_spans if other.high > span.low]
-        for other in open_spans:
-            yield other, span
-        open_spans.append(span)
 
 
 def clusters(spans: Iterable[Span]) -> list[list[Span]]:

@@ -147,7 +147,7 @@ class _Slots:
         return self.low + found * GRANULARITY
 
 
-class _Obstacles:
+class Obstacles:
     """Ranges with their owners' names; finds one that overlaps a given range."""
 
     def __init__(self, ranges: Iterable[tuple[int, int, str]]) -> None:
@@ -160,6 +160,7 @@ class _Obstacles:
         return one if self.ranges[one][1] >= self.ranges[other][1] else other
 
     def overlapping(self, low: int, high: int) -> str | None:
+        """Return the owner of one that overlaps `[low, high)`, or None."""
         index = bisect_left(self.lows, high) - 1
         if index < 0:
             return None
@@ -171,8 +172,8 @@ def _moves(
     images: Collection[Placed], arena: Range, reserved: Sequence[Reserved], machine: int
 ) -> list[Move]:
     fixed = [(image.base, image.end, image.path) for image in images if image.fixed]
-    obstacles = _Obstacles([*((*one.range, one.owner) for one in reserved), *fixed])
-    database_slots = _Obstacles(
+    obstacles = Obstacles([*((*one.range, one.owner) for one in reserved), *fixed])
+    database_slots = Obstacles(
         (*image.database_slot, image.path) for image in images if image.database_slot is not None
     )
     reasons = _reasons_to_move(images, arena, obstacles, database_slots)
@@ -203,7 +204,7 @@ def _moves(
 
 
 def _reasons_to_move(
-    images: Iterable[Placed], arena: Range, obstacles: _Obstacles, database_slots: _Obstacles
+    images: Iterable[Placed], arena: Range, obstacles: Obstacles, database_slots: Obstacles
 ) -> dict[str, str]:
     """Return why they must move, for those that must, by path."""
     reasons: dict[str, str] = {}
@@ -226,7 +227,7 @@ def _reasons_to_move(
             stayed.append((image.base, image.end, image.path))
         else:
             crowded_out.append(image)
-    kept = _Obstacles(stayed)
+    kept = Obstacles(stayed)
     for image in crowded_out:
         reasons[image.path] = f"overlaps {kept.overlapping(image.base, image.end)}"
     return reasons
@@ -244,7 +245,7 @@ def _new_base(image: Placed, arena: Range, occupied: _Slots, free_for_all: _Slot
     return free_for_all.lowest(image.slot_size)
 
 
-def _other_database_slot(image: Placed, database_slots: _Obstacles) -> str | None:
+def _other_database_slot(image: Placed, database_slots: Obstacles) -> str | None:
     """Return whose database_slot slot the image lies in, if it is not its own."""
     own = image.database_slot or Range(image.end, image.end)
     for low, high in (

@@ -256,3 +256,22 @@ def test_what_a_run_has_seen_is_not_read_again(rebaser: Rebaser, tmp_path: Path)
     time.sleep(2.2)  # what was touched a moment ago is trusted by the run after
     assert rebaser("run", tree).status == 0
     assert images_read() == 0
+
+
+@pytest.mark.slow
+def test_twenty_thousand_dlls_at_one_address_are_all_named(
+    rebaser: Rebaser, in_memory: Path
+) -> None:
+    """Their pairs would be two hundred millions; a group names each once."""
+    root = in_memory / "tree"
+    data = add_dll(root / "d0/x0.dll", dll_characteristics=0)
+    for folder in range(20):
+        (root / f"d{folder}").mkdir(exist_ok=True)
+        for number in range(1000):
+            (root / f"d{folder}/x{number}.dll").write_bytes(data)
+    began = time.monotonic()
+    (group,) = rebaser.report("check", root, status=1)["overlaps"]
+    print(f"20,000 DLLs at one address: {time.monotonic() - began:.1f} s")
+    assert len(set(group["paths"])) == 20_000
+    assert group["cure"] == "run"
+    assert rebaser("check", root, timeout=30).out.count("\n") < 25

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from stop_at import in_child
-from trees import add_dll, add_dlls, base_in, contents, images, moved
+from trees import add_dll, add_dlls, base_in, contents, images, moved, overlapping_pairs
 
-from rebaser.plan.overlap import Span, overlapping_pairs
+from rebaser.plan.overlap import Span
 from rebaser.state import MARK
 
 #: Of so many steps one is tried: on Cygwin a run takes seconds.

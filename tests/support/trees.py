@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from cygwin.address_space import slot_size
 from cygwin.errors import NotAnImage
 from cygwin.image import Image, read_image
 from cygwin.relocation import relocate
-from rebaser.plan.overlap import Span, overlapping_pairs
+from rebaser.plan.overlap import Span
 
 HERE = Path(__file__).resolve().parents[2]
 LINKERS = 0x4_0000_0000  # the first base that ld's --enable-auto-image-base gives
@@ -164,6 +164,16 @@ def images(root: Path) -> dict[str, Image]:
 def bases(root: Path) -> dict[str, int]:
     """Return the base of each image of a tree."""
     return {path: image.base for path, image in images(root).items()}
+
+
+def overlapping_pairs(spans: Iterable[Span]) -> Iterator[tuple[Span, Span]]:
+    """Yield every pair that shares an address, the lower one first, in order of address."""
+    open_spans: list[Span] = []
+    for span in sorted(spans, key=lambda s: (s.low, s.high, s.path)):
+        open_spans = [other for other in open_spans if other.high > span.low]
+        for other in open_spans:
+            yield other, span
+        open_spans.append(span)
 
 
 def overlaps(root: Path) -> set[tuple[str, str]]:
