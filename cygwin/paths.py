@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
 
 from cygwin.address_space import I386, X86_64
@@ -36,6 +37,22 @@ def host_path(cygwin_path: str, cygwin_root: str | None = None) -> str | None:
     if path.startswith(_DRIVES):
         return None
     return posixpath.join(cygwin_root, path[1:]) if path != "/" else cygwin_root
+
+
+def posix_path(path: str) -> str:
+    r"""Return Cygwin's own name for a path as Windows says it, `C:\x`, `C:/x`; others as they are.
+
+    Cygwin's calls take both, but to Python one of Windows is relative. Its program `cygpath` knows
+    the mounts; where it cannot be started the path is returned as it is. For Cygwin alone.
+    """
+    if "\\" in path or path[1:3] == ":/":
+        from cygwin.programs import ProgramError, run
+
+        with contextlib.suppress(ProgramError):
+            outcome = run(["cygpath", "-u", "--", path], timeout=30)
+            if outcome.status == 0 and outcome.stdout:
+                return outcome.stdout
+    return path
 
 
 def cygwin_path(path: str, cygwin_root: str) -> str:

@@ -80,6 +80,7 @@ def find_tree(
     if not named:
         raise UsageError("no tree is named: give ROOT, or set the environment variable SAGE_LOCAL")
     where = "" if root else " (from SAGE_LOCAL)"
+    named = posix_name(named)
     if not os.path.isdir(named):
         what = "is not a folder" if os.path.lexists(named) else "does not exist"
         raise UsageError(f"{named}{where}: the root {what}; name the folder that holds the DLLs")
@@ -102,6 +103,15 @@ def find_tree(
     )
 
 
+def posix_name(path: str) -> str:
+    r"""Return a path as Python needs it: on Cygwin users may say `C:\x` too."""
+    if not on_cygwin():
+        return path
+    from cygwin.paths import posix_path
+
+    return posix_path(path)
+
+
 def _has_var(root: str) -> bool:
     return os.path.isdir(f"{root}/var")
 
@@ -120,7 +130,7 @@ def _state_dir(root: str) -> str:
 def _outermost(asked: str, sage_local: str | None) -> str:
     outer = asked
     trusted = {0, os.geteuid(), os.stat(asked).st_uid}
-    sage_local = os.path.realpath(sage_local) if sage_local else None
+    sage_local = os.path.realpath(posix_name(sage_local)) if sage_local else None
     above = asked
     while above != "/":
         above = os.path.dirname(above)

@@ -14,6 +14,8 @@ from collections.abc import Callable, Collection, Iterable
 from rebaser.files import on_cygwin
 from rebaser.tree import Tree
 
+_WINE = "/proc/registry/HKEY_CURRENT_USER/Software/Wine"
+
 
 def users_of(
     names: Iterable[str], tree: Tree, rebasers: Callable[[], Collection[int]] = tuple
@@ -24,7 +26,7 @@ def users_of(
     names them, and is read only when a file is busy: reading it disturbs a process that forks
     (winsup/cygwin/fhandler/process.cc). `rebasers` returns the other processes of rebaser: the
     DLLs that their Python has loaded, and this one's, do not count: nothing is forked there any
-    more.
+    more. They count under Wine, which lets nobody rename over a loaded DLL.
     """
     if not on_cygwin():
         return {}
@@ -32,7 +34,7 @@ def users_of(
     if not busy:
         return {}
     mapped = _mapped_files()
-    own = {os.getpid(), *rebasers()}
+    own = set() if os.path.isdir(_WINE) else {os.getpid(), *rebasers()}
     used = {}
     for name, path in busy.items():
         st = os.stat(path, follow_symlinks=False)

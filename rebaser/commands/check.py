@@ -43,7 +43,7 @@ from rebaser.errors import UsageError
 from rebaser.progress import Progress
 from rebaser.scan.skip import Skipped, Stay
 from rebaser.text import address, names, plural
-from rebaser.tree import find_tree
+from rebaser.tree import find_tree, posix_name
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -76,6 +76,7 @@ def main(arguments: Namespace) -> int:
     paths = arguments.paths or [path for path in [os.environ.get("SAGE_LOCAL")] if path]
     if not paths:
         raise UsageError("nothing is named: give PATH, or set the environment variable SAGE_LOCAL")
+    paths = list(map(posix_name, paths))
     repeated = _repeated(arguments)  # those of a tree need not be
     folders = [path for path in paths if os.path.isdir(path)]
     if len(folders) == 1:  # several trees may have options that contradict each other

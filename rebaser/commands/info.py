@@ -26,7 +26,7 @@ from rebaser.scan import snapshot as snapshots
 from rebaser.scan.skip import is_excluded, not_images, same_file
 from rebaser.scan.walk import Rules, look_at_one, scan
 from rebaser.text import address, printable
-from rebaser.tree import Tree, find_tree
+from rebaser.tree import Tree, find_tree, posix_name
 
 
 class Line(NamedTuple):
@@ -86,6 +86,7 @@ def _of_database(path: str) -> list[Line]:
 
 
 def _of_path(path: str, asked: Namespace, failed: list[tuple[str, str]]) -> Iterable[Line]:
+    path = posix_name(path)
     if os.path.isdir(path):
         tree = find_tree(path)
         asked = with_settings(asked, tree)

@@ -15,7 +15,7 @@ from rebaser.plan.databases import database_files, root_of
 from rebaser.plan.placement import OF_RUNTIME, Reserved
 from rebaser.scan.skip import not_images
 from rebaser.scan.walk import Rules, look_at_one, scan
-from rebaser.tree import Tree
+from rebaser.tree import Tree, posix_name
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _avoid(
 ) -> None:
     if not os.path.exists(path):
         raise UsageError(f"{path}: the path given to --avoid does not exist")
-    top = path = os.path.realpath(path)
+    top = path = os.path.realpath(posix_name(path))
     if os.path.isdir(path):
         scanned = scan(path, rules)
         found, failed, fatal = scanned.snapshot, scanned.failed, "."
