@@ -16,6 +16,6 @@ class UsageError(RebaserError):
 
 
 class BusyError(RebaserError):
-    """The lock was not had in the time allowed (EX_TEMPFAIL of sysexits.h)."""
+    """Could not take the lock in the time allowed (EX_TEMPFAIL of sysexits.h)."""
 
     exit_status = 75

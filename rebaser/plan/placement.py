@@ -11,7 +11,7 @@ from operator import attrgetter
 from cygwin.address_space import ARENA, GRANULARITY, RUNTIME, Range, machine_name
 from rebaser.errors import RebaserError
 from rebaser.report import Move
-from rebaser.text import address, plural
+from rebaser.text import address, address_size, names, plural
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Plan:
 
 
 class NoRoomError(RebaserError):
-    """The arena cannot take all images that must move; nothing was changed."""
+    """The address range (arena) cannot take all images that must move; nothing was changed."""
 
 
 # The least that is reserved, by machine.
@@ -109,7 +109,7 @@ def must_move(base: int, slot_size: int, arena: Range) -> str | None:
     if base % GRANULARITY:
         return "not at a multiple of 64 KiB"
     if not arena.low <= base or not base + slot_size <= arena.high:
-        return "outside the arena"
+        return "outside the address range for moved DLLs"
     return None
 
 
@@ -262,8 +262,8 @@ def _no_room(unplaced: Sequence[Placed], arena: Range, slots: _Slots, machine: i
     free = slots.taken.count(0) * GRANULARITY
     largest = max(map(len, bytes(slots.taken).split(b"\1"))) * GRANULARITY
     return (
-        f"no room in the {machine_name(machine)} arena {address(arena.low)}-{address(arena.high)}: "
-        f"{plural(len(unplaced), 'image')} (first {unplaced[0].path}) still need "
-        f"{address(missing)} bytes; {address(free)} bytes are free, the largest gap has "
-        f"{address(largest)}. Nothing was changed; give a larger --arena"
+        f"no room left for {plural(len(unplaced), 'DLL')} ({address_size(missing)}: "
+        f"{names([image.path for image in unplaced])}) in the address range {address(arena.low)}-{address(arena.high)} for "
+        f"{machine_name(machine)}: {address_size(free)} are free, {address_size(largest)} in one "
+        "piece. Nothing was changed; give a larger range with --arena LOW-HIGH"
     )

@@ -201,7 +201,7 @@ def test_movers_go_upward_from_the_floor_in_order_of_path() -> None:
         ("b", LOW + 0x2_0000),
         ("c", LOW + 0x4_0000),
     ]
-    assert moves["a"].reason == "outside the arena"
+    assert moves["a"].reason == "outside the address range for moved DLLs"
 
 
 def test_the_floor_itself_is_no_place() -> None:
@@ -278,7 +278,7 @@ def test_no_room() -> None:
     text = str(caught.value)
     assert "x86_64" in text
     assert "last.dll" in text
-    assert "0x30000 bytes" in text
+    assert "192 KiB" in text
     assert "Nothing was changed" in text
     assert caught.value.exit_status == 1
 
@@ -286,7 +286,7 @@ def test_no_room() -> None:
 def test_not_one_slot_is_wasted_by_fragments() -> None:
     arenas = {X86_64: Range(LOW, LOW + 4 * GRANULARITY)}
     stays = [image("s", LOW + GRANULARITY)]
-    with pytest.raises(NoRoomError, match="largest gap has 0x20000"):
+    with pytest.raises(NoRoomError, match="192 KiB are free, 128 KiB in one piece"):
         plan([*stays, image("m", 0x4_0000_0000, 3)], arenas=arenas)
 
 

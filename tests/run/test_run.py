@@ -64,7 +64,7 @@ def test_a_tree_becomes_fork_safe(rebaser: Rebaser, tree: Path) -> None:
         assert now[path] == moved(before[path], int(move["new_base"], 16))
         assert move["old_base"] == hex(LINKERS)
         assert move["machine"] == "x86_64"
-        assert move["reason"] == "outside the arena"
+        assert move["reason"] == "outside the address range for moved DLLs"
         assert move["slot_size"] == images(tree)[path].slot_size
     assert int(report["moved"][0]["new_base"], 16) == FLOOR
 
@@ -384,7 +384,7 @@ def test_arena(rebaser: Rebaser, tree: Path) -> None:
     assert overlaps(tree) == set()
     result = rebaser("run", tree, "--arena", "0x380000000-0x380010000")
     assert result.status == 1
-    assert "no room in the x86_64 arena" in result.err
+    assert "no room left for" in result.err
     assert "Nothing was changed" in result.err
     assert min(bases(tree).values()) == 0x3_1234_0000
 
@@ -400,10 +400,16 @@ def test_arena(rebaser: Rebaser, tree: Path) -> None:
         ("0x400000000-0x300000000", "above the first"),
         ("0x300000000-0x300000001", "above the first"),
         ("0x300000001-0x300010002", "no whole slot"),
-        ("0x200000000-0x700000000", "an arena of x86_64 lies within 0x200000000-0x600000000"),
-        ("0x180000000-0x300000000", "an arena of x86_64 lies within 0x200000000-0x600000000"),
-        ("0x50000000-0x90000000", "an arena of i386 lies within 0x10000000-0x70000000"),
-        ("0x400000-0x50000000", "an arena of i386 lies within 0x10000000-0x70000000"),
+        (
+            "0x200000000-0x700000000",
+            "an address range for x86_64 lies within 0x200000000-0x600000000",
+        ),
+        (
+            "0x180000000-0x300000000",
+            "an address range for x86_64 lies within 0x200000000-0x600000000",
+        ),
+        ("0x50000000-0x90000000", "an address range for i386 lies within 0x10000000-0x70000000"),
+        ("0x400000-0x50000000", "an address range for i386 lies within 0x10000000-0x70000000"),
     ],
 )
 def test_what_is_no_arena(arena: str, words: str) -> None:
@@ -546,7 +552,10 @@ def test_quiet_says_nothing_when_all_is_well(rebaser: Rebaser, tree: Path) -> No
 
 def test_a_person_is_told_what_was_done(rebaser: Rebaser, tree: Path) -> None:
     result = rebaser("run", tree, "--verbose")
-    assert f"moved bin/x000.dll: 0x400000000 -> {FLOOR:#x} (outside the arena)" in result.out
+    assert (
+        f"moved bin/x000.dll: 0x400000000 -> {FLOOR:#x} (outside the address range for moved DLLs)"
+        in result.out
+    )
     assert "moved 6 DLLs (" in result.out.splitlines()[0]
     assert "no overlap is left" in result.out
     assert "engine builtin" in result.out

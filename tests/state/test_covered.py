@@ -206,7 +206,7 @@ def test_a_run_that_found_no_room_does_not_cover(rebaser: Rebaser, tree: Path) -
         assert rebaser("run", *words).status == 1
         result = go_on()
     assert result.status == 1
-    assert "no room" in result.err
+    assert "no room left" in result.err
 
 
 def test_the_status_is_that_of_our_own_images(rebaser: Rebaser, tree: Path, tmp_path: Path) -> None:
