@@ -16,6 +16,10 @@ from rebaser.state.folder import State, StateError
 
 KEPT_RECORDS = 30
 
+# A record of more names would take longer to write than their DLLs to look at: such a run covers
+# nobody else's.
+MOST_NAMES = 10_000
+
 # No tree sees so many runs; a made-up name must not make the next number as long.
 LONGEST_NAME = len("999999999.json")
 
@@ -64,6 +68,8 @@ def begin(state: State, request: Request, looked: float) -> Record:
             "Make it readable, or remove it: the records of past runs are lost, no more"
         ) from error
     number = max(numbers, default=0) + 1
+    if len(request.only or ()) > MOST_NAMES:
+        request = request._replace(only=frozenset())
     record = Record(number, _now(), request, host=os.uname().nodename, looked=looked)
     _write(state, record)
     for number in numbers[: -KEPT_RECORDS + 1]:

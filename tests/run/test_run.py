@@ -402,11 +402,11 @@ def test_arena(rebaser: Rebaser, tree: Path) -> None:
         ("0x300000001-0x300010002", "no whole slot"),
         (
             "0x200000000-0x700000000",
-            "an address range for x86_64 lies within 0x200000000-0x600000000",
+            "for x86_64 lies within 0x200000000-0x600000000",
         ),
         (
             "0x180000000-0x300000000",
-            "an address range for x86_64 lies within 0x200000000-0x600000000",
+            "for x86_64 lies within 0x200000000-0x600000000",
         ),
         ("0x50000000-0x90000000", "an address range for i386 lies within 0x10000000-0x70000000"),
         ("0x400000-0x50000000", "an address range for i386 lies within 0x10000000-0x70000000"),
