@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
+from cygwin.address_space import ARENA
 from cygwin.fault import FAULTS
 from rebaser.errors import RebaserError
 
@@ -258,7 +259,7 @@ def _parse(body: memoryview) -> Snapshot:
     paths = list(islice(strings, folder_count))
     names = list(strings)
     _demand(len(names) == file_count and sum(row[0] for row in folder_rows) == file_count)
-    _demand(len(set(paths)) == folder_count and not _lead_out(paths, names))
+    _demand(len(set(paths)) == folder_count and not _lead_out([*paths, *inner, *pending], names))
     _demand(details[:1] == [""] and _are_possible(rows, len(details)))
     folders = {}
     start = 0
@@ -294,4 +295,10 @@ def _lead_out(paths: Sequence[str], names: Sequence[str]) -> bool:
 def _are_possible(rows: Iterable[tuple[int, ...]], details: int) -> bool:
     """Return whether all rows can be of files that were looked at."""
     faults = {0, *FAULTS}
-    return all(row[7] in (0, 4, 8) and row[13] in faults and row[14] < details for row in rows)
+    return all(
+        row[7] in (0, 4, 8)
+        and (not row[8] & FORKS or row[6] in ARENA)
+        and row[13] in faults
+        and row[14] < details
+        for row in rows
+    )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
+import shutil
 import struct
+import subprocess
 import zlib
 from pathlib import Path
 
@@ -37,6 +40,10 @@ LOCALES = [
 
 
 def test_no_locale_loses_a_folder(rebaser: Rebaser, tmp_path: Path) -> None:
+    # Few systems have it, but many can make it.
+    latin = ["localedef", "-i", "en_US", "-f", "ISO-8859-1", f"{tmp_path}/en_US.ISO-8859-1"]
+    if shutil.which("localedef"):
+        subprocess.run(latin, check=False, capture_output=True, timeout=60)
     tree = make_tree(tmp_path / "tree", 2)
     for number, folder in enumerate((b"\xc3\xa4", b"\xff", "日本".encode())):
         add_dll(
@@ -45,11 +52,15 @@ def test_no_locale_loses_a_folder(rebaser: Rebaser, tmp_path: Path) -> None:
     for writer in LOCALES:
         for reader in LOCALES:
             (tree / SEEN).unlink(missing_ok=True)
+            writer = {**writer, "LOCPATH": str(tmp_path)}
+            reader = {**reader, "LOCPATH": str(tmp_path)}
             assert rebaser.report("run", tree, env=writer)["images"] == 5
             before = (tree / SEEN).read_bytes()
             report = rebaser.report("run", tree, env=reader)
             assert (report["images"], report["run"]) == (5, None)
             assert set(snapshots.load(before).folders) == set(memory(tree).folders)
+            for words in (["run", "-v"], ["status"], ["check"], ["map"]):
+                assert "Traceback" not in rebaser(*words, tree, env=reader).err
     assert len(set(bases(tree).values())) == 5
 
 
@@ -159,3 +170,29 @@ def test_excluded_files_stay_obstacles_and_count(rebaser: Rebaser, tmp_path: Pat
     assert "--exclude" in report["skipped"][0]["reason"]
     assert bases(tree)["own/a.dll"] == 0x2_0001_0000
     assert bases(tree)["lib/new.dll"] != 0x2_0001_0000
+
+
+def test_a_machine_that_nothing_forks_on_is_nonsense(rebaser: Rebaser, tree: Path) -> None:
+    rebaser.report("run", tree)
+    one = memory(tree)
+    row = snapshots.Seen._make(one.folders["bin"].files[0])
+    one.folders["bin"].files[0] = row._replace(machine=0x8640)
+    for words in (["map"], ["status"], ["check"], ["run"]):
+        (tree / SEEN).write_bytes(snapshots.dump(one))
+        result = rebaser(*words, tree)
+        assert result.status == 0, result.words
+        assert "every image is read again" in result.err
+
+
+@pytest.mark.parametrize("state", ["../victim/.rebaser", "bin/../../victim/.rebaser"])
+def test_no_tree_outside_is_an_inner_one(rebaser: Rebaser, tree: Path, state: str) -> None:
+    """A made-up memory cannot have a run lock a file outside the tree."""
+    victim = tree.parent / "victim/.rebaser"
+    (victim / "runs").mkdir(parents=True)
+    (victim / "rebase.lock").touch()
+    rebaser.report("run", tree)
+    (tree / SEEN).write_bytes(snapshots.dump(memory(tree)._replace(inner=(state,))))
+    add_dll(tree / "lib/new.dll")
+    with open(victim / "rebase.lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert len(rebaser.report("run", tree, "--no-wait")["moved"]) == 1

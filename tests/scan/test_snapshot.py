@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from pe import Shape, build, section_header
 from trees import make_tree
 
+from cygwin.address_space import ARENA
 from cygwin.fault import FAULTS
 from rebaser.scan import snapshot
-from rebaser.scan.snapshot import NEVER, Folder, Overlap, Seen, Snapshot, SnapshotLostError
+from rebaser.scan.snapshot import FORKS, NEVER, Folder, Overlap, Seen, Snapshot, SnapshotLostError
 from rebaser.scan.walk import scan
 
 U64 = st.integers(0, (1 << 64) - 1)
@@ -36,12 +37,14 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
     details = ["", *draw(st.lists(TEXT, max_size=3))]
 
     def row() -> tuple[int, ...]:
-        numbers = (U64, TIME, TIME, U64, U64, U32, U16)
+        flags = draw(st.integers(0, 7))
+        machines = st.sampled_from(list(ARENA)) if flags & FORKS else U16
+        numbers = (U64, TIME, TIME, U64, U64, U32, machines)
         faults = st.sampled_from([0, *FAULTS])
         return (
             *map(draw, numbers),
             draw(st.sampled_from([0, 4, 8])),
-            draw(st.integers(0, 7)),
+            flags,
             *map(draw, (U16, U64, U32, U32, faults)),
             draw(st.integers(0, len(details) - 1)),
         )
@@ -161,6 +164,7 @@ def test_made_up_counts(counts: tuple[int, ...]) -> None:
         {"fault": 999},
         {"fault": 255},
         {"detail": 2},
+        {"machine": 0x8640, "flags": FORKS},  # nothing forks on such a machine
     ],
 )
 def test_a_row_of_nonsense(nonsense: dict[str, int]) -> None:
