@@ -264,6 +264,7 @@ def _no_room(unplaced: Sequence[Placed], arena: Range, slots: _Slots, machine: i
     return (
         f"no room left for {plural(len(unplaced), 'DLL')} ({address_size(missing)}: "
         f"{names([image.path for image in unplaced])}) in the address range "
-        f"{address(arena.low)}-{address(arena.high)} for {machine_name(machine)}: {address_size(free)} are free, {address_size(largest)} in one "
-        "piece. Nothing was changed; give a larger range with --arena LOW-HIGH"
+        f"{address(arena.low)}-{address(arena.high)} for {machine_name(machine)}: "
+        f"{address_size(free)} are free, {address_size(largest)} in one piece. "
+        "Nothing was changed; give a larger range with --arena LOW-HIGH"
     )
