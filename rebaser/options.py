@@ -21,9 +21,9 @@ ENGINES = ("auto", "builtin", "cygwin")
 LIMITS = {X86_64: SAFE[X86_64], I386: Range(0x1000_0000, 0x7000_0000)}
 OUTSIDE = {
     X86_64: "below are programs and the Cygwin runtime, above stacks and heap "
-    "(an arena of i386 lies below 0x70000000)",
+    "(one for i386 lies below 0x70000000)",
     I386: "below are programs with their heap, above the DLLs of Windows "
-    "(an arena of x86_64 begins at 0x200000000 or above)",
+    "(one for x86_64 begins at 0x200000000 or above)",
 }
 
 
@@ -83,7 +83,7 @@ def parse_arena(text: str) -> Range:
     limits = LIMITS[machine]
     if low < limits.low or high > limits.high:
         raise UsageError(
-            f"--arena {text}: an arena of {machine_name(machine)} lies within "
+            f"--arena {text}: an address range for {machine_name(machine)} lies within "
             f"{address(limits.low)}-{address(limits.high)}; {OUTSIDE[machine]}"
         )
     low = max(low, ARENA[X86_64].low) if machine == X86_64 else low

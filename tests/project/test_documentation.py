@@ -200,3 +200,11 @@ def test_the_commands_run(block: str, tmp_path: Path) -> None:
     assert done.returncode in (0, 1), done.stderr
     for word in ("Traceback", "usage:", "bug in rebaser", "not found"):
         assert word not in done.stderr, done.stderr
+
+
+def test_the_examples_of_the_api_run(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SAGE_LOCAL", raising=False)
+    blocks = re.findall(r"```python\n(.*?)```", text_of(HERE / "docs/api.md"), re.S)
+    assert len(blocks) > 3
+    for block in blocks:
+        exec(block.replace("/opt/sage", str(tree)), {})
