@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from typing import NamedTuple
 
 from cygwin.address_space import GRANULARITY, X86_64
+from cygwin.named_tuple import NamedTuple
 from cygwin.paths import DATABASES
 
 _MAGIC = b"rBiI"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
-from typing import NamedTuple
 
 from cygwin.address_space import ARM64
 from cygwin.checksum import WIDTH, checksum, sum_file, sum_words
 from cygwin.errors import ImageError
 from cygwin.image import DYNAMIC_BASE, Image
+from cygwin.named_tuple import NamedTuple
 
 # The Characteristics field, from the PE signature: PE/COFF specification, "COFF File Header".
 CHARACTERISTICS = 22

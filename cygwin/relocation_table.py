@@ -11,10 +11,10 @@ import struct
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from operator import sub
-from typing import NamedTuple
 
 from cygwin.errors import RelocationError, TableError
 from cygwin.fault import Fault
+from cygwin.named_tuple import NamedTuple
 
 # "Base Relocation Types"; the key is the width of the ImageBase field and of each word, in bytes.
 # Type 0, ABSOLUTE, is padding.

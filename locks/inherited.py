@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections import namedtuple
 from collections.abc import Collection
 from contextlib import suppress
-from typing import NamedTuple
 
 from locks.flock import Flock, LockFileError, Mode
-from locks.holders import ancestors, flock_in, holders
 
 _ORDER = ("exclusive", "shared", "unknown", "unlocked")
 
 
-class Inherited(NamedTuple):
+class Inherited(namedtuple("Inherited", "descriptor state")):
     """A descriptor from the caller that is the lock file.
 
     `state` is "exclusive", "shared", "unlocked", or "unknown": one of the latter two, where the
     system does not say which (Cygwin).
     """
 
+    # Not typing's: that takes 2 ms to import, and this is in the way of every run.
     descriptor: int
     state: str
 
@@ -59,6 +59,8 @@ def _is_inherited(fd: int, wanted: os.stat_result) -> bool:
 
 
 def _state(fd: int, path: str | int) -> str:
+    from locks.holders import flock_in
+
     with suppress(OSError), open(f"/proc/self/fdinfo/{fd}", errors="replace") as file:
         return flock_in(file.read()) or "unlocked"
     try:
@@ -89,4 +91,6 @@ def only_callers_have(path: str | int) -> bool:
     vain, then our caller holds it shared: whoever waits for it waits for ever. Where others have
     it open too, they may be the ones who hold it.
     """
+    from locks.holders import ancestors, holders
+
     return {holder.pid for holder in holders(path)} <= ancestors()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 from cygwin.address_space import ARENA, GRANULARITY, SAFE, X86_64, is_runtime
 from cygwin.aslr import mandatory_aslr
 from cygwin.fault import Fault
+from cygwin.named_tuple import NamedTuple
 from rebaser.errors import UsageError
 from rebaser.files import open_to_read
 from rebaser.options import Options

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from cygwin.address_space import ARENA, GRANULARITY, I386, SAFE, X86_64, Range, machine_name
+from cygwin.named_tuple import NamedTuple
 from rebaser.errors import UsageError
 from rebaser.scan.walk import Rules
 from rebaser.text import address

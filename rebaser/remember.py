@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from typing import NamedTuple
 
+from cygwin.named_tuple import NamedTuple
 from rebaser.job import Job
 from rebaser.plan.databases import database_files
 from rebaser.report import Group, Report

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
+from cygwin.named_tuple import NamedTuple
 from rebaser.scan.skip import Skipped
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import NamedTuple
 
+from cygwin.named_tuple import NamedTuple
 from rebaser.errors import UsageError
 
 

@@ -12,7 +12,7 @@ from rebaser.progress import Progress
 from rebaser.remember import before_the_scan, remember_look, remember_work, settled_report
 from rebaser.report import Report, Seconds
 from rebaser.scan.snapshot import is_racy
-from rebaser.scan.walk import AtFirstWork, Scan, scan_for_work
+from rebaser.scan.walk import Scan, scan_for_work
 from rebaser.state import records
 from rebaser.state.lock import LockLostError, TreeLock
 from rebaser.state.records import Asked
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rebaser.plan.proposal import Proposal
     from rebaser.report import Move
     from rebaser.scan.snapshot import Seen, Snapshot
+    from rebaser.scan.walk import AtFirstWork
     from rebaser.state.folder import FileSystemTime
     from rebaser.state.records import Record
 

@@ -15,9 +15,9 @@ import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 from cygwin.address_space import machine_name, slot_size
+from cygwin.named_tuple import NamedTuple
 from rebaser.commands.json_output import print_json, reason_objects
 from rebaser.commands.shared import add_scan_arguments, with_settings
 from rebaser.errors import RebaserError, UsageError

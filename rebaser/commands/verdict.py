@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, TextIO
 
 from cygwin.address_space import ARENA
 from cygwin.fault import Fault
+from cygwin.named_tuple import NamedTuple
 from rebaser.report import Move, Report
 from rebaser.scan.skip import Skipped, Stay
 from rebaser.text import (
@@ -21,6 +21,10 @@ from rebaser.text import (
     terminal_width,
 )
 from rebaser.tree import Tree
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TextIO
 
 # So many lines follow the verdict, which takes three at most, on a screen of 24.
 MOST_LINES = 20

@@ -6,8 +6,8 @@ import os
 import re
 import shlex
 import zlib
-from typing import NamedTuple
 
+from cygwin.named_tuple import NamedTuple
 from rebaser.errors import UsageError
 
 

@@ -8,10 +8,10 @@ import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import NamedTuple
 
 from cygwin.address_space import ARENA
 from cygwin.fault import FAULTS
+from cygwin.named_tuple import NamedTuple
 from rebaser.errors import RebaserError
 
 MAGIC = b"rebaser\0"

@@ -7,15 +7,23 @@ import os
 import stat as modes
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple, Optional
 
 from cygwin.fault import Fault
+from cygwin.named_tuple import NamedTuple
 from rebaser.files import open_to_read
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.snapshot import Folder, Seen, Snapshot
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Optional
+
     from cygwin.image import Image
+
+    # Asked about an image that had to be read (its path, what was seen, its fault) whether it is
+    # the first that shows work: None no; True yes, go on and do not ask again; False yes, end the
+    # scan.
+    AtFirstWork = Callable[[str, Seen, Optional[Fault]], Optional[bool]]
 
 SUFFIXES = (".dll", ".so", ".fas", ".oct", ".mex", ".eln", ".pyd")
 
@@ -36,11 +44,6 @@ SYSTEMS_OWN = frozenset(("proc", "sys", "dev", "cygdrive"))
 # again next time, although the folder around it does not change.
 UNSEEN = Seen(0, snapshots.NEVER, *[0] * 13)
 _UNLISTED = Folder((snapshots.NEVER, 0, 0, 0), [], [])
-
-
-# Asked about an image that had to be read (its path, what was seen, its fault) whether it is the
-# first that shows work: None no; True yes, go on and do not ask again; False yes, end the scan.
-AtFirstWork = Callable[[str, Seen, Optional[Fault]], Optional[bool]]
 
 
 class Rules(NamedTuple):

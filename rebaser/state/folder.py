@@ -6,8 +6,8 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import NamedTuple
 
+from cygwin.named_tuple import NamedTuple
 from rebaser.errors import RebaserError
 from rebaser.files import Folders, make_file, names_in, read_file, write_file
 from rebaser.scan import snapshot as snapshots

@@ -7,12 +7,16 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any, NamedTuple
 
+from cygwin.named_tuple import NamedTuple
 from rebaser.report import Group, Report
 from rebaser.request import Request
 from rebaser.state import RUNS
 from rebaser.state.folder import State, StateError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 KEPT_RECORDS = 30
 

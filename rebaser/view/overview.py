@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from cygwin.address_space import X86_64
+from cygwin.named_tuple import NamedTuple
 from rebaser.options import Options
 from rebaser.plan.proposal import Planner
 from rebaser.plan.survey import spans

@@ -6,10 +6,10 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
 
 from cygwin.errors import RelocationError
 from cygwin.image import Image, read_base
+from cygwin.named_tuple import NamedTuple
 from cygwin.programs import Outcome, ProgramError, Programs
 from cygwin.relocation import check_and_sum
 from rebaser.apply.engines import Engine, Staged
