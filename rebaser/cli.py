@@ -2,142 +2,30 @@
 
 from __future__ import annotations
 
-import argparse
 import gc
-import importlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from rebaser import __version__
 from rebaser.errors import RebaserError, UsageError
+from rebaser.overview import COMMANDS, command_module, overview
 from rebaser.process import Terminated, catch_signals, discard_output, flush_errors, open_streams
-from rebaser.text import printable, terminal_width
+from rebaser.text import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import ModuleType
     from typing import NoReturn
-
-# Each is a module of rebaser.commands with HELP, add_arguments(parser) and main(arguments) -> int.
-COMMANDS = {
-    "run": "make a tree of DLLs fork-safe",
-    "check": "say what breaks fork; change nothing",
-    "info": "list images by base",
-    "map": "draw the address space",
-    "status": "the last runs, the lock, the room left",
-    "flags": "show or set PE flags, as Cygwin's peflags",
-    "lock": "run a command while holding a lock",
-    "hook": "print the hook for a package manager",
-    "forget": "take away what rebaser keeps of a tree",
-}
 
 # What may stand before the command too.
 EVERYWHERE = {"-n": "--dry-run", "-q": "--quiet", "-v": "--verbose"}
-
-# Messages are English whatever the language: half of them in another is no help, and looking for a
-# catalogue takes an import and a dozen system calls of each run.
-argparse._ = str  # type: ignore[attr-defined]
 
 EXIT_INTERRUPTED = 130
 WHOLE = "every file is whole, old or new"
 NO_MEMORY = f"there is not enough memory; {WHOLE}"
 
 OWN_PACKAGES = ("rebaser", "locks", "cygwin")
-
-
-def _formatter(prog: str) -> argparse.HelpFormatter:
-    # argparse makes one for every argument that is added, and to find the width of the terminal it
-    # would import shutil, which costs 4 ms.
-    return argparse.RawDescriptionHelpFormatter(prog, width=terminal_width() - 2)
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, except that a usage error is one line, whose exit status a command chooses."""
-
-    usage_status = 2
-    intermixed = False
-    """Whether options may stand between the operands: `info a.dll --json b.dll`."""
-    value_hint = ""
-    """What is said where an option is given a value that it does not take."""
-    where = ""
-    """The file and line that the words come from, where that is not the command line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print one line that says where to read on, and exit with `usage_status`."""
-        if self.value_hint and "ignored explicit argument" in message:
-            message += f"; {self.value_hint}"
-        if self.where:
-            self.exit(self.usage_status, f"rebaser: {self.where}: {message}\n")
-        self.exit(self.usage_status, f"{self.prog}: {message} (see {self.prog} --help)\n")
-
-    def parsed(self, words: Sequence[str]) -> argparse.Namespace:
-        """Return what the words mean, with the words as `given` and this as `parser`."""
-        # After -- all are operands, which the intermixed parsing of some Pythons does not know.
-        mixed = self.intermixed and "--" not in words
-        parse = self.parse_known_intermixed_args if mixed else self.parse_known_args
-        found, unknown = parse(list(words))
-        if unknown:
-            self.error(self._unknown(unknown))
-        found.parser, found.given = self, words
-        return found
-
-    def _unknown(self, words: Sequence[str]) -> str:
-        option = next((word for word in words if word[:1] == "-" and word != "-"), None)
-        if option is None:
-            return f"{words[0]!r} is one operand too many"
-        name = option.partition("=")[0]
-        hint = did_you_mean(name, self._option_string_actions)
-        has_it = hint or [c for c in COMMANDS if name in command_parser(c)._option_string_actions]
-        if has_it and not hint:
-            hint = f"; it is one of {', '.join(f'rebaser {one}' for one in has_it)}"
-        return f"there is no option {name}{hint}"
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return a question to put behind a message about a misspelt word, or an empty text."""
-    from difflib import get_close_matches  # 3 ms, and nobody misspells every day
-
-    found = get_close_matches(word, known, 1)
-    return f"; did you mean {found[0]}?" if found else ""
-
-
-def command_module(name: str) -> ModuleType:
-    """Import the module of one command, and no other: an import costs milliseconds."""
-    return importlib.import_module(f"rebaser.commands.{name}")
-
-
-def command_parser(name: str) -> Parser:
-    """Return the parser of one command."""
-    module = command_module(name)
-    parser = Parser(
-        prog=f"rebaser {name}",
-        description=module.__doc__,
-        formatter_class=_formatter,
-        allow_abbrev=False,
-    )
-    module.add_arguments(parser)
-    parser._action_groups.sort(key=lambda group: group.title == "advanced")  # comes last
-    return parser
-
-
-def overview() -> str:
-    """Return the help of `rebaser` itself."""
-    width = max(map(len, COMMANDS))
-    commands = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
-    return f"""\
-usage: rebaser COMMAND [ARG ...]
-
-Keeps a tree of Cygwin or MSYS2 DLLs fork-safe.
-
-commands:
-{commands}
-
-options:
-  -h, --help  show this help; rebaser help COMMAND, or rebaser COMMAND --help, tells more
-  --version   show the version
-"""
 
 
 def dispatch(words: Sequence[str]) -> int:
@@ -153,8 +41,13 @@ def dispatch(words: Sequence[str]) -> int:
     if name == "help" and rest:
         name, rest = rest[0], ["--help"]
     if name in COMMANDS:
-        arguments = command_parser(name).parsed([*before, *rest])
-        return int(command_module(name).main(arguments))
+        module = command_module(name)
+        plain = getattr(module, "plain_arguments", lambda words: None)([*before, *rest])
+        if plain is None:
+            from rebaser.parser import command_parser  # 7 ms with all that argparse imports
+
+            plain = command_parser(name).parsed([*before, *rest])
+        return int(module.main(plain))
     if name in ("-h", "--help", "help"):
         print(overview(), end="")
     elif name == "--version":
@@ -169,6 +62,8 @@ def _no_command(name: str, rest: Sequence[str]) -> str:
         command = next((word for word in rest if word in COMMANDS), "COMMAND")
         what = f"{name} goes behind the command: rebaser {command} {name}"
     else:
+        from rebaser.parser import did_you_mean
+
         did = f"; did you mean rebaser run {name}?" if os.path.isdir(name) else ""
         what = f"there is no command {name!r}{did_you_mean(name, COMMANDS) or did}"
     return f"{what} (see rebaser --help)"

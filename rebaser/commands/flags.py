@@ -22,7 +22,7 @@ from rebaser.text import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from rebaser.cli import Parser
+    from rebaser.parser import Parser
 
 YES, NO = ("1", "true", "yes", "t", "y"), ("0", "false", "no", "f", "n")
 _BOOLS = f"a BOOL is one of {', '.join(YES + NO)}"

@@ -15,8 +15,8 @@ from collections.abc import Callable
 
 from locks.flock import Flock, LockFileError, Mode
 from locks.hold import run_command, say, self_lock_warning, shell_command
-from rebaser.cli import Parser
 from rebaser.errors import RebaserError
+from rebaser.parser import Parser
 from rebaser.text import printable
 
 EXIT_USAGE = 64

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import os
 import sys
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Sequence
+from types import SimpleNamespace
 
 from rebaser.cli import complain
 from rebaser.commands.shared import (
@@ -42,6 +43,51 @@ from rebaser.run import run
 from rebaser.scan.skip import Skipped
 from rebaser.text import printable
 from rebaser.tree import Tree, find_tree
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+    from typing import Any
+
+# What the parser returns where nothing is given.
+# fmt: off
+DEFAULTS: dict[str, Any] = {
+    "root": None, "only_from": None, "nul": False, "exclude": [], "avoid": [],
+    "force_signed": False, "dry_run": False, "strict": False, "wait": None, "coordinator": None,
+    "json": False, "quiet": False, "verbose": False, "lock_file": None, "state_dir": None,
+    "suffix": [], "database": None, "cygwin_root": None, "keep_aslr": False, "arena": None,
+    "engine": "auto", "touch": False, "progress": "auto",
+}
+# fmt: on
+PLAIN = {
+    "-0": ("nul", True),
+    "--json": ("json", True),
+    "--no-wait": ("wait", 0.0),
+    "-q": ("quiet", True),
+    "--quiet": ("quiet", True),
+    "--strict": ("strict", True),
+}
+
+
+def plain_arguments(words: Sequence[str]) -> Namespace | None:
+    """Return what the parser makes of the words of a hook, None where that is for it to say.
+
+    A hook that has nothing to do need not wait for argparse to be imported.
+    """
+    found = {**DEFAULTS, "parser": None, "given": words}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if word in PLAIN:
+            name, value = PLAIN[word]
+            found[name] = value
+        elif word == "--only-from" and rest and (rest[0] == "-" or rest[0][:1] not in ("", "-")):
+            found["only_from"] = rest.pop(0)
+        elif found["root"] is None and word[:1] not in ("", "-"):
+            found["root"] = word
+        else:
+            return None
+    return SimpleNamespace(**found)  # type: ignore[return-value]  # used alike
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -165,6 +211,8 @@ def _of_one_file(path: str) -> str:
 
 
 def _seconds(text: str) -> float:
+    from argparse import ArgumentTypeError
+
     try:
         value = float(text)
     except ValueError:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import Action, ArgumentParser, Namespace
-from argparse import _ArgumentGroup as Group
-
 from rebaser.errors import UsageError
 from rebaser.options import Options, parse_arena
 from rebaser.state.settings import SETTINGS, read_settings
@@ -13,6 +10,8 @@ from rebaser.tree import Tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from argparse import Action, ArgumentParser, Namespace
+    from argparse import _ArgumentGroup as Group
     from typing import TextIO
 
 # So many lines of a kind are shown; --verbose shows all.
@@ -99,14 +98,15 @@ def with_settings(arguments: Namespace, tree: Tree) -> Namespace:
     A command passes over the options that are another's. `settings` is the file's path, or None.
     Raises UsageError, or ends the program with 2, where a line is wrong.
     """
-    from rebaser.cli import command_parser
-
     path = f"{tree.state_dir}/{SETTINGS}"
     lines = read_settings(tree.state)
     given, words = arguments.given, list[str]()
     if lines:
+        from rebaser.parser import command_parser
+
         judge = command_parser("run")  # every option is one of its
-        known = arguments.parser._option_string_actions
+        parser = arguments.parser or judge
+        known = parser._option_string_actions
         for number, line in lines:
             judge.where = f"{path}, line {number}"
             try:
@@ -115,7 +115,7 @@ def with_settings(arguments: Namespace, tree: Tree) -> Namespace:
                 raise UsageError(f"{judge.where}: {error}") from None
             if line.partition("=")[0] in known:
                 words.append(line)
-        arguments = arguments.parser.parsed([*words, *given])
+        arguments = parser.parsed([*words, *given])
     arguments.settings = path if lines else None
     return arguments
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from trees import Rebaser, make_tree
 
-from rebaser.cli import COMMANDS, command_parser
+from rebaser.commands.run import plain_arguments
+from rebaser.overview import COMMANDS
+from rebaser.parser import command_parser
 
 # Of each command line the answer; TREE is a tree, FILE a DLL in it.
 WRONG = [
@@ -123,3 +125,22 @@ def test_a_python_without_fcntl_is_told_which_to_use(
     assert result.status == 1
     assert result.err.startswith("rebaser: this Python has no fcntl: ")
     assert "python3 of Cygwin" in result.err
+
+
+HOOKS = ["", "TREE", "-q TREE", "TREE --quiet --json", "TREE --only-from - -0", "--only-from F"]
+HOOKS += ["--no-wait TREE", "TREE --strict --no-wait -q"]
+OTHERS = ["TREE TREE", "-v TREE", "-q -v", "--only-from", "--only-from -0", "-qn", "--wait 3", "--"]
+OTHERS += ["--only-from=F", "--jsn", "''", "--only-from ''", "--quie TREE", "-- TREE", "-"]
+
+
+@pytest.mark.parametrize("line", HOOKS)
+def test_a_hooks_words_mean_without_argparse_what_they_mean_with_it(line: str) -> None:
+    words = shlex.split(line)
+    plain, parsed = plain_arguments(words), command_parser("run").parsed(words)
+    assert plain is not None
+    assert {**vars(plain), "parser": None} == {**vars(parsed), "parser": None}
+
+
+@pytest.mark.parametrize("line", OTHERS)
+def test_all_other_words_are_for_argparse(line: str) -> None:
+    assert plain_arguments(shlex.split(line)) is None

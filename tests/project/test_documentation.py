@@ -13,7 +13,8 @@ from pathlib import Path
 import pe
 import pytest
 
-from rebaser.cli import COMMANDS, command_parser, overview
+from rebaser.overview import COMMANDS, overview
+from rebaser.parser import command_parser
 
 HERE = Path(__file__).resolve().parents[2]
 PAGES = [HERE / "README.md", HERE / "CONTRIBUTING.md", *sorted((HERE / "docs").glob("*.md"))]

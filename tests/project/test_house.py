@@ -14,6 +14,8 @@ FLOORS = """
 rebaser.__main__ rebaser.sage_rebase
 rebaser.commands
 rebaser.cli
+rebaser.parser
+rebaser.overview
 rebaser.api
 rebaser.bug rebaser.process rebaser.check rebaser.run rebaser.view
 rebaser.remember

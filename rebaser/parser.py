@@ -1,0 +1,87 @@
+"""The parsers of the commands: argparse's, with errors of one line."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+
+from rebaser.overview import COMMANDS, command_module
+from rebaser.text import terminal_width
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+# Messages are English whatever the language: half of them in another is no help, and looking for a
+# catalogue takes an import and a dozen system calls of each run.
+argparse._ = str  # type: ignore[attr-defined]
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    # argparse makes one for every argument that is added, and to find the width of the terminal it
+    # would import shutil, which costs 4 ms.
+    return argparse.RawDescriptionHelpFormatter(prog, width=terminal_width() - 2)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, except that a usage error is one line, whose exit status a command chooses."""
+
+    usage_status = 2
+    intermixed = False
+    """Whether options may stand between the operands: `info a.dll --json b.dll`."""
+    value_hint = ""
+    """What is said where an option is given a value that it does not take."""
+    where = ""
+    """The file and line that the words come from, where that is not the command line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line that says where to read on, and exit with `usage_status`."""
+        if self.value_hint and "ignored explicit argument" in message:
+            message += f"; {self.value_hint}"
+        if self.where:
+            self.exit(self.usage_status, f"rebaser: {self.where}: {message}\n")
+        self.exit(self.usage_status, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+    def parsed(self, words: Sequence[str]) -> argparse.Namespace:
+        """Return what the words mean, with the words as `given` and this as `parser`."""
+        # After -- all are operands, which the intermixed parsing of some Pythons does not know.
+        mixed = self.intermixed and "--" not in words
+        parse = self.parse_known_intermixed_args if mixed else self.parse_known_args
+        found, unknown = parse(list(words))
+        if unknown:
+            self.error(self._unknown(unknown))
+        found.parser, found.given = self, words
+        return found
+
+    def _unknown(self, words: Sequence[str]) -> str:
+        option = next((word for word in words if word[:1] == "-" and word != "-"), None)
+        if option is None:
+            return f"{words[0]!r} is one operand too many"
+        name = option.partition("=")[0]
+        hint = did_you_mean(name, self._option_string_actions)
+        has_it = hint or [c for c in COMMANDS if name in command_parser(c)._option_string_actions]
+        if has_it and not hint:
+            hint = f"; it is one of {', '.join(f'rebaser {one}' for one in has_it)}"
+        return f"there is no option {name}{hint}"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return a question to put behind a message about a misspelt word, or an empty text."""
+    from difflib import get_close_matches  # 3 ms, and nobody misspells every day
+
+    found = get_close_matches(word, known, 1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def command_parser(name: str) -> Parser:
+    """Return the parser of one command."""
+    module = command_module(name)
+    parser = Parser(
+        prog=f"rebaser {name}",
+        description=module.__doc__,
+        formatter_class=_formatter,
+        allow_abbrev=False,
+    )
+    module.add_arguments(parser)
+    parser._action_groups.sort(key=lambda group: group.title == "advanced")  # comes last
+    return parser
