@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass, replace
 from typing import Any
 
 from cygwin.address_space import ARM64, GRANULARITY, I386, X86_64, machine_name, slot_size
 from cygwin.errors import NotAnImage, TableError
 from cygwin.fault import Fault
+from cygwin.named_tuple import NamedTuple
 from cygwin.relocation_table import Block, Reader, Section, read_blocks
 
 # PE/COFF specification, "Characteristics", "DLL Characteristics", "Optional Header Data
@@ -52,8 +52,7 @@ MAX_HEADER_OFFSET = 0x10000
 _Wrong = tuple[Fault, str]  # and its detail
 
 
-@dataclass(frozen=True)
-class Image:
+class Image(NamedTuple):
     """A PE file as it was read; sizes in bytes, offsets in bytes from the start of the file."""
 
     machine: int
@@ -111,7 +110,7 @@ class Image:
 
     def without_marks(self) -> Image:
         """Return the image without what takes most memory: its words are then found again."""
-        return replace(self, blocks=tuple(block._replace(marks=None) for block in self.blocks))
+        return self._replace(blocks=tuple(block._replace(marks=None) for block in self.blocks))
 
 
 def read_base(descriptor: int, base_offset: int, base_width: int) -> int:
@@ -155,14 +154,14 @@ def read_image(descriptor: int, length: int) -> Image:
         or _policy_fault(image, directories[CLR_HEADER], reader)
     )
     if wrong:
-        return replace(image, fault=wrong[0], detail=wrong[1])
+        return image._replace(fault=wrong[0], detail=wrong[1])
     try:
         # An image without a table (a DLL of resources only) has nothing to relocate: only its base
         # moves.
         blocks = read_blocks(descriptor, image.sections, image.relocations, image.base_width)
     except TableError as error:
-        return replace(image, fault=error.fault, detail=error.detail)
-    return replace(image, blocks=blocks)
+        return image._replace(fault=error.fault, detail=error.detail)
+    return image._replace(blocks=blocks)
 
 
 def _headers(reader: Reader, length: int) -> bytes:

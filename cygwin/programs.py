@@ -10,10 +10,10 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import IO
 
 from cygwin.address_space import X86_64
+from cygwin.named_tuple import NamedTuple
 
 _MOST_ARGUMENTS = 8000  # bytes; longer lists of files go through a file
 _MOST_OUTPUT = 64 << 10  # bytes kept of each stream
@@ -31,8 +31,7 @@ class ProgramError(Exception):
         super().__init__(f"{_shortened(argv)} could not be started: {error.strerror or error}")
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What became of one call. A status of 0 proves nothing: read the files again."""
 
     argv: tuple[str, ...]
@@ -54,8 +53,7 @@ class Outcome:
         return f"{_shortened(self.argv)} {end}" + (f", saying: {words}" if words else "")
 
 
-@dataclass(frozen=True)
-class Programs:
+class Programs(NamedTuple):
     """Where `rebase` and `peflags` are: absolute paths."""
 
     rebase_path: str

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 
 from rebaser.plan.survey import Source
 from rebaser.report import Move
@@ -42,5 +41,5 @@ def with_all_names(
             name = entry.path[len(top) :]
             if path is not None and name not in found[path].names:
                 source = found[path]
-                found[path] = replace(source, names=(*source.names, name))
+                found[path] = source._replace(names=(*source.names, name))
     return found

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 from rebaser.report import Move
 from rebaser.scan.skip import Skipped, Stay
 
 
-@dataclass
 class Applied:
     """The moves that were carried out, and by name why the others were not.
 
@@ -18,13 +17,14 @@ class Applied:
     names are relative to the root. `seconds` are those of each stage.
     """
 
-    moved: list[Move] = field(default_factory=list)
-    now: dict[str, os.stat_result] = field(default_factory=dict)
-    skipped: dict[str, Skipped] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    changed: set[str] = field(default_factory=set)
-    folders: set[str] = field(default_factory=set)
-    seconds: dict[str, float] = field(default_factory=dict)
+    def __init__(self, moved: Sequence[Move] = ()) -> None:
+        self.moved = list(moved)
+        self.now: dict[str, os.stat_result] = {}
+        self.skipped: dict[str, Skipped] = {}
+        self.failed: dict[str, str] = {}
+        self.changed: set[str] = set()
+        self.folders: set[str] = set()
+        self.seconds: dict[str, float] = {}
 
     def note_changed(self, name: str, detail: str = "") -> None:
         """Note a file that is no longer what was seen."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
 
 from cygwin.image import Image
 from rebaser.plan.survey import Source
@@ -12,7 +11,6 @@ from rebaser.scan.snapshot import Seen
 from rebaser.state.staging import StagingFolder
 
 
-@dataclass
 class Replacement:
     """A move, the file that it concerns, and the copy that takes that file's place.
 
@@ -20,13 +18,17 @@ class Replacement:
     folder `staging`.
     """
 
-    move: Move
-    source: Source
-    image: Image | None
-    original: int | None = None
-    copy: int | None = None
-    staging: StagingFolder = field(init=False)
-    staged: str = field(init=False)
+    staging: StagingFolder
+    staged: str
+
+    def __init__(
+        self, move: Move, source: Source, image: Image | None, original: int | None = None
+    ) -> None:
+        self.move = move
+        self.source = source
+        self.image = image
+        self.original = original
+        self.copy: int | None = None
 
     @property
     def name(self) -> str:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 
+from cygwin.named_tuple import NamedTuple
 from rebaser.report import Group
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, TypeVar
 
-@dataclass(frozen=True)
-class Span:
+    Spanned = TypeVar("Spanned", bound=Any)  # a Span, or what has its fields and more
+
+
+class Span(NamedTuple):
     """What an image (or somebody's reserved range) occupies: addresses `[low, high)`."""
 
     low: int
@@ -17,14 +22,14 @@ class Span:
     path: str
 
 
-def clusters(spans: Iterable[Span]) -> list[list[Span]]:
+def clusters(spans: Iterable[Spanned]) -> list[list[Spanned]]:
     """Return the groups of spans that hang together by overlaps, those of two or more alone.
 
     However many images lie at one address, each is named once here; their pairs grow with the
     square of their number.
     """
-    found: list[list[Span]] = []
-    group: list[Span] = []
+    found: list[list[Spanned]] = []
+    group: list[Spanned] = []
     reach = -1
     for span in sorted(spans, key=lambda s: (s.low, s.high, s.path)):
         if span.low >= reach:

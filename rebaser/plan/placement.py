@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from operator import attrgetter
 
 from cygwin.address_space import ARENA, GRANULARITY, RUNTIME, Range, machine_name
+from cygwin.named_tuple import NamedTuple
 from rebaser.errors import RebaserError
 from rebaser.report import Move
 from rebaser.text import address, address_size, names, plural
 
 
-@dataclass(frozen=True)
-class Placed:
+class Placed(NamedTuple):
     """An image where it lies, and what may be done with it.
 
     `base` is an address, `slot_size` (SizeOfImage rounded up to 64 KiB) and `file_size` are bytes.
@@ -46,8 +45,7 @@ class Placed:
         return Move(self.path, self.machine, self.base, new_base, size, reason, clear)
 
 
-@dataclass(frozen=True)
-class Reserved:
+class Reserved(NamedTuple):
     """A range of addresses that no image may be moved into, and whose it is."""
 
     range: Range
@@ -55,8 +53,7 @@ class Reserved:
     is_runtime: bool = False
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """The moves, in order of path, and how many images keep base and flags."""
 
     moves: tuple[Move, ...]

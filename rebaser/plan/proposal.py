@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
 
+from cygwin.named_tuple import NamedTuple
 from rebaser.options import Options
 from rebaser.plan.overlap import groups
 from rebaser.plan.placement import NoRoomError, Plan, make_plan
@@ -18,8 +18,7 @@ from rebaser.scan.walk import Scan
 from rebaser.tree import Tree
 
 
-@dataclass(frozen=True)
-class Proposal:
+class Proposal(NamedTuple):
     """A tree as it was found, and what is to be done with it."""
 
     scan: Scan
@@ -74,9 +73,9 @@ class Planner:
         """Plan anew, with these images as obstacles."""
         images = dict(proposal.survey.images)
         for path in fixed:
-            images[path] = replace(images[path], fixed=True)
-        images_now = replace(proposal.survey, images=images)
-        return replace(proposal, survey=images_now, plan=self.plan(images_now))
+            images[path] = images[path]._replace(fixed=True)
+        images_now = proposal.survey._replace(images=images)
+        return proposal._replace(survey=images_now, plan=self.plan(images_now))
 
     def left(
         self, images: Survey, moved: Collection[Move] = (), gone: Collection[str] = ()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from cygwin.address_space import GRANULARITY, Range, slot_size
 from cygwin.database import DatabaseError, read_database
+from cygwin.named_tuple import NamedTuple
 from cygwin.paths import host_path
 from rebaser.errors import UsageError
 from rebaser.options import Options
@@ -18,8 +18,7 @@ from rebaser.scan.walk import Rules, look_at_one, scan
 from rebaser.tree import Tree, posix_name
 
 
-@dataclass(frozen=True)
-class Reservations:
+class Reservations(NamedTuple):
     """The reserved ranges by machine, and the slots kept for files of the tree by path."""
 
     ranges: Mapping[int, Sequence[Reserved]]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
 
 from cygwin.address_space import Range, slot_size
+from cygwin.named_tuple import NamedTuple
 from rebaser.options import Options
 from rebaser.plan.overlap import Span
 from rebaser.plan.placement import Placed
@@ -22,16 +22,14 @@ DEFAULTS = Options()
 NO_SLOTS: Mapping[str, Range] = {}
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """The file of an image: what was seen of it, and all its names in the tree."""
 
     seen: Seen
     names: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Survey:
+class Survey(NamedTuple):
     """The images of a tree by path (of several hard links the first), and what stays out of it.
 
     `dlls` are the paths of the images whose overlaps break fork:

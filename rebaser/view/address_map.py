@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from itertools import cycle
 
 from cygwin.address_space import GRANULARITY, I386, RUNTIME, X86_64, Range, is_runtime
+from cygwin.named_tuple import NamedTuple
 from rebaser.plan.overlap import Span, clusters
 
 
@@ -24,10 +24,12 @@ class Kind(Enum):
     OTHERS = "kept for others"
 
 
-@dataclass(frozen=True)
-class Region(Span):
+class Region(NamedTuple):
     """A span and whose it is; `path` is the image's, or says what the range is kept for."""
 
+    low: int
+    high: int
+    path: str
     kind: Kind = Kind.IMAGE
 
     @property
@@ -36,8 +38,7 @@ class Region(Span):
         return self.kind in (Kind.IMAGE, Kind.NEXT_IMAGE)
 
 
-@dataclass(frozen=True)
-class Zone:
+class Zone(NamedTuple):
     """A part of the address space with one purpose."""
 
     low: int
@@ -46,8 +47,7 @@ class Zone:
     is_arena: bool = False
 
 
-@dataclass(frozen=True)
-class Use:
+class Use(NamedTuple):
     """How the arena is used, in bytes: by DLLs, by others alone, and not at all."""
 
     images: int
@@ -56,8 +56,7 @@ class Use:
     largest_gap: Range | None
 
 
-@dataclass(frozen=True)
-class AddressMap:
+class AddressMap(NamedTuple):
     """The address space of one machine.
 
     `images`, every other one a NEXT_IMAGE, and `others` are sorted by address. `collisions` are
@@ -129,14 +128,14 @@ def address_map(
     collisions = tuple(_collisions(placed, kept))
     highs = [part.high for part in collisions]
 
-    def collides(span: Span) -> bool:
+    def collides(span: Region) -> bool:
         index = bisect_right(highs, span.low)
         return index < len(collisions) and collisions[index].low < span.high
 
     # In order of address, but what is reserved first: a reader of a long group must see it.
     groups = (
         sorted(
-            (span for span in cluster if isinstance(span, Region) and collides(span)),
+            filter(collides, cluster),
             key=lambda region: region.is_image,
         )
         for cluster in clusters((*placed, *kept))
@@ -175,7 +174,7 @@ _PARTS = {
 }
 
 
-def _by_address(region: Span) -> tuple[int, int, str]:
+def _by_address(region: Span | Region) -> tuple[int, int, str]:
     return region.low, region.high, region.path
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from enum import Enum
 
 from cygwin.address_space import GRANULARITY, Range, is_runtime, machine_name
+from cygwin.named_tuple import NamedTuple
 from rebaser.text import address, address_size, plural, printable
 from rebaser.view.address_map import AddressMap, Kind, Region, Zone, merged, zones
 
@@ -27,16 +27,14 @@ class Style(Enum):
     NAME = "more of what overlaps"
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """A line of text, fit to be printed."""
 
     text: str
     style: Style
 
 
-@dataclass(frozen=True)
-class Box:
+class Box(NamedTuple):
     """A rectangle of a row: addresses `[low, high)`, and whose they are."""
 
     low: int
@@ -45,8 +43,7 @@ class Box:
     owners: Sequence[Region] = ()
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """The `size` addresses from `low` on; what overlaps comes last, to be painted over the rest."""
 
     low: int

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,7 @@ def expected(item: Staged, folder: Path) -> bytes:
         relocate(
             file.fileno(), item.image, item.new_base, clear_dynamic_base=item.clear_dynamic_base
         )
-        check(replace(item, copy=file.fileno()))
+        check(item._replace(copy=file.fileno()))
     return copy.read_bytes()
 
 
@@ -253,7 +252,7 @@ def test_a_program_that_vanished_is_named(staged: list[Staged], tmp_path: Path) 
 def test_a_flag_alone_is_cleared(
     engine: Callable[..., CygwinEngine], staged: list[Staged], tmp_path: Path
 ) -> None:
-    item = replace(staged[0], new_base=staged[0].image.base)
+    item = staged[0]._replace(new_base=staged[0].image.base)
     right = expected(item, tmp_path)
     assert engine("obedient").relocate([item]) == {}
     assert Path(item.staged).read_bytes() == right
@@ -273,13 +272,13 @@ def test_what_rebase_would_damage_it_never_gets(staged: list[Staged]) -> None:
     image = staged[0].image
     address, size = image.relocations
     assert cannot_move(image) is None
-    assert "byte 200" in str(cannot_move(replace(image, header_offset=200)))
+    assert "byte 200" in str(cannot_move(image._replace(header_offset=200)))
     decoy = Section(b".reloc2", 0x90000, 16, 0x400, 16)
     table = "relocation table"
-    assert table in str(cannot_move(replace(image, sections=(decoy, *image.sections))))
-    assert cannot_move(replace(image, sections=(*image.sections, decoy))) is None
-    assert table in str(cannot_move(replace(image, relocations=(address, size + 0x10000))))
-    assert table in str(cannot_move(replace(image, relocations=(0, 0))))
+    assert table in str(cannot_move(image._replace(sections=(decoy, *image.sections))))
+    assert cannot_move(image._replace(sections=(*image.sections, decoy))) is None
+    assert table in str(cannot_move(image._replace(relocations=(address, size + 0x10000))))
+    assert table in str(cannot_move(image._replace(relocations=(0, 0))))
     for name in (b".text", b"\0.reloc"):  # rebase reads a name up to its first NUL
         renamed = tuple(section._replace(name=name) for section in image.sections)
-        assert table in str(cannot_move(replace(image, sections=renamed)))
+        assert table in str(cannot_move(image._replace(sections=renamed)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -23,7 +22,7 @@ SLOTS = 0x40_0000 // GRANULARITY
 def image(path: str, base: int, slots: int = 1, **fields: object) -> Placed:
     """Return an x86_64 image of so many slots."""
     placed = Placed(path, X86_64, base, slots * GRANULARITY, slots * 50_000)
-    return replace(placed, **fields)  # type: ignore[arg-type]
+    return placed._replace(**fields)  # type: ignore[arg-type]
 
 
 def plan(
@@ -176,7 +175,7 @@ def test_a_second_plan_moves_nothing(images: list[Placed], reserved: list[Reserv
     ranges = {X86_64: reserved}
     moves = plan(images, ranges, SMALL)
     after = [
-        replace(i, base=moves[i.path].new_base, clear_dynamic_base=False) if i.path in moves else i
+        i._replace(base=moves[i.path].new_base, clear_dynamic_base=False) if i.path in moves else i
         for i in images
     ]
     assert plan(after, ranges, SMALL) == {}
@@ -258,11 +257,11 @@ def test_appointed_slots_are_for_their_files_alone() -> None:
 
 def test_machines_do_not_see_each_other() -> None:
     images = [
-        replace(image("a", 0x3800_0000), machine=I386),
-        replace(image("b", 0x3800_0000), machine=I386),
+        image("a", 0x3800_0000)._replace(machine=I386),
+        image("b", 0x3800_0000)._replace(machine=I386),
         image("c", LOW),
-        replace(image("d", LOW), machine=ARM64),
-        replace(image("e", LOW), machine=0x1234),
+        image("d", LOW)._replace(machine=ARM64),
+        image("e", LOW)._replace(machine=0x1234),
     ]
     moves = plan(images)
     assert moves.keys() == {"b"}

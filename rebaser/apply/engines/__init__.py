@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from cygwin.image import Image
+from cygwin.named_tuple import NamedTuple
 
 
-@dataclass(frozen=True)
-class Staged:
+class Staged(NamedTuple):
     """A copy of an image, byte for byte as the original, that is to be moved in place.
 
     `image` was read from the original, `new_base` is an address. Equal bases mean that only the
