@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 _MITIGATIONS = (
     "HKEY_LOCAL_MACHINE/SYSTEM/CurrentControlSet/Control/Session Manager/kernel/MitigationOptions"
@@ -16,12 +16,12 @@ def mandatory_aslr(registry: str = "/proc/registry") -> bool | None:
     images" (winbase.h, PROCESS_CREATION_MITIGATION_POLICY_FORCE_RELOCATE_IMAGES): 1 and 3 are on.
     A system on which nothing was ever set has no such value.
     """
-    value = Path(registry, _MITIGATIONS)
+    value = f"{registry}/{_MITIGATIONS}"
     try:
-        with value.open("rb") as file:
+        with open(value, "rb") as file:
             data = file.read(2)
     except FileNotFoundError:
-        return False if value.parent.is_dir() else None
+        return False if os.path.isdir(os.path.dirname(value)) else None
     except OSError:
         return None
     return len(data) == 2 and data[1] & 1 == 1

@@ -137,9 +137,12 @@ def _may_open() -> int:
 def scan_folders(root: str, rules: Rules, snapshot: Snapshot, folders: Iterable[str]) -> Snapshot:
     """Return `snapshot` with these folders as they are now; all else stays as `snapshot` has it.
 
-    `folders` are paths relative to the root that `snapshot` has, seen under the same rules.
+    `folders` are paths relative to the root that `snapshot` has, seen under the same rules. A file
+    with the times of the snapshot is not opened: this run has read it or made it, and the next
+    reads its base again.
     """
     scanner = _Scanner(root, rules, snapshot)
+    scanner.believes_times = True
     found = dict(snapshot.folders)
     for path in folders:
         listed = scanner.list(path)
@@ -182,6 +185,7 @@ class _Scanner:
         self.at_first_work = at_first_work
         self.progress = progress
         self.may_open = may_open
+        self.believes_times = False
         self.changed = False
         self.failed: list[tuple[str, str]] = []
         self.images: dict[str, Image] = {}
@@ -375,17 +379,14 @@ class _Scanner:
         self, path: str, name: str, where: str, row: tuple[int, ...]
     ) -> tuple[int, ...] | None:
         """Look at one file; return what it is now, None if it is no longer a file."""
+        if self.believes_times:
+            st = os.lstat(where)
+            if _has_times(st, row) and st.st_nlink == row[5]:
+                return row
         descriptor = open_to_read(where)
         try:
             st = os.fstat(descriptor)
-            if (
-                st.st_mtime_ns == row[1]
-                and st.st_size == row[0]
-                and st.st_ctime_ns == row[2]
-                and st.st_ino == row[3]
-                and st.st_dev == row[4]
-                and (not row[7] or _is_placed(descriptor, row))
-            ):
+            if _has_times(st, row) and (not row[7] or _is_placed(descriptor, row)):
                 if st.st_nlink == row[5]:
                     return row
                 self.changed = True
@@ -463,6 +464,17 @@ class _Scanner:
 # DllCharacteristics ends so many bytes behind ImageBase, in either format ("Optional Header"), so
 # that one read gives both.
 _FLAGS_BEHIND = 40
+
+
+def _has_times(st: os.stat_result, row: tuple[int, ...]) -> bool:
+    """Return whether a file has the size, the times and the place that were seen."""
+    return (
+        st.st_mtime_ns == row[1]
+        and st.st_size == row[0]
+        and st.st_ctime_ns == row[2]
+        and st.st_ino == row[3]
+        and st.st_dev == row[4]
+    )
 
 
 def _is_placed(descriptor: int, row: tuple[int, ...]) -> bool:

@@ -6,7 +6,6 @@ import os
 import re
 import time
 from collections.abc import Callable
-from urllib.parse import urlsplit
 
 from rebaser.errors import BusyError, UsageError
 from rebaser.state.folder import State
@@ -34,7 +33,7 @@ def name_of_lock(url: str, state: State, lock: str = "rebase") -> str:
     That is the URL's fragment, or a random word in the tree's state folder, which the first to
     ask writes. Raises UsageError, BusyError.
     """
-    name = urlsplit(url).fragment
+    name = url.partition("#")[2]
     if not name:
         if not state.folder.startswith(f"{state.root.rstrip('/')}/"):
             raise UsageError(
