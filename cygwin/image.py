@@ -89,11 +89,6 @@ class Image(NamedTuple):
         return bool(self.dll_characteristics & HIGH_ENTROPY_VA)
 
     @property
-    def truncated(self) -> bool:
-        """Whether the file ends before the image does: it is still being written, or lost."""
-        return self.fault is Fault.TRUNCATED
-
-    @property
     def checksum_offset(self) -> int:
         """Where the CheckSum field lies, 4 bytes ("Optional Header": at 64, the flags at 70)."""
         return self.flags_offset - 6

@@ -122,8 +122,13 @@ def _read(path: str) -> str:
         return ""
 
 
+def words_of(pid: int) -> list[str]:
+    """Return the command line of a process, [""] where that is not known."""
+    return _read(f"/proc/{pid}/cmdline").rstrip("\0").split("\0")
+
+
 def _command(pid: int) -> str:
-    words = _read(f"/proc/{pid}/cmdline").rstrip("\0").split("\0")
+    words = words_of(pid)
     words[0] = os.path.basename(words[0])
     command = " ".join(words).strip() or "command unknown"
     if len(command) > LONGEST_COMMAND:

@@ -28,6 +28,17 @@ def on_cygwin() -> bool:
     return sys.platform in ("cygwin", "msys")
 
 
+def most_open(most: int, spare: int = 0) -> int:
+    """Return how many files to keep open: half of what this process may, less `spare`."""
+    try:
+        import resource
+
+        allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    except (ImportError, OSError, ValueError):
+        return 0
+    return most if allowed < 0 else min(most, allowed // 2 - spare)
+
+
 def open_to_read(path: str, folder: int | None = None) -> int:
     """Return a descriptor that reads `path`, leaving its access time alone where that can be.
 

@@ -227,7 +227,6 @@ def _apply(job: Job, lock: TreeLock, found: Proposal, began: FileSystemTime) -> 
     try:
         apply(
             job.tree,
-            job.state,
             job.options,
             found,
             job.engine(),
@@ -237,6 +236,7 @@ def _apply(job: Job, lock: TreeLock, found: Proposal, began: FileSystemTime) -> 
             rebasers=lock.rebasers,
             before_each=lock.demand,
             progress=job.progress,
+            timed=job.timed,
         )
         lock.demand()  # what is kept of this run lies where others may be at work by now
     except LockLostError as error:
@@ -246,22 +246,17 @@ def _apply(job: Job, lock: TreeLock, found: Proposal, began: FileSystemTime) -> 
         ) from error
     finally:
         found.scan.close()
-        for stage, seconds in applied.seconds.items():
-            job.seconds[stage] = job.seconds.get(stage, 0.0) + seconds
     return applied
 
 
 def _images(found: Proposal, began: FileSystemTime) -> dict[str, Image]:
     """Return the images that the scan read and that need not be read again to be moved."""
-    images = {}
-    for name, image in found.scan.images.items():
-        source = found.survey.sources.get(name)
-        if source is not None:
-            seen = source.seen
-            times = seen.mtime_ns, seen.ctime_ns, seen.device
-            if not is_racy(*times, began.nanoseconds, began.device):
-                images[name] = image
-    return images
+    sources, now = found.survey.sources, (began.nanoseconds, began.device)
+    return {
+        name: image
+        for name, image in found.scan.images.items()
+        if name in sources and not is_racy(*sources[name].seen.times, *now)
+    }
 
 
 # What was found and done, as a report.

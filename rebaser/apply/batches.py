@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 from cygwin.image import Image
 from rebaser.apply.commit import commit
@@ -17,7 +16,6 @@ from rebaser.apply.stage import StagingFolders, stage
 from rebaser.options import Options
 from rebaser.plan.proposal import Proposal
 from rebaser.progress import Progress
-from rebaser.state.folder import State
 from rebaser.tree import Tree
 
 # The disk must hold the copies of one batch, of this many bytes, beside the tree.
@@ -26,7 +24,6 @@ BATCH = 256 << 20
 
 def apply(
     tree: Tree,
-    state: State,
     options: Options,
     found: Proposal,
     engine: Engine,
@@ -37,14 +34,16 @@ def apply(
     rebasers: Callable[[], Collection[int]],
     before_each: Callable[[], None],
     progress: Progress,
+    timed: Callable[[str], AbstractContextManager[None]],
 ) -> None:
     """Stage and commit what was planned; what was done is in `applied`, also when interrupted.
 
     `images` are those that were read and need not be read again, `open_files` descriptors of
     files: those of what moves are taken out and closed. `rebasers` returns the other processes of
-    rebaser; `before_each` is called before each rename, and ends it all by raising.
+    rebaser; `before_each` is called before each rename, and ends it all by raising. `timed`
+    takes the time of a stage.
     """
-    folders = StagingFolders(tree, state)
+    folders = StagingFolders(tree)
     moves = found.plan.moves
     sources = with_all_names(tree.root, moves, found.survey.sources)
     items = []
@@ -55,11 +54,11 @@ def apply(
     try:
         for batch in _batches(items, tree, in_one=engine.starts_processes):
             folders.remove_copies()
-            with _timed(applied, "stage"):
+            with timed("stage"):
                 ready = stage(
                     batch, folders, engine, applied, touch=options.touch, advance=progress.copied
                 )
-            with _timed(applied, "commit"):
+            with timed("commit"):
                 commit(
                     ready,
                     tree,
@@ -107,12 +106,3 @@ def _free_bytes(target: str) -> int:
     except OSError:  # its folder is gone, so nothing of it will be staged
         return 0
     return st.f_bavail * st.f_frsize
-
-
-@contextmanager
-def _timed(applied: Applied, stage: str) -> Iterator[None]:
-    began = time.monotonic()
-    try:
-        yield
-    finally:
-        applied.seconds[stage] = applied.seconds.get(stage, 0.0) + time.monotonic() - began

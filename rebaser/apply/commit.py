@@ -8,8 +8,9 @@ from collections.abc import Callable, Collection, Sequence
 
 from rebaser.apply.in_use import users_of
 from rebaser.apply.outcome import Applied
-from rebaser.apply.replacement import Replacement, is_as_seen
+from rebaser.apply.replacement import Replacement
 from rebaser.files import Folders, LinkError, make_names_durable, put_in_place
+from rebaser.scan.walk import has_times
 from rebaser.tree import Tree
 
 
@@ -59,7 +60,7 @@ def _commit_one(
     name = item.name
     others = {}
     try:
-        if not is_as_seen(_look(folders, name), item.source.seen):
+        if not has_times(_look(folders, name), item.source.seen):
             applied.note_changed(name)
             return
     except (FileNotFoundError, NotADirectoryError, LinkError):

@@ -14,7 +14,7 @@ class Applied:
 
     `now` is the stat of each moved file's new self, `folders` are those in which names were
     replaced; `changed` are the names of `skipped` at which another file lies by now, or none. All
-    names are relative to the root. `seconds` are those of each stage.
+    names are relative to the root.
     """
 
     def __init__(self, moved: Sequence[Move] = ()) -> None:
@@ -24,7 +24,6 @@ class Applied:
         self.failed: dict[str, str] = {}
         self.changed: set[str] = set()
         self.folders: set[str] = set()
-        self.seconds: dict[str, float] = {}
 
     def note_changed(self, name: str, detail: str = "") -> None:
         """Note a file that is no longer what was seen."""

@@ -7,7 +7,6 @@ import os
 from cygwin.image import Image
 from rebaser.plan.survey import Source
 from rebaser.report import Move
-from rebaser.scan.snapshot import Seen
 from rebaser.state.staging import StagingFolder
 
 
@@ -40,26 +39,11 @@ class Replacement:
         seen = self.source.seen
         return (st.st_ino, st.st_dev, st.st_size) == (seen.inode, seen.device, seen.size)
 
-    def close_original(self) -> None:
-        """Close the original: Cygwin does not like a file replaced that is open."""
+    def close(self, *, copy: bool = True) -> None:
+        """Close the original, as Cygwin wants it of what is replaced, and the copy."""
         if self.original is not None:
             os.close(self.original)
             self.original = None
-
-    def close(self) -> None:
-        """Close both."""
-        self.close_original()
-        if self.copy is not None:
+        if self.copy is not None and copy:
             os.close(self.copy)
             self.copy = None
-
-
-def is_as_seen(st: os.stat_result, seen: Seen) -> bool:
-    """Return whether a file is still the one that was seen, unchanged."""
-    return (st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino, st.st_dev) == (
-        seen.size,
-        seen.mtime_ns,
-        seen.ctime_ns,
-        seen.inode,
-        seen.device,
-    )

@@ -13,16 +13,18 @@ from cygwin.image import read_image
 from cygwin.relocation import check_and_sum
 from rebaser.apply.engines import Engine, Staged
 from rebaser.apply.outcome import Applied
-from rebaser.apply.replacement import Replacement, is_as_seen
+from rebaser.apply.replacement import Replacement
 from rebaser.files import (
     Folders,
     begin_to_make_durable,
     make_durable,
     make_file,
+    most_open,
     open_folder,
     open_to_read,
 )
-from rebaser.state.folder import STAGING, TREES_OWN, State
+from rebaser.scan.walk import has_times
+from rebaser.state.folder import STAGING, TREES_OWN
 from rebaser.state.staging import StagingFolder
 from rebaser.tree import Tree
 
@@ -44,14 +46,13 @@ class StagingFolders:
     both show the same file system (rename(2), EXDEV). `targets` are the folders of the tree.
     """
 
-    def __init__(self, tree: Tree, state: State) -> None:
+    def __init__(self, tree: Tree) -> None:
         self.targets = Folders(tree.root)
         self._tree = tree
-        self._state = state
         self._by_mount: dict[tuple[int, str], StagingFolder] = {}
         self._by_folder: dict[str, StagingFolder] = {}
-        own = state.staging
-        if own is not None and state.is_inside:
+        own = tree.state.staging
+        if own is not None and tree.state.is_inside:
             self._by_mount[_mount(own.descriptor)] = own
 
     def beside(self, folder: str) -> StagingFolder:
@@ -72,7 +73,7 @@ class StagingFolders:
         name = f"{STAGING}-{os.urandom(8).hex()}"
         path = "/".join([*(name for name, _ in chain[1:]), TREES_OWN, name])
         # Noted before it is made: a kill in between leaves nothing that nobody knows of.
-        self._state.note_staging_elsewhere(path)
+        self._tree.state.note_staging_elsewhere(path)
         parent = open_folder(TREES_OWN, chain[-1][1], make=0o755)
         try:
             return StagingFolder(self._tree.path(path), parent)
@@ -110,7 +111,7 @@ def stage(
     `advance` is told of bytes that are done.
     """
     ready = []
-    at_once = _most_open() // 2
+    at_once = max(2, most_open(MOST_OPEN, spare=50)) // 2
     for start in range(0, len(items), at_once):
         group = items[start : start + at_once]
         # One call for many images where starting a process takes long; else one by one, while a
@@ -134,14 +135,6 @@ def stage(
     return ready
 
 
-def _most_open() -> int:
-    """Return how many files may be open at a time, two at least."""
-    import resource
-
-    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return MOST_OPEN if allowed < 0 else max(2, min(MOST_OPEN, allowed // 2 - 50))
-
-
 def _stage_together(
     group: Iterable[Replacement],
     folders: StagingFolders,
@@ -163,7 +156,7 @@ def _stage_together(
             with _noting(applied, item):
                 _check_and_seal(item, staged, touch)
                 sealed.append(item)
-        item.close_original()
+        item.close(copy=False)
         advance(item.source.seen.size)
     return sealed
 
@@ -285,7 +278,7 @@ def _set_extended_attributes(descriptor: int, attributes: Mapping[str, bytes]) -
 
 def _still_as_seen(descriptor: int, item: Replacement) -> os.stat_result:
     st = os.fstat(descriptor)
-    if not is_as_seen(st, item.source.seen):
+    if not has_times(st, item.source.seen):
         raise ChangedError("")
     return st
 

@@ -142,14 +142,12 @@ def _run(arguments: argparse.Namespace, command: list[str]) -> int:
 def _run_with_coordinator(arguments: argparse.Namespace, lock: Flock, command: list[str]) -> int:
     """Take the lock that other machines see, too, and run the command as long as it is ours."""
     from rebaser.errors import BusyError, UsageError
-    from rebaser.state.folder import State
     from rebaser.state.machines import HELD, take_lock
     from rebaser.tree import find_tree
 
     wait = 0 if arguments.nonblock else arguments.wait
     try:
-        tree = find_tree(arguments.root)
-        state = State(tree.state_dir, tree.root)
+        state = find_tree(arguments.root).state
         talks = arguments.verbose or (sys.stderr and sys.stderr.isatty())
         tell = _say if talks else lambda _: None
         shared = take_lock(arguments.coordinator, state, wait, tell, arguments.name or "rebase")

@@ -58,15 +58,11 @@ DEFAULTS: dict[str, Any] = {
     "suffix": [], "database": None, "cygwin_root": None, "keep_aslr": False, "arena": None,
     "engine": "auto", "touch": False, "progress": "auto",
 }
-# fmt: on
 PLAIN = {
-    "-0": ("nul", True),
-    "--json": ("json", True),
-    "--no-wait": ("wait", 0.0),
-    "-q": ("quiet", True),
-    "--quiet": ("quiet", True),
-    "--strict": ("strict", True),
+    "-0": ("nul", True), "--json": ("json", True), "--no-wait": ("wait", 0.0),
+    "-q": ("quiet", True), "--quiet": ("quiet", True), "--strict": ("strict", True),
 }
+# fmt: on
 
 
 def plain_arguments(words: Sequence[str]) -> Namespace | None:
@@ -79,8 +75,7 @@ def plain_arguments(words: Sequence[str]) -> Namespace | None:
     while rest:
         word = rest.pop(0)
         if word in PLAIN:
-            name, value = PLAIN[word]
-            found[name] = value
+            found.update([PLAIN[word]])
         elif word == "--only-from" and rest and (rest[0] == "-" or rest[0][:1] not in ("", "-")):
             found["only_from"] = rest.pop(0)
         elif found["root"] is None and word[:1] not in ("", "-"):

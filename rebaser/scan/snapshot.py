@@ -70,6 +70,11 @@ class Seen(NamedTuple):
         """Whether Windows may spread its address space over all of the 47 bits."""
         return bool(self.dll_characteristics & _HIGH_ENTROPY_VA)
 
+    @property
+    def times(self) -> tuple[int, int, int]:
+        """What `is_racy` asks about a file."""
+        return self.mtime_ns, self.ctime_ns, self.device
+
     def without_dynamic_base(self) -> Seen:
         """Return what is seen of the file once that flag is cleared."""
         return self._replace(dll_characteristics=self.dll_characteristics & ~_DYNAMIC_BASE)
@@ -154,16 +159,14 @@ def is_racy(mtime_ns: int, ctime_ns: int, on: int, now_ns: int, device: int) -> 
 
 def trusted(snapshot: Snapshot, now_ns: int, device: int) -> Snapshot:
     """Return `snapshot` without the times of what is racy: it is looked at again next time."""
-    now = now_ns, device
-    folders = {}
+    now, folders = (now_ns, device), {}
     for path, (stat, names, files) in snapshot.folders.items():
         if is_racy(stat[0], stat[1], stat[3], *now):
             stat = (NEVER, *stat[1:])
-        if any(is_racy(row[1], row[2], row[4], *now) for row in files):
-            files = [
-                (row[0], NEVER, *row[2:]) if is_racy(row[1], row[2], row[4], *now) else row
-                for row in files
-            ]
+        files = [
+            (row[0], NEVER, *row[2:]) if is_racy(row[1], row[2], row[4], *now) else row
+            for row in files
+        ]
         folders[path] = Folder(stat, names, files)
     return snapshot._replace(folders=folders)
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from cygwin.fault import Fault
 from cygwin.named_tuple import NamedTuple
-from rebaser.files import open_to_read
+from rebaser.files import most_open, open_to_read
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.snapshot import Folder, Seen, Snapshot
 
@@ -43,6 +43,8 @@ SYSTEMS_OWN = frozenset(("proc", "sys", "dev", "cygdrive"))
 # What is remembered of a file or folder that could not be looked at: nothing, so it is looked at
 # again next time, although the folder around it does not change.
 UNSEEN = Seen(0, snapshots.NEVER, *[0] * 13)
+UNLISTED = "listed (%s): what lies below it was not looked at"
+UNREAD = "read (%s): it stays as it is"
 _UNLISTED = Folder((snapshots.NEVER, 0, 0, 0), [], [])
 
 
@@ -118,20 +120,7 @@ def scan_for_work(
 
     Returns None where `at_first_work` ends it.
     """
-    return _Scanner(
-        root, rules, snapshot, at_first_work, progress, _may_open() if keep_open else 0
-    ).scan()
-
-
-def _may_open() -> int:
-    """Return how many descriptors may be kept open: half of what the process may have."""
-    try:
-        import resource
-
-        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    except (ImportError, OSError, ValueError):
-        return 0
-    return MOST_OPEN if soft == resource.RLIM_INFINITY else min(soft // 2, MOST_OPEN)
+    return _Scanner(root, rules, snapshot, at_first_work, progress, keep_open=keep_open).scan()
 
 
 def scan_folders(root: str, rules: Rules, snapshot: Snapshot, folders: Iterable[str]) -> Snapshot:
@@ -171,7 +160,8 @@ class _Scanner:
         snapshot: Snapshot,
         at_first_work: AtFirstWork | None = None,
         progress: Callable[[int], None] | None = None,
-        may_open: int = 0,
+        *,
+        keep_open: bool = False,
     ) -> None:
         self.top = root.rstrip("/") + "/"
         self.rules = rules
@@ -184,7 +174,7 @@ class _Scanner:
         self.snapshot = snapshot
         self.at_first_work = at_first_work
         self.progress = progress
-        self.may_open = may_open
+        self.may_open = None if keep_open else 0
         self.believes_times = False
         self.changed = False
         self.failed: list[tuple[str, str]] = []
@@ -258,7 +248,7 @@ class _Scanner:
                 st = lstat(top + path)
             except OSError as error:
                 listed[path] = set()
-                if self.unlisted(path, error):
+                if self.missed(path or ".", error, UNLISTED):
                     yield path, _UNLISTED
                 continue
             if (st.st_mtime_ns, st.st_ctime_ns, st.st_ino, st.st_dev) == folder.stat:
@@ -274,19 +264,14 @@ class _Scanner:
             yield from self.new_below(path, subfolders)
         yield from unchanged
 
-    def unlisted(self, path: str, error: OSError) -> bool:
-        """Note a folder that cannot be looked at; one that is gone by now is nobody's failure."""
+    def missed(self, path: str, error: OSError, what: str) -> bool:
+        """Note what cannot be looked at; what is gone by now is nobody's failure: False."""
         self.changed = True
-        if isinstance(error, (FileNotFoundError, NotADirectoryError)):
-            return False
-        self.failed.append(
-            (
-                path or ".",
-                f"cannot be listed ({error.strerror}): what lies below it was not looked at; "
-                "make it readable",
-            )
-        )
-        return True
+        # ELOOP: a file became a symbolic link, which is not followed.
+        gone = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+        if not gone:
+            self.failed.append((path, f"cannot be {what % error.strerror}; make it readable"))
+        return not gone
 
     def new_below(self, path: str, subfolders: Iterable[str]) -> Iterator[tuple[str, Folder]]:
         """List those subfolders that are not remembered, and everything below them."""
@@ -330,7 +315,7 @@ class _Scanner:
                     ):
                         names.append(entry.name)
         except OSError as error:
-            return (_UNLISTED, []) if self.unlisted(path, error) else None
+            return (_UNLISTED, []) if self.missed(path or ".", error, UNLISTED) else None
         names.sort()
         subfolders.sort()
         times = (st.st_mtime_ns, st.st_ctime_ns, st.st_ino, st.st_dev)
@@ -367,7 +352,7 @@ class _Scanner:
             try:
                 new_row = self.file(path, name, top + name, row)
             except OSError as error:
-                new_row = UNSEEN if self.unread(path, name, error) else None
+                new_row = UNSEEN if self.missed(_inside(path, name), error, UNREAD) else None
             if new_row is not None:
                 names.append(name)
                 rows.append(new_row)
@@ -381,12 +366,12 @@ class _Scanner:
         """Look at one file; return what it is now, None if it is no longer a file."""
         if self.believes_times:
             st = os.lstat(where)
-            if _has_times(st, row) and st.st_nlink == row[5]:
+            if has_times(st, row) and st.st_nlink == row[5]:
                 return row
         descriptor = open_to_read(where)
         try:
             st = os.fstat(descriptor)
-            if _has_times(st, row) and (not row[7] or _is_placed(descriptor, row)):
+            if has_times(st, row) and (not row[7] or _is_placed(descriptor, row)):
                 if st.st_nlink == row[5]:
                     return row
                 self.changed = True
@@ -398,48 +383,23 @@ class _Scanner:
         finally:
             os.close(descriptor)
 
-    def unread(self, path: str, name: str, error: OSError) -> bool:
-        """Note a file that cannot be looked at; one that is gone by now is nobody's failure."""
-        self.changed = True
-        # ELOOP: it became a symbolic link, which is not followed.
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-            return False
-        self.failed.append(
-            (
-                _inside(path, name),
-                f"cannot be read ({error.strerror}): it stays as it is; make it readable",
-            )
-        )
-        return True
-
     def look(self, path: str, descriptor: int, st: os.stat_result) -> Seen:
         """Read what a file is."""
         from cygwin.errors import NotAnImage
         from cygwin.image import read_image
 
-        image = None
+        image, fields = None, (0,) * 7
         try:
             image = read_image(descriptor, st.st_size)
             fault, detail = image.fault, image.detail
+            # From the machine on, in the order of Seen.
+            what = image.machine, image.base_width, flags_of(image), image.dll_characteristics
+            fields = *what, image.base, image.size, image.base_offset
         except NotAnImage as error:
             fault, detail = error.fault, error.detail
-        seen = Seen(
-            size=st.st_size,
-            mtime_ns=st.st_mtime_ns,
-            ctime_ns=st.st_ctime_ns,
-            inode=st.st_ino,
-            device=st.st_dev,
-            links=st.st_nlink,
-            machine=image.machine if image else 0,
-            base_width=image.base_width if image else 0,
-            flags=flags_of(image) if image else 0,
-            dll_characteristics=image.dll_characteristics if image else 0,
-            base=image.base if image else 0,
-            image_size=image.size if image else 0,
-            base_offset=image.base_offset if image else 0,
-            fault=fault.number if fault else 0,
-            detail=self.details.setdefault(detail, len(self.details)),
-        )
+        stat = st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino, st.st_dev, st.st_nlink
+        number = self.details.setdefault(detail, len(self.details))
+        seen = Seen(*stat, *fields, fault.number if fault else 0, number)
         if image:
             self.keep(path, image, descriptor)
             if self.at_first_work:
@@ -456,6 +416,8 @@ class _Scanner:
         if taken <= self.room:
             self.images[path] = image
             self.room -= taken
+        if self.may_open is None:
+            self.may_open = most_open(MOST_OPEN)
         if len(self.open_files) < self.may_open and not image.fault:
             with suppress(OSError):
                 self.open_files[path] = os.dup(descriptor)
@@ -466,7 +428,7 @@ class _Scanner:
 _FLAGS_BEHIND = 40
 
 
-def _has_times(st: os.stat_result, row: tuple[int, ...]) -> bool:
+def has_times(st: os.stat_result, row: tuple[int, ...]) -> bool:
     """Return whether a file has the size, the times and the place that were seen."""
     return (
         st.st_mtime_ns == row[1]

@@ -148,9 +148,9 @@ class TreeLock:
 
     def rebasers(self) -> set[int]:
         """Return the other runs that wait for this lock, or are let in by our caller's."""
-        from locks.holders import holders
+        from locks.holders import holders, words_of
 
-        return {holder.pid for holder in holders(self.path) if is_run(_words(holder.pid))}
+        return {holder.pid for holder in holders(self.path) if is_run(words_of(holder.pid))}
 
     @property
     def _callers(self) -> str | None:
@@ -227,14 +227,6 @@ def is_run(words: list[str]) -> bool:
     if names[:1] == ["start.py"]:  # bin/rebaser, bin/sage-rebase
         names = names[1:]
     return names[:2] in (["rebaser", "run"], ["rebaser.exe", "run"]) or names[:1] == ["sage-rebase"]
-
-
-def _words(pid: int) -> list[str]:
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return os.fsdecode(file.read()).split("\0")
-    except OSError:
-        return []
 
 
 def _opened(path: str, state: State) -> Flock:
