@@ -1,7 +1,7 @@
 """Measures rebaser beside the programs that users have without it, and prints one table.
 
 Every ratio is of things that were measured in turns, in one run, on one machine; a time is the
-shortest of its rounds. The trees are made in a temporary folder on a disk and removed again.
+median of its rounds. The trees are made in a temporary folder on a disk and removed again.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _header(session: Session, small: bool) -> list[str]:
     sizes: Sizes = session.sizes
     trees = " and ".join(
         f"{dlls:,} DLLs in {files:,} files and {folders:,} folders"
-        for dlls, files, folders in (sizes.tree, sizes.large_tree)
+        for dlls, files, folders in (sizes.small_tree, sizes.tree, sizes.large_tree)
     )
     root = session.material.cygwin_root
     return [
@@ -100,8 +100,8 @@ def _header(session: Session, small: bool) -> list[str]:
         f"{_first_line('find', '--version')}, {_first_line('flock', '--version')}, "
         + (f"rebase {_rebase_version(root)} under Wine" if root else "no Cygwin rebase"),
         f"- DLLs: {session.material.origin}, {len(session.material.dlls)} different ones",
-        f"- trees: {trees}; {sizes.rounds} rounds ({sizes.disk_rounds} of full runs), the shortest "
-        "time of each counts",
+        f"- trees: {trees}; {sizes.rounds} rounds ({sizes.disk_rounds} of full runs), the "
+        "median of each counts",
     ]
 
 

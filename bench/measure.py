@@ -101,9 +101,10 @@ def report(*words: str | os.PathLike[str]) -> tuple[Ended, Any]:
 
 @dataclass(frozen=True)
 class Times:
-    """The seconds that one contestant took, round by round."""
+    """The seconds that one contestant took, round by round: of the clock, and of the processor."""
 
     all: tuple[float, ...]
+    processors: tuple[float, ...] = ()
 
     @property
     def best(self) -> float:
@@ -115,19 +116,41 @@ class Times:
         """The one in the middle."""
         return median(self.all)
 
+    @property
+    def processor(self) -> float:
+        """The median of the processor's time, which other programs hardly add to."""
+        return median(self.processors)
 
-def by_turns(rounds: int, **contestants: Callable[[], float]) -> dict[str, Times]:
-    """Let each contestant return its seconds once a round: A B C, A B C, …"""
+
+# ext4 gives a freed inode out again only after five seconds, and until then looks for another one
+# at each file that is made (fs/ext4/ialloc.c, recently_deleted): what a round removed slows down
+# the next tenfold.
+PAUSE = 6  # seconds
+
+
+def by_turns(
+    rounds: int, pause: float = 0, **contestants: Callable[[], float | Ended]
+) -> dict[str, Times]:
+    """Let each contestant return how it ended, or its seconds, once a round: A B C, A B C, …
+
+    Each waits for `pause` seconds first.
+    """
     taken: dict[str, list[float]] = {name: [] for name in contestants}
+    processor: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, contestant in contestants.items():
-            taken[name].append(contestant())
-    return {name: Times(tuple(seconds)) for name, seconds in taken.items()}
+            time.sleep(pause)
+            ended = contestant()
+            if isinstance(ended, Ended):
+                processor[name].append(ended.processor)
+                ended = ended.seconds
+            taken[name].append(ended)
+    return {name: Times(tuple(taken[name]), tuple(processor[name])) for name in contestants}
 
 
-def timed(words: Sequence[str | os.PathLike[str]]) -> Callable[[], float]:
+def timed(words: Sequence[str | os.PathLike[str]]) -> Callable[[], Ended]:
     """Return a contestant that runs a program."""
-    return lambda: run(words).seconds
+    return lambda: run(words)
 
 
 def sync(folder: Path) -> None:

@@ -14,6 +14,7 @@ from bench.material import Material, make_tree, settle
 class Sizes:
     """How much is measured: DLLs, files and folders of the trees, bytes, and rounds."""
 
+    small_tree: tuple[int, int, int]
     tree: tuple[int, int, int]
     large_tree: tuple[int, int, int]
     full: int
@@ -26,8 +27,9 @@ class Sizes:
 
 
 FULL = Sizes(
+    small_tree=(230, 1_000, 100),
     tree=(1300, 18_000, 1_800),
-    large_tree=(5000, 100_000, 10_000),
+    large_tree=(2000, 44_000, 4_400),
     full=58_000_000,
     big=1_300_000_000,
     packages=60,
@@ -37,6 +39,7 @@ FULL = Sizes(
     disk_rounds=5,
 )
 SMALL = Sizes(
+    small_tree=(230, 1_000, 100),
     tree=(200, 3_000, 300),
     large_tree=(500, 20_000, 2_000),
     full=10_000_000,
