@@ -48,6 +48,8 @@ def main() -> int:
         text = "\n".join([*_header(session, arguments.small), "", render(rows)])
     text += f"\n{_count(rows)}; measured in {time.monotonic() - began:.0f} s.\n"
     print(text, end="")
+    if arguments.picture and session.growth:
+        Path(arguments.picture).write_text(growth.picture(session.growth), encoding="utf-8")
     if arguments.output:
         Path(arguments.output).write_text(text, encoding="utf-8")
     return 0
@@ -59,6 +61,9 @@ def _parser() -> argparse.ArgumentParser:
         "--small", action="store_true", help="small trees: under two minutes, for CI"
     )
     parser.add_argument("--output", metavar="FILE", help="write the table to FILE too")
+    parser.add_argument(
+        "--picture", metavar="FILE", help="draw how the cost grows, with --only growth (SVG)"
+    )
     parser.add_argument(
         "--dir", default=_disk(), help="where the trees are made (default: %(default)s)"
     )

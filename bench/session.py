@@ -56,7 +56,8 @@ SMALL = Sizes(
 class Session:
     """One run of the benchmark.
 
-    `exclusive` notes of each case for how much of the run the lock was held exclusively.
+    `exclusive` notes of each case for how much of the run the lock was held exclusively, `growth`
+    the lines of the picture: seconds of processor.
     """
 
     sizes: Sizes
@@ -64,6 +65,7 @@ class Session:
     material: Material
     exclusive: list[tuple[str, float, float]] = field(default_factory=list)
     trees: dict[tuple[int, int, int], Path] = field(default_factory=dict)
+    growth: dict[str, list[float]] = field(default_factory=dict)
 
     def say(self, text: str) -> None:
         """Say on stderr what goes on."""

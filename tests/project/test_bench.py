@@ -7,18 +7,21 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from trees import clean_environment, make_tree
 
+from bench.growth import picture
 from bench.session import FULL, SMALL
 from bench.table import Row, not_measured, render
 
 HERE = Path(__file__).resolve().parents[2]
 
 # What a run with nothing to do must not import: more than half of what Python would do then.
-COSTLY = {"asyncio", "concurrent", "dataclasses", "fasteners", "inspect", "json", "logging"}
-COSTLY |= {"pefile", "rich", "shutil", "sqlite3", "subprocess", "tempfile", "threading"}
+COSTLY = {"argparse", "asyncio", "concurrent", "dataclasses", "fasteners", "inspect", "json"}
+COSTLY |= {"logging", "pefile", "rich", "shutil", "sqlite3", "subprocess", "tempfile"}
+COSTLY |= {"threading", "typing"}
 
 
 def test_the_table_is_markdown() -> None:
@@ -32,6 +35,17 @@ def test_the_table_is_markdown() -> None:
     assert lines[2] == "| a \\| b | c | 1.00 × | ≤ 2 × | met |"
     assert lines[3].endswith("| **not met** |")
     assert lines[4] == "| e | f | not measured: no strace | g | - |"
+
+
+def test_the_picture_of_growth_is_drawn_to_scale() -> None:
+    growth = {"DLLs": [0.02, 0.03, 0.05], "files": [0.02] * 3, "folders": [0.02, 0.02, 0.03]}
+    svg = picture({**growth, "bytes moved": [0.2, 0.4, 0.8]})
+    ElementTree.fromstring(svg)
+    lines = re.findall(r'points="([^"]*)"', svg)
+    heights = [[240 - float(point.split(",")[1]) for point in line.split()] for line in lines]
+    assert len(heights) == 4
+    assert heights[3] == pytest.approx([heights[3][2] / 4, heights[3][2] / 2, heights[3][2]], abs=1)
+    assert heights[0][2] > heights[1][2] > heights[2][2], "DLLs, folders, files"
 
 
 def test_the_small_edition_measures_the_same_things() -> None:
@@ -65,6 +79,9 @@ def test_the_small_edition_prints_every_row_and_cleans_up(tmp_path: Path) -> Non
     assert table.read_text(encoding="utf-8") == done.stdout
     rows = [line for line in done.stdout.splitlines() if line.startswith("| ")][1:]
     for start in (
+        "nothing to do, 230 DLLs, beyond",
+        "`rebaser check`",
+        "`rebaser info`",
         "nothing to do, 200 DLLs in 3,000 files, net",
         "nothing to do, 500 DLLs in 20,000 files, net",
         "system calls of a run with nothing to do",
