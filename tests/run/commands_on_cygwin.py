@@ -1,8 +1,8 @@
 """Every command of README and docs, in Cygwin's bash by Cygwin's Python; test_commands_on_cygwin.py
 runs it in a root of its own.
 
-Prints one JSON object: for each line of shell its status, standard output and standard error.
-argv: which parts. The checkout lies in /opt/rebaser, its programs are first on PATH.
+Writes one JSON object to /tmp/told: for each line of shell its status, standard output and standard
+error. argv: which parts. The checkout lies in /opt/rebaser, its programs are first on PATH.
 """
 
 from __future__ import annotations
@@ -158,4 +158,5 @@ def whole_root() -> None:
 if __name__ == "__main__":
     for part in sys.argv[1:]:
         globals()[part]()
-    print(json.dumps(told))
+    with open("/tmp/told", "w", encoding="utf-8") as file:
+        json.dump(told, file)

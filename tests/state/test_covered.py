@@ -174,7 +174,7 @@ def test_a_run_that_began_before_does_not_cover(rebaser: Rebaser, tmp_path: Path
         before["bin/late.dll"] = add_dll(tree / "bin/late.dll")
         second = rebaser.start("run", str(tree), "--json")
         said = first_line(second)
-        assert f" by pid {first.pid} " in said
+        assert f" pid {first.pid} " in said
         first.send_signal(signal.SIGCONT)
         assert finished(first).status == 0
         result = finished(second)

@@ -16,6 +16,7 @@ WINE = os.path.isdir("/proc/registry/HKEY_CURRENT_USER/Software/Wine")
 ANOTHER_USER = "needs another user, to become whom Windows wants a password"
 LINUX = "of Linux alone: what it shows does not exist on Cygwin"
 GROUP_BITS = "Wine keeps no group's and others' bits of a mode"
+LOADED = "Wine lets nobody rename over a loaded DLL, where Windows does"
 PROGRAM = "needs a program that Cygwin does not have"
 
 #: Marks of tests, and why those cannot run on Cygwin.
@@ -57,6 +58,8 @@ ON_CYGWIN = {
 UNDER_WINE = {
     "tests/state/test_nested.py::test_a_state_that_others_may_write_makes_no_tree[509]": GROUP_BITS,
     "tests/locks/test_locks.py::test_a_lock_file_is_made_as_flock_1_makes_it": GROUP_BITS,
+    "tests/apply/test_programs_engine.py::test_mode_is_kept": GROUP_BITS,
+    "tests/apply/test_in_use.py::test_on_cygwin_rebasers_own_dlls_do_not_count": LOADED,
 }
 
 REASON = "not on Cygwin: "
