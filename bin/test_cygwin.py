@@ -32,7 +32,7 @@ HUNG = 600
 PYTEST = ("python3", "-m", "pytest", "-p", "no:cacheprovider", "-o", "timeout=400", "-v")
 QUICK = ("-m", "not long")
 
-#: What --ci runs: locks, state, run, in use, engines, covered, nested, kill, hooks, crowd, protocol.
+#: What --ci runs: what differs there.
 CI = (
     "tests/locks/test_locks.py",
     "tests/locks/test_locks_holders.py",
