@@ -303,6 +303,7 @@ class TestRecords:
         state.make()
         return state
 
+    @pytest.mark.timeout(400)  # 80 records are slow under Wine
     def test_the_numbers_go_up_and_the_old_ones_go(self, state: State) -> None:
         for number in range(1, 41):
             asked = records.Asked(records.newest_number(state), time.monotonic())
