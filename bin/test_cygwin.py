@@ -32,7 +32,7 @@ HUNG = 600
 PYTEST = ("python3", "-m", "pytest", "-p", "no:cacheprovider", "-o", "timeout=400", "-v")
 QUICK = ("-m", "not long")
 
-#: What --ci runs: locks, state, run, in use, engines, covered, nested, kill and hooks.
+#: What --ci runs: what differs there.
 CI = (
     "tests/locks/test_locks.py",
     "tests/locks/test_locks_holders.py",
@@ -43,6 +43,10 @@ CI = (
     "tests/apply/test_in_use.py",
     "tests/apply/test_programs_engine.py",
     "tests/apply/test_kill.py",
+    "tests/commands/test_hook.py",
+    "tests/run/test_run.py",
+    "tests/run/test_crowd.py",
+    "tests/run/test_protocol.py",
     "tests/project/test_attributes.py",
 )
 

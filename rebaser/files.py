@@ -6,6 +6,7 @@ import errno
 import os
 import stat as modes
 import time
+from collections.abc import Callable, Collection
 from contextlib import suppress
 
 # A symbolic link that has taken a file's place is not followed, and a pipe is not waited for.
@@ -153,10 +154,17 @@ def put_in_place(
     `staging` and `folder` are descriptors of the folders that they are relative to. Raises
     OSError; then `target` is what it was.
     """
-    momentary = MOMENTARY if on_cygwin() else (errno.EBUSY,)
+    patiently(
+        lambda: os.replace(staged, target, src_dir_fd=staging, dst_dir_fd=folder),
+        MOMENTARY if on_cygwin() else (errno.EBUSY,),
+    )
+
+
+def patiently(action: Callable[[], object], momentary: Collection[int]) -> None:
+    """Do something again for half a second while it ends with one of these error numbers."""
     for pause in (*PAUSES, None):
         try:
-            os.replace(staged, target, src_dir_fd=staging, dst_dir_fd=folder)
+            action()
             return
         except OSError as error:
             if pause is None or error.errno not in momentary:

@@ -110,7 +110,9 @@ def _remove(tree: Tree) -> Iterator[str]:
 
 def _left(folder: int, ours: Sequence[str]) -> list[str]:
     """Remove the files of these names from a folder, and return the names that are left."""
+    removed = set()
     for name in ours:
         with suppress(OSError):  # it is not there, or is among those that are left
             os.unlink(name, dir_fd=folder)
-    return sorted(names_in(folder))
+            removed.add(name)  # Windows may list it until the lock that we have on it is closed
+    return sorted(set(names_in(folder)) - removed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +10,16 @@ from contextlib import contextmanager, suppress
 
 from cygwin.named_tuple import NamedTuple
 from rebaser.errors import RebaserError
-from rebaser.files import Folders, make_file, names_in, read_file, write_file
+from rebaser.files import (
+    MOMENTARY,
+    Folders,
+    make_file,
+    names_in,
+    on_cygwin,
+    patiently,
+    read_file,
+    write_file,
+)
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.snapshot import Snapshot
 from rebaser.state import MARK, PROBE, RUNS
@@ -80,11 +90,16 @@ class State:
         from rebaser.state.staging import StagingFolder
 
         self.make_home()
-        self.staging = None  # Windows keeps the name of a removed folder while one is open
+        self.staging = None
         path = f"{self.folder}/{STAGING}"
-        try:
+
+        def make_anew() -> None:
             self._remove_staging()
             self.staging = StagingFolder(path, self._open())
+
+        try:
+            # Windows keeps the name of a removed folder while anybody has it open.
+            patiently(make_anew, (errno.EEXIST, *MOMENTARY) if on_cygwin() else ())
         except OSError as error:
             raise StateError(
                 f"{path}, where copies are made, cannot be made anew ({error.strerror}); nothing "

@@ -179,7 +179,7 @@ class TestCygwinScript:
         files = make_tree(root)
         script = self.script(rebaser, root, tmp_path / "dest")
         environment, log = self.fake_rebase(tmp_path, 0)
-        done = call("sh", str(script), env=environment)
+        done = call("sh", str(script), "--engine", "builtin", env=environment)
         assert done.returncode == 0, done.stderr
         assert log.read_text().split("\n")[:-1] == ["-M -T", *sorted(map(str, files))]
         (advert,) = (tmp_path / "dest/var/lib/rebase/localpath.d").iterdir()
@@ -191,11 +191,11 @@ class TestCygwinScript:
             assert time.monotonic() < deadline
             log.unlink()
             time.sleep(1)
-            assert call("sh", str(script), env=environment).returncode == 0
+            assert call("sh", str(script), "--engine", "builtin", env=environment).returncode == 0
 
         # A new DLL: it is.
         (root / "usr/lib/four.dll").write_bytes(pe.build())
-        assert call("sh", str(script), env=environment).returncode == 0
+        assert call("sh", str(script), "--engine", "builtin", env=environment).returncode == 0
         assert "four.dll" in log.read_text()
 
     def test_a_failing_rebase_leaves_the_tree_unadvertised(

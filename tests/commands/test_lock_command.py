@@ -20,6 +20,7 @@ from lock_programs import (
     Program,
     eventually,
     held,
+    holds,
     is_free,
     needs_flock,
     run,
@@ -85,7 +86,9 @@ def test_status_of_a_held_lock(tmp_path: Path, options: list[str], status: int) 
             assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
         done = REBASER_LOCK.run(*options, lock=tmp_path / "lock", command=("echo", "run"))
         assert (done.returncode, done.stdout) == (status, "")
-        assert done.stderr.startswith(f"rebaser: could not take the lock {tmp_path}/lock, held ex")
+        assert done.stderr.startswith(
+            f"rebaser: could not take the lock {tmp_path}/lock, {holds()}"
+        )
         assert done.stderr.count("\n") == 1
 
 
@@ -453,7 +456,7 @@ def test_who_holds_it(tmp_path: Path) -> None:
     lock = tmp_path / "lo\x1b[2Jck"
     with held(FLOCK, "-s", lock=lock) as holder:
         done = REBASER_LOCK.run("--verbose", "-w", "0.02", lock=lock)
-        who = f"held shared by pid {holder.pid} (flock -s "
+        who = f"{holds('shared')} pid {holder.pid} (flock -s "
         assert done.stderr.splitlines()[0].startswith(
             f"rebaser: waiting for the exclusive lock {tmp_path}/lo\\x1b[2Jck, {who}"
         )
@@ -477,7 +480,7 @@ def test_a_terminal_is_told_who_holds_it(tmp_path: Path) -> None:
     told = os.read(ours, 4096).decode()
     os.close(ours)
     os.close(theirs)
-    assert f"waiting for the exclusive lock {lock}, held " in told
+    assert f"waiting for the exclusive lock {lock}, {holds()} pid " in told
 
 
 @ours

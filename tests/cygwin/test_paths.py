@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
-from cygwin.paths import cygwin_path, host_path
+from cygwin.paths import cygwin_path, host_path, posix_path
 
 
 @pytest.mark.parametrize(
@@ -52,3 +55,19 @@ def test_lists_use_the_names_below_usr() -> None:
     assert cygwin_path("/c/root/bin/x", "/c/root/") == "/usr/bin/x"
     assert cygwin_path("/c/root/lib/x", "/c/root") == "/usr/lib/x"
     assert cygwin_path("/c/root2/x", "/c/root") == "/cygdrive/z/c/root2/x"
+
+
+def test_a_path_as_windows_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "cygpath"
+    program.write_text('#!/bin/sh\nprintf "/there of %s\\n" "$3"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    for path in ("C:/x", "C:\\x y", "c:/", "\\\\server\\x", "x\\y"):
+        assert posix_path(path) == f"/there of {path}"
+    for path in ("/x", "x:y", "a:b.dll", "C:", "//server/x", "", "x/C:/"):
+        assert posix_path(path) == path
+
+
+def test_without_cygpath_it_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert posix_path("C:/x") == "C:/x"

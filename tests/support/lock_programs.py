@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import subprocess
@@ -151,3 +152,8 @@ def eventually(true: Callable[[], bool]) -> bool:
             return False
         time.sleep(0.01)
     return True
+
+
+def holds(mode: str = "exclusively") -> str:
+    """Return how a message says who has a lock: without fdinfo it is known who has it open."""
+    return f"held {mode} by" if os.path.isdir("/proc/self/fdinfo") else "open in"

@@ -16,6 +16,16 @@ WINE = os.path.isdir("/proc/registry/HKEY_CURRENT_USER/Software/Wine")
 ANOTHER_USER = "needs another user, to become whom Windows wants a password"
 LINUX = "of Linux alone: what it shows does not exist on Cygwin"
 GROUP_BITS = "Wine keeps no group's and others' bits of a mode"
+LOADED = "Wine lets nobody rename over a loaded DLL, where Windows does"
+CALLER = "without fdinfo a caller's own lock is not told from one that it handed down"
+INHERITED = "Cygwin ends those that lock one inherited descriptor at once: NtCreateEvent(lock)"
+ORPHAN = "a lock that a child took on its caller's descriptor ends with the caller there"
+NAMES = "Cygwin's fsync of a folder does nothing, and is not called"
+SITE = "what the tests' root has for Python imports more when it starts"
+OPEN_FOLDER = "Wine keeps a folder that was removed while somebody has it open"
+EXECUTES = "Wine lets its one user execute every file"
+SIGNALS = "Cygwin's Python cannot hold signals back: it has no pthread_sigmask"
+STRACE = "needs Linux's strace; Cygwin's is another program"
 PROGRAM = "needs a program that Cygwin does not have"
 
 #: Marks of tests, and why those cannot run on Cygwin.
@@ -32,15 +42,17 @@ SKIPS = {
     "*may not mount*": LINUX,
     "*the right to mount*": LINUX,
     "*lets root mount nothing*": LINUX,
-    "*strace*": "needs Linux's strace; Cygwin's is another program",
+    "*strace*": STRACE,
     "*tmux*": PROGRAM,
     "*chromium*": PROGRAM,
     "*zsh*": PROGRAM,
     "*shtab*": PROGRAM,
     "*pyyaml*": PROGRAM,
+    "*tooz*": "needs tooz, which the tests' root has not",
     "*fdinfo*": LINUX,
     "*VmHWM*": LINUX,
     "*extended attributes": LINUX,
+    "renameat2*": LINUX,
     "needs Linux*": LINUX,
     "there a DLL in use stays": LINUX,
 }
@@ -48,6 +60,28 @@ SKIPS = {
 #: Tests (fnmatch on the node id), and why they cannot run on Cygwin at all.
 ON_CYGWIN = {
     "tests/state/test_nested.py::test_the_whole_of_another_system_is_no_tree": LINUX,
+    "tests/commands/test_lock_command.py::test_the_command_starts_with_the_callers*": SIGNALS,
+    "tests/commands/test_lock_command.py::test_a_signal_at_the_fork*[parent-*": SIGNALS,
+    "tests/run/test_protocol.py::test_a_lock_that_others_hold_is_waited_for": CALLER,
+    "tests/run/test_protocol.py::test_a_caller_that_keeps_its_lock_to_itself": CALLER,
+    "tests/run/test_protocol.py::test_the_caller_holds_it_shared[sage-flock*": CALLER,
+    "tests/run/test_protocol.py::test_many_runs_under_one_callers_lock*": INHERITED,
+    "tests/run/test_protocol.py::test_the_orphan_of_a_killed_caller_keeps_its_lock": ORPHAN,
+    "tests/apply/test_opens.py::test_each_copy_is_opened_once*": "no DLL is kept open there",
+    "tests/apply/test_opens.py::test_a_sparse_dll_stays_sparse": LINUX,
+    "tests/apply/test_metadata.py::test_times_to_the_nanosecond": (
+        "looking at a file sets its access time: there is no O_NOATIME"
+    ),
+    "tests/cluster/test_lock_of_machines.py::test_what_cannot_be_is_told*cannot be used*": (
+        "needs tooz, which the tests' root has not"
+    ),
+    "tests/apply/test_durability.py::test_order_of_system_calls": STRACE,
+    "tests/apply/test_durability.py::test_order_of_pythons_calls": NAMES,
+    "tests/apply/test_durability.py::test_a_folder_that_knows_no_fsync": NAMES,
+    "tests/run/test_run.py::test_nothing_to_do_writes_and_locks_nothing": STRACE,
+    "tests/state/test_record.py::test_without_the_program_nothing_is_recorded": (
+        "Cygwin has the program without which it is to be tried"
+    ),
     "tests/locks/test_locks.py::test_a_file_that_may_only_be_read_is_locked*": ANOTHER_USER,
     "tests/locks/test_locks.py::test_no_permission_is_an_error*": ANOTHER_USER,
     "tests/locks/test_locks.py::test_a_new_file_in_a_read_only_folder*": ANOTHER_USER,
@@ -57,6 +91,14 @@ ON_CYGWIN = {
 UNDER_WINE = {
     "tests/state/test_nested.py::test_a_state_that_others_may_write_makes_no_tree[509]": GROUP_BITS,
     "tests/locks/test_locks.py::test_a_lock_file_is_made_as_flock_1_makes_it": GROUP_BITS,
+    "tests/apply/test_programs_engine.py::test_mode_is_kept": GROUP_BITS,
+    "tests/apply/test_metadata.py::test_mode*": GROUP_BITS,
+    "tests/run/test_protocol.py::test_a_waiting_runs_own_dlls_are_not_in_use": LOADED,
+    "tests/commands/test_lock_command.py::test_status_of_a_command_that_cannot_run*": EXECUTES,
+    "tests/commands/test_lock_command.py::test_a_free_lock_needs_none*": SITE,
+    "tests/commands/test_process.py::test_a_folder_that_is_gone": OPEN_FOLDER,
+    "tests/state/test_covered.py::TestRecords::test_cleared_away*": OPEN_FOLDER,
+    "tests/apply/test_in_use.py::test_on_cygwin_rebasers_own_dlls_do_not_count": LOADED,
 }
 
 REASON = "not on Cygwin: "

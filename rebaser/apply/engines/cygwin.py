@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -82,8 +83,13 @@ class CygwinEngine:
             try:
                 # Here, where there is room for the staged copies too.
                 folder = os.path.dirname(items[0].staged)
-                with tempfile.TemporaryDirectory(prefix="cygwin-", dir=folder) as room:
+                room = tempfile.mkdtemp(prefix="cygwin-", dir=folder)
+                try:
                     return self._relocate_in(room, items)
+                finally:
+                    # What Windows does not let go yet (EBUSY) goes with the staging folder: all is
+                    # done, and must not be done again by the other engine.
+                    shutil.rmtree(room, ignore_errors=True)
             except OSError as error:
                 self._trouble = (
                     f"no copy could be made for Cygwin's programs ({error.strerror or error})"
