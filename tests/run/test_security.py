@@ -273,7 +273,7 @@ def test_staging_names_cannot_be_foreseen(tree: Path, tmp_path: Path) -> None:
     state.make()
     names = set()
     for _ in range(3):
-        folder = StagingFolders(made, state).beside("bin")
+        folder = StagingFolders(made).beside("bin")
         names.add(folder.path)
         assert stat.S_IMODE(os.stat(folder.path).st_mode) == 0o700
         assert os.path.dirname(folder.path) == str(tree / ".rebaser")
