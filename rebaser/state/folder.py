@@ -217,6 +217,12 @@ class State:
                 f"{self.folder}/{path} cannot be written ({error.strerror}); the old one is kept"
             ) from error
 
+    def write_first(self, name: str, data: bytes) -> None:
+        """Write a file unless there is one, whoever else does the same. Raises OSError."""
+        folder, name = self._at(name)
+        with suppress(FileExistsError), os.fdopen(make_file(name, folder, 0o644), "wb") as file:
+            file.write(data)
+
     def remove(self, name: str) -> None:
         """Remove a file. Raises OSError."""
         folder, name = self._at(name)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 HELD = "REBASER_COORDINATOR_LOCK"
 """The environment variable in which `rebaser lock` tells its command what it holds for it."""
 
+NAME = "name"  # a file in the state folder
 MOUNTS = "/proc/mounts"
 # The second line is Cygwin's names, as in its winsup/cygwin/mount.cc.
 # fmt: off
@@ -35,29 +36,24 @@ def name_of_lock(url: str, state: State, lock: str = "rebase") -> str:
     """
     name = url.partition("#")[2]
     if not name:
-        if not state.folder.startswith(f"{state.root.rstrip('/')}/"):
+        if not state.is_inside:
             raise UsageError(
                 f"{state.folder} lies outside the tree, so other machines cannot read there what "
                 "the lock is called: name it in the URL, --coordinator URL#NAME"
             )
-        name = _word(f"{state.folder}/name")
+        name = _word(state)
     return f"rebaser/{name}/{lock}"
 
 
-def _word(path: str) -> str:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+def _word(state: State) -> str:
+    path = f"{state.folder}/{NAME}"
+    state.make_home()
     try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        try:
-            with open(os.open(path, flags, 0o644), "w") as new:
-                new.write(f"{os.urandom(16).hex()}\n")
-        except FileExistsError:
-            pass
+        state.write_first(NAME, f"{os.urandom(16).hex()}\n".encode())
         for _ in range(50):  # another machine may be about to write it
-            with open(path) as file:
-                word = re.fullmatch(r"([0-9a-f]{32})\n", file.read())
+            word = re.fullmatch(rb"([0-9a-f]{32})\n", state.read(NAME, 100)[0])
             if word:
-                return word[1]
+                return word[1].decode()
             time.sleep(0.02)
     except OSError as error:
         raise BusyError(

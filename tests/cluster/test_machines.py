@@ -13,7 +13,7 @@ from stop_at import in_child
 from trees import add_dlls, clean_environment, make_tree
 
 from cygwin import image
-from rebaser.errors import BusyError, UsageError
+from rebaser.errors import BusyError, RebaserError, UsageError
 from rebaser.state import machines
 from rebaser.state.folder import State
 from rebaser.state.machines import name_of_lock, network_file_system
@@ -64,6 +64,21 @@ def test_a_name_that_a_killed_run_left_half_written_is_told(tmp_path: Path) -> N
     path.write_text("012")
     with pytest.raises(BusyError, match=f"{path} does not hold the name of the lock: remove it"):
         name_of_lock(URL, state)
+
+
+def test_a_planted_link_leads_nobody_to_write_elsewhere(tmp_path: Path) -> None:
+    root, elsewhere = make_tree(tmp_path / "tree"), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (root / ".rebaser").symlink_to(elsewhere)
+    with pytest.raises(RebaserError, match="symbolic link"):
+        name_of_lock(URL, state_of(root))
+    assert list(elsewhere.iterdir()) == []
+    (root / ".rebaser").unlink()
+    (root / ".rebaser").mkdir()
+    (root / ".rebaser/name").symlink_to(elsewhere / "planted")
+    with pytest.raises(BusyError, match="cannot be made or read"):
+        name_of_lock(URL, state_of(root))
+    assert list(elsewhere.iterdir()) == []
 
 
 @pytest.mark.parametrize(
