@@ -19,6 +19,7 @@ from cygwin_root import (
     real_programs,
 )
 from halted import in_memory
+from protocol import sh
 from trees import Rebaser, make_tree
 from wheels import wheel_tree
 
@@ -30,6 +31,7 @@ __all__ = [
     "pristine_new_root",
     "pristine_root",
     "real_programs",
+    "sh",
     "wheel_tree",
 ]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from cygwin_root import CygwinRoot
-from pe import Shape, build, checksum, checksum_field, opened, read
+from pe import Shape, build, checksum, checksum_field, opened, read_data
 
 from cygwin.address_space import ARM64, I386
 from cygwin.errors import ImageError
@@ -69,7 +69,7 @@ def test_only_the_flag_and_the_checksum_are_written(flag: object, dll: Path) -> 
         stat = dll.stat()
         assert flags(option, dll).returncode == 0
         after = bytearray(dll.read_bytes())
-        assert image_flags(read(bytes(after), dll)).has(one) is value
+        assert image_flags(read_data(bytes(after), dll)).has(one) is value
         at = COFF if one.coff else PE
         field = int.from_bytes(after[at : at + 2], "little") & ~one.bit
         assert field == int.from_bytes(before[at : at + 2], "little") & ~one.bit
@@ -99,7 +99,7 @@ def test_the_checksum_is_right_whatever_it_was(before: int, option: str, tmp_pat
 def test_flags_and_checksum_go_in_one_write(dll: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kill finds the old file or the new one."""
     before = dll.read_bytes()
-    image = read(before, dll)
+    image = read_data(before, dll)
 
     def killed(*_: object) -> int:
         raise KeyboardInterrupt
@@ -151,7 +151,7 @@ def test_one_bad_file_does_not_stop_the_others(tmp_path: Path, dll: Path) -> Non
     for path, line in zip(bad, lines):
         assert line.startswith(f"rebaser: {path}: ")
         assert line.endswith("; left as it was")
-    assert image_flags(read(dll.read_bytes(), dll)) == Flags(0x2022, 0x0120)
+    assert image_flags(read_data(dll.read_bytes(), dll)) == Flags(0x2022, 0x0120)
     assert (tmp_path / "text.dll").read_text(encoding="ascii") == "text"
 
 
@@ -201,13 +201,13 @@ def test_what_is_no_file(tmp_path: Path, option: str) -> None:
 def test_arm64_keeps_dynamicbase(tmp_path: Path) -> None:
     path = tmp_path / "x.dll"
     data = build(machine=ARM64, dll_characteristics=0x0140)
-    image = read(data, path)
+    image = read_data(data, path)
     with opened(path) as descriptor:
         with pytest.raises(ImageError, match="ARM64"):
             change_flags(descriptor, image, Flags(image.characteristics, 0))
         assert path.read_bytes() == data
         change_flags(descriptor, image, Flags(image.characteristics, 0x0040))
-    assert read(path.read_bytes(), path).dll_characteristics == 0x0040
+    assert read_data(path.read_bytes(), path).dll_characteristics == 0x0040
 
 
 def test_a_broken_signature_is_told(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_a_broken_signature_is_told(tmp_path: Path) -> None:
 
 def test_i386_shows_its_bits(tmp_path: Path) -> None:
     shape = Shape(machine=I386, base=0x6D00_0000, characteristics=0x2103)
-    found = image_flags(read(build(shape), tmp_path / "x.dll"))
+    found = image_flags(read_data(build(shape), tmp_path / "x.dll"))
     assert describe(found, found, (), verbose=True).startswith(
         "coff(0x2103[+relocs_stripped,+executable_image,+32bit_machine,+dll])"
     )

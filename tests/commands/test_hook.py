@@ -14,8 +14,8 @@ from pathlib import Path
 import pe
 import pytest
 from cygwin_root import CygwinRoot
+from trees import read
 
-from cygwin.image import read_image
 from rebaser.hooks import cygwin_hook
 
 
@@ -47,14 +47,6 @@ def call(*words: str, **more: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(  # type: ignore[call-overload, no-any-return]
         words, capture_output=True, text=True, timeout=100, **more
     )
-
-
-def base_of(path: Path) -> int:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        return read_image(descriptor, path.stat().st_size).base
-    finally:
-        os.close(descriptor)
 
 
 def make_tree(root: Path, names: str = "one two three") -> list[Path]:
@@ -124,8 +116,8 @@ class TestPacman:
         paths = "usr/lib/one.dll\nusr/lib/two.dll\nusr/share/doc/one.txt\n"
         done = call(*shlex.split(exec_line[7:]), input=paths, cwd=root)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert len({base_of(file) for file in (one, two, three)}) == 3
-        assert base_of(three) == 0x4_0000_0000  # pacman did not name it
+        assert len({read(file).base for file in (one, two, three)}) == 3
+        assert read(three).base == 0x4_0000_0000  # pacman did not name it
 
     def test_a_root_that_is_no_folder_is_usage(self, rebaser: str, tmp_path: Path) -> None:
         done = call(rebaser, "hook", "pacman", str(tmp_path / "nowhere"))
@@ -239,23 +231,23 @@ class TestCygwinScript:
         options = ("--database", str(database), "--cygwin-root", str(cygwin_root.path))
         done = call("sh", str(script), *options, env=environment)
         assert done.returncode == 0, done.stdout + done.stderr
-        bases = [base_of(file) for file in files]
+        bases = [read(file).base for file in files]
         assert len(set(bases)) == 8
         assert all(0x2_0000_0000 < base < 0x4_0000_0000 for base in bases)
 
         lines = "".join(f"/cygdrive/z{file}\n" for file in files)
         (cygwin_root.path / "tmp/advertised").write_text(lines)
         cygwin_root.rebase("-s", "-T", "/tmp/advertised")
-        assert [base_of(file) for file in files] == bases
+        assert [read(file).base for file in files] == bases
 
         # One more, placed by rebaser, and registered by the script again: both stay.
         files.append(Path(shutil.copy(cygwin_root.extensions()[9], root)))
         done = call("sh", str(script), *options, env=environment)
         assert done.returncode == 0, done.stdout + done.stderr
-        bases = [base_of(file) for file in files]
+        bases = [read(file).base for file in files]
         (cygwin_root.path / "tmp/advertised").write_text(lines + f"/cygdrive/z{files[-1]}\n")
         cygwin_root.rebase("-s", "-T", "/tmp/advertised")
-        assert [base_of(file) for file in files] == bases
+        assert [read(file).base for file in files] == bases
 
 
 class TestSage:
@@ -284,7 +276,7 @@ class TestSage:
             package.write_bytes(pe.build())
             done = call("bash", str(script), str(package), env=environment)
             assert done.returncode == 0, done.stderr
-        bases = {base_of(local / f"lib/{name}.dll") for name in ("one", "two")}
+        bases = {read(local / f"lib/{name}.dll").base for name in ("one", "two")}
         assert len(bases) == 2
         assert 0x4_0000_0000 not in bases
 

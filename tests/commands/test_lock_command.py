@@ -112,7 +112,7 @@ def test_sigint_ends_the_wait(tmp_path: Path, program: Program) -> None:
     lock = tmp_path / "lock"
     words = program.words(lock=lock, command=("true",))
     with held(REBASER_LOCK, lock=lock), started(words, stderr=subprocess.PIPE) as child:
-        assert eventually(lambda: str(lock) in _open_files(child.pid))
+        eventually(lambda: str(lock) in _open_files(child.pid))
         # The wait begins right after the file was opened.
         with pytest.raises(subprocess.TimeoutExpired):
             child.wait(0.2)
@@ -222,7 +222,7 @@ def test_the_lock_goes_with_the_command_that_is_killed(tmp_path: Path, program: 
         assert child.stdout.readline() == "ready\n"
         assert not is_free(lock)
         child.kill()
-        assert eventually(lambda: is_free(lock))
+        eventually(lambda: is_free(lock))
         assert child.wait(20) == -signal.SIGKILL
 
 
@@ -238,7 +238,7 @@ def test_the_lock_outlives_the_shell_around_it(tmp_path: Path, program: Program)
         child.wait(20)
         assert not is_free(lock)
         os.kill(pid, signal.SIGKILL)
-        assert eventually(lambda: is_free(lock))
+        eventually(lambda: is_free(lock))
 
 
 @everyone
@@ -253,7 +253,7 @@ def test_a_daemon_that_the_command_left_behind(
         assert is_free(lock) is not kept
     finally:
         os.kill(int(done.stdout), signal.SIGKILL)
-    assert eventually(lambda: is_free(lock))
+    eventually(lambda: is_free(lock))
 
 
 # Signals with -o.

@@ -7,16 +7,10 @@ import os
 from pathlib import Path
 
 import pytest
-from protocol import Shell, held, lock_file, make_programs
+from protocol import Shell, held_here, lock_file
 from trees import HERE, Rebaser, Result, add_dll, contents, damaged, listing, make_tree, overlaps
 
 pytestmark = pytest.mark.timeout(100)
-
-
-@pytest.fixture(scope="session")
-def sh(tmp_path_factory: pytest.TempPathFactory) -> Shell:
-    """Return a shell that finds sage-flock, sage-rebase and rebaser."""
-    return Shell(make_programs(tmp_path_factory.mktemp("on-path") / "bin"))
 
 
 def is_done(tree: Path, before: dict[str, bytes]) -> bool:
@@ -79,7 +73,7 @@ def test_usage(sh: Shell, tree: Path) -> None:
 @pytest.mark.parametrize("operation", [fcntl.LOCK_SH, fcntl.LOCK_EX])
 def test_never_waits(rebaser: Rebaser, sh: Shell, tree: Path, operation: int) -> None:
     before = listing(tree)
-    with held(lock_file(tree), operation):
+    with held_here(lock_file(tree), operation):
         before = listing(tree)
         result = sh('sage-rebase "$1"', tree)
     assert result.status == 75

@@ -11,7 +11,7 @@ import pytest
 from cygwin_root import CygwinRoot
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pe import SECTOR, Shape, block, build, opened, pefile_words, read, section_header
+from pe import SECTOR, Shape, block, build, opened, pefile_words, read_data, section_header
 
 from cygwin.address_space import (
     ARENA,
@@ -37,7 +37,9 @@ BASE = {I386: 0x6D00_0000, X86_64: 0x4_0000_0000}
 @MACHINES
 @pytest.mark.parametrize("e_lfanew", [0x40, 0x80, 0xF8, 0x118, 0xC00])
 def test_fields(machine: int, e_lfanew: int, tmp_path: Path) -> None:
-    image = read(build(machine=machine, base=BASE[machine], e_lfanew=e_lfanew), tmp_path / "x.dll")
+    image = read_data(
+        build(machine=machine, base=BASE[machine], e_lfanew=e_lfanew), tmp_path / "x.dll"
+    )
     assert image.fault is None
     assert (image.machine, image.base, image.size) == (machine, BASE[machine], 0x4000)
     assert image.end == BASE[machine] + 0x10000
@@ -93,7 +95,7 @@ def test_fields(machine: int, e_lfanew: int, tmp_path: Path) -> None:
 )
 def test_no_usable_header(data: bytes, reason: str, tmp_path: Path) -> None:
     with pytest.raises(NotAnImage) as caught:
-        read(data, tmp_path / "x.dll")
+        read_data(data, tmp_path / "x.dll")
     assert str(caught.value) == reason
 
 
@@ -102,7 +104,7 @@ def test_a_header_in_the_overlay_is_no_header(tmp_path: Path) -> None:
     data += bytes(0x10000 - len(data)) + build()[0x80:]
     struct.pack_into("<I", data, 60, 0x10000)
     with pytest.raises(NotAnImage, match="no PE header at byte 65536"):
-        read(bytes(data), tmp_path / "x.dll")
+        read_data(bytes(data), tmp_path / "x.dll")
 
 
 SHAPE = Shape()
@@ -197,7 +199,7 @@ def u32(value: int) -> bytes:
     ],
 )
 def test_fault(shape: Shape, reason: str, tmp_path: Path) -> None:
-    image = read(build(shape), tmp_path / "x.dll")
+    image = read_data(build(shape), tmp_path / "x.dll")
     assert image.fault is not None
     assert reason in image.fault.reason(image.detail)
     assert image.machine == shape.machine  # it is an obstacle all the same
@@ -223,17 +225,17 @@ def test_fault(shape: Shape, reason: str, tmp_path: Path) -> None:
     ],
 )
 def test_sound(shape: Shape, tmp_path: Path) -> None:
-    assert read(build(shape), tmp_path / "x.dll").fault is None
+    assert read_data(build(shape), tmp_path / "x.dll").fault is None
 
 
 def test_a_truncated_file_names_the_section(tmp_path: Path) -> None:
     data = build()
-    image = read(data[:-1], tmp_path / "x.dll")
+    image = read_data(data[:-1], tmp_path / "x.dll")
     assert (image.fault, image.detail) == (
         Fault.TRUNCATED,
         f"section .reloc ends at byte {len(data)}, the file has {len(data) - 1}",
     )
-    image = read(data[:0x500], tmp_path / "x.dll")
+    image = read_data(data[:0x500], tmp_path / "x.dll")
     assert image.fault is Fault.TRUNCATED
     assert image.detail == "section .data ends at byte 8704, the file has 1280"
 
@@ -241,7 +243,7 @@ def test_a_truncated_file_names_the_section(tmp_path: Path) -> None:
 def test_a_detail_is_printable_ascii_whatever_a_section_is_called(tmp_path: Path) -> None:
     for name in (b"a\0\0b", b"\xff\n\x1b[m", b"'\""):
         data = build(patches={RELOC: name.ljust(8, b"\0")})
-        image = read(data[:-1], tmp_path / "x.dll")
+        image = read_data(data[:-1], tmp_path / "x.dll")
         assert image.fault is Fault.TRUNCATED
         assert image.detail.isascii()
         assert image.detail.isprintable()
@@ -267,7 +269,7 @@ def test_the_numbers_of_faults_stay() -> None:
 
 def test_a_signature_is_no_fault(tmp_path: Path) -> None:
     length = len(build())
-    image = read(build(directories={4: (length, 64)}, overlay=bytes(64)), tmp_path / "x.dll")
+    image = read_data(build(directories={4: (length, 64)}, overlay=bytes(64)), tmp_path / "x.dll")
     assert (image.signed, image.fault) == (True, None)
 
 
@@ -276,10 +278,10 @@ def test_65535_sections(in_file: bool, tmp_path: Path) -> None:
     data = build(patches={0x86: b"\xff\xff"}, overlay=os.urandom(40 * 0x10000) if in_file else b"")
     path = tmp_path / "x.dll"
     if in_file:
-        assert read(data, path).fault is not None
+        assert read_data(data, path).fault is not None
     else:
         with pytest.raises(NotAnImage, match="truncated"):
-            read(data, path)
+            read_data(data, path)
 
 
 def test_only_headers_and_table_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,7 +311,7 @@ def test_words_are_those_that_pefile_finds(
     rvas = [16 * word for word in words]
     path = tmp_path_factory.getbasetemp() / "words.dll"
     data = build(machine=machine, base=BASE[machine], data_size=0x3000, words=rvas)
-    image = read(data, path)
+    image = read_data(data, path)
     assert image.fault is None
     assert relocated_words(path) == sorted(offset for offset, _ in pefile_words(data))
     assert len(relocated_words(path)) == len(rvas)
@@ -358,7 +360,7 @@ def test_programs_are_no_dlls(pristine_root: CygwinRoot) -> None:
 
 def test_an_exe_with_faults_keeps_its_flags(tmp_path: Path) -> None:
     shape = replace(SHAPE, characteristics=0x0022, dll_characteristics=0x8120)
-    image = read(build(shape), tmp_path / "x.exe")
+    image = read_data(build(shape), tmp_path / "x.exe")
     assert (image.is_dll, image.high_entropy_va, image.dynamic_base) == (False, True, False)
 
 

@@ -13,7 +13,7 @@ import pytest
 from fuzz_image import MEMORY, SECONDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pe import Shape, block, build, opened, read
+from pe import Shape, block, build, opened, read_data
 
 from cygwin.errors import NotAnImage
 from cygwin.image import read_image
@@ -51,7 +51,7 @@ def test_many_damaged_images(seed: int) -> None:
 def test_any_bytes(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     for start in (b"", b"MZ", build()[:0x80], build()[:0x98], build()[:0x188]):
         try:
-            read(start + data, tmp_path_factory.getbasetemp() / "any.dll")
+            read_data(start + data, tmp_path_factory.getbasetemp() / "any.dll")
         except NotAnImage:
             pass
 
@@ -60,8 +60,8 @@ def test_any_bytes(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> Non
 @given(st.binary(max_size=400))
 def test_any_table(tmp_path_factory: pytest.TempPathFactory, table: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "table.dll"
-    read(build(table=table), path)
-    read(build(table=block(0x1000, [0, 8], 10) + table), path)
+    read_data(build(table=table), path)
+    read_data(build(table=block(0x1000, [0, 8], 10) + table), path)
 
 
 EMPTY_BLOCK = struct.pack("<II", 0x1000, 8)

@@ -21,7 +21,7 @@ from pe import (
     compile_dll,
     model,
     opened,
-    read,
+    read_data,
 )
 
 from cygwin import relocation
@@ -41,7 +41,7 @@ def moved(
     data: bytes, path: Path, new_base: int, *, clear: bool = False, back: bool = True
 ) -> bytes:
     """Relocate, check and sum, and move there and back; return the relocated file."""
-    image = read(data, path)
+    image = read_data(data, path)
     assert image.fault is None
     with opened(path) as staged, opened(original(path, data), os.O_RDONLY) as old:
         relocate(staged, image, new_base, clear_dynamic_base=clear)
@@ -72,7 +72,7 @@ def test_as_the_model(machine: int, clear: bool, e_lfanew: int, tmp_path: Path) 
     data = build(machine=machine, base=BASE[machine], e_lfanew=e_lfanew, overlay=b"symbols")
     path = tmp_path / "x.dll"
     result = moved(data, path, NEW_BASE[machine], clear=clear)
-    assert result == model(data, read(data, path), NEW_BASE[machine], clear)
+    assert result == model(data, read_data(data, path), NEW_BASE[machine], clear)
     assert result != data
 
 
@@ -82,7 +82,7 @@ def test_a_flag_alone(machine: int, tmp_path: Path) -> None:
     result = moved(data, tmp_path / "x.dll", BASE[machine], clear=True)
     changed = [index for index in range(len(data)) if data[index] != result[index]]
     assert changed == [*range(0x80 + 88, 0x80 + 91), 0x80 + 24 + 70]
-    assert result == model(data, read(data, tmp_path / "x.dll"), BASE[machine], True)
+    assert result == model(data, read_data(data, tmp_path / "x.dll"), BASE[machine], True)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_odd_tables(table: bytes, tmp_path: Path) -> None:
     data = build(table=table)
     path = tmp_path / "x.dll"
     result = moved(data, path, NEW_BASE[X86_64])
-    assert result == model(data, read(data, path), NEW_BASE[X86_64], False)
+    assert result == model(data, read_data(data, path), NEW_BASE[X86_64], False)
 
 
 @MACHINES
@@ -132,7 +132,7 @@ def test_words_at_the_edges_of_windows(
     )
     path = tmp_path / "x.dll"
     result = moved(data, path, NEW_BASE[machine])
-    assert result == model(data, read(data, path), NEW_BASE[machine], False)
+    assert result == model(data, read_data(data, path), NEW_BASE[machine], False)
 
 
 @st.composite
@@ -172,7 +172,7 @@ def test_any_shape_as_the_model(
     data = build(shape)
     new_base = (new_slot & (0xFFF0 if shape.machine == I386 else -1)) << 16
     result = moved(data, path, new_base, clear=clear)
-    assert result == model(data, read(data, path), new_base, clear)
+    assert result == model(data, read_data(data, path), new_base, clear)
 
 
 EDGES = {8: (0, 1, 0x1_0000, 1 << 62, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)}
@@ -194,7 +194,7 @@ def test_words_that_wrap_beside_each_other(machine: int, new_slot: int, tmp_path
     new_base = new_slot << 16 << (32 if machine == X86_64 else 0)
     path = tmp_path / "x.dll"
     result = moved(data, path, new_base)
-    assert result == model(data, read(data, path), new_base, False)
+    assert result == model(data, read_data(data, path), new_base, False)
 
     # What an engine makes that adds to all words at once and lets them carry.
     region = slice(0x200, 0x200 + len(values))
@@ -209,7 +209,7 @@ def test_words_that_wrap_beside_each_other(machine: int, new_slot: int, tmp_path
 
 def checked(data: bytes, staged: bytes, path: Path, new_base: int, *, clear: bool = False) -> None:
     """Compare what should be a relocated file with its original."""
-    image = read(data, path)
+    image = read_data(data, path)
     path.write_bytes(staged)
     with opened(path) as new, opened(original(path, data), os.O_RDONLY) as old:
         check_and_sum(old, new, image, new_base, clear_dynamic_base=clear)
@@ -221,7 +221,7 @@ def test_the_check_sees_every_bit(machine: int, clear: bool, tmp_path: Path) -> 
     data = build(machine=machine, base=BASE[machine], data_size=0x1000, words=(0x1001, 0x1FF0))
     path = tmp_path / "x.dll"
     right = moved(data, path, NEW_BASE[machine], clear=clear)
-    image = read(data, path)
+    image = read_data(data, path)
     path.write_bytes(right)
     with opened(path) as new, opened(original(path, data), os.O_RDONLY) as old:
         check_and_sum(old, new, image, NEW_BASE[machine], clear_dynamic_base=clear)
@@ -299,7 +299,7 @@ def test_the_checksum_is_right_whatever_it_was(
         for before in (0, 1, 0xFFFF_FFFF, len(data)):
             data[checksum_field(data)] = before.to_bytes(4, "little")
             results.add(moved(bytes(data), path, NEW_BASE[X86_64]))
-    assert results == {model(bytes(data), read(bytes(data), path), NEW_BASE[X86_64], False)}
+    assert results == {model(bytes(data), read_data(bytes(data), path), NEW_BASE[X86_64], False)}
 
 
 def test_a_sum_of_zero_is_written_as_ffff(tmp_path: Path) -> None:
@@ -314,12 +314,12 @@ def test_a_sum_of_zero_is_written_as_ffff(tmp_path: Path) -> None:
 def test_what_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.dll"
     data = build()
-    image = read(data, path)
+    image = read_data(data, path)
     with opened(path) as staged:
         with pytest.raises(RelocationError, match="not a DLL"):
             relocate(
                 staged,
-                read(build(characteristics=0x22), tmp_path / "y"),
+                read_data(build(characteristics=0x22), tmp_path / "y"),
                 0x2_0001_0000,
                 clear_dynamic_base=False,
             )
@@ -334,7 +334,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("length", [0x210, 0x2208])
 def test_a_copy_that_is_too_short(length: int, tmp_path: Path) -> None:
     path = tmp_path / "x.dll"
-    image = read(build(), path)
+    image = read_data(build(), path)
     with opened(path) as staged:
         os.truncate(staged, length)
         with pytest.raises(RelocationError):
@@ -344,7 +344,7 @@ def test_a_copy_that_is_too_short(length: int, tmp_path: Path) -> None:
 def test_an_original_that_is_too_short(tmp_path: Path) -> None:
     path = tmp_path / "x.dll"
     data = build(table=block(0x1000, [0x800], 10))
-    image = read(data, path)
+    image = read_data(data, path)
     for file in (path, original(path, data)):
         os.truncate(file, image.blocks[-1].high - 1)
     refused = pytest.raises(RelocationError, match="truncated")
@@ -355,7 +355,7 @@ def test_an_original_that_is_too_short(tmp_path: Path) -> None:
 def test_the_builtin_engine_says_what_it_could_not_move(tmp_path: Path) -> None:
     images: list[Image] = []
     for name in ("a.dll", "b.dll", "c.dll"):
-        images.append(read(build(), tmp_path / name))
+        images.append(read_data(build(), tmp_path / name))
     os.truncate(tmp_path / "b.dll", 0x300)
     # What cannot be written, for whatever reason: a descriptor that is open for reading only.
     with ExitStack() as stack:
@@ -404,7 +404,7 @@ def test_as_if_the_linker_had_put_it_there(machine: int, tmp_path: Path) -> None
 
     here, there = linked(BASE[machine]), linked(NEW_BASE[machine])
     result = moved(here, tmp_path / "x.dll", NEW_BASE[machine])
-    assert read(here, tmp_path / "x.dll").relocations[1] > 3000
+    assert read_data(here, tmp_path / "x.dll").relocations[1] > 3000
     assert result == there, "the CheckSum, which ld writes, included"
 
 

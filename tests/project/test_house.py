@@ -105,6 +105,15 @@ def test_libraries_stay_in_their_rooms() -> None:
             assert home is None or room_of(name) == home, f"{name} imports {imported}"
 
 
+def test_no_two_helpers_of_the_tests_have_one_name() -> None:
+    homes: dict[str, list[str]] = {}
+    for path in sorted(HERE.glob("tests/support/*.py")):
+        for node in ast.parse(path.read_bytes()).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(path.name)
+    assert {name: files for name, files in homes.items() if len(files) > 1} == {}
+
+
 def test_the_size_of_the_house() -> None:
     lines = sum(len(path.read_text().splitlines()) for _, path in modules())
     print(f"{lines:,} lines in {len(NAMES)} modules")

@@ -11,17 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from lock_programs import holds, needs_flock
-from protocol import (
-    Shell,
-    eventually,
-    finished,
-    first_line,
-    held,
-    is_free,
-    lock_file,
-    make_programs,
-)
+from lock_programs import eventually, holds, is_free, needs_flock
+from protocol import Shell, finished, first_line, held_here, lock_file
 from trees import (
     Rebaser,
     clean_environment,
@@ -34,12 +25,6 @@ from trees import (
 )
 
 pytestmark = pytest.mark.timeout(100)
-
-
-@pytest.fixture(scope="session")
-def sh(tmp_path_factory: pytest.TempPathFactory) -> Shell:
-    """Return a shell that finds sage-flock, sage-rebase and rebaser."""
-    return Shell(make_programs(tmp_path_factory.mktemp("on-path") / "bin"))
 
 
 def is_done(tree: Path, before: dict[str, bytes]) -> bool:
@@ -133,14 +118,14 @@ def test_descriptor_200(
         return result.status
 
     operation = {"shared": fcntl.LOCK_SH, "exclusive": fcntl.LOCK_EX, "nobody": fcntl.LOCK_UN}
-    with held(lock, operation[others]):
+    with held_here(lock, operation[others]):
         can_work = ours != "shared" and others == "nobody"
         assert run() == (0 if can_work else 75)
         assert is_done(tree, before) == can_work
     if not can_work:
         assert contents(tree) == before
         assert rebaser("run", tree).status == 0
-    with held(lock, operation[others]):
+    with held_here(lock, operation[others]):
         # Nothing to do waits for installers, but not for a commit that may be under way.
         assert run() == (75 if others == "exclusive" else 0)
 
@@ -153,7 +138,7 @@ def _state_in(out: str) -> str:
 def test_a_lock_that_others_hold_is_waited_for(rebaser: Rebaser, sh: Shell, tree: Path) -> None:
     before = contents(tree)
     lock = lock_file(tree)
-    with held(lock, fcntl.LOCK_SH):
+    with held_here(lock, fcntl.LOCK_SH):
         child = sh.start(
             'exec 200>"$2"; sage-flock -s 200; sage-flock -u 200; rebaser run "$1"', tree, lock
         )
@@ -225,7 +210,7 @@ def test_busy_names_the_holder(
 ) -> None:
     lock = lock_file(tree)
     before = listing(tree)
-    with held(lock, operation):
+    with held_here(lock, operation):
         result = rebaser("run", tree, *words)
     assert result.status == 75, result.words
     assert listing(tree) == before
@@ -261,7 +246,7 @@ def test_stopped_while_it_waits(
 ) -> None:
     lock = lock_file(tree)
     before = listing(tree)
-    with held(lock, operation):
+    with held_here(lock, operation):
         child = rebaser.start("run", tree, *words)
         assert "waiting" in first_line(child)
         child.send_signal(number)
@@ -341,7 +326,7 @@ main(sys.argv[1:])
     program.write_text(mapped)
     command = [sys.executable, str(program), "run", *rebaser.always, str(tree)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with held(lock_file(tree), fcntl.LOCK_SH):
+    with held_here(lock_file(tree), fcntl.LOCK_SH):
         child = subprocess.Popen(command, env=clean_environment(), **pipes)  # type: ignore[call-overload]
         assert "waiting" in first_line(child)
         other = rebaser.start("run", tree, "--json")

@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from protocol import Shell, finished, first_line, held, is_free, lock_file, make_programs
+from lock_programs import is_free
+from protocol import Shell, finished, first_line, held_here, lock_file
 from trees import (
     FLOOR,
     Rebaser,
@@ -32,12 +33,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 PACKAGES = 20
 AT_ONCE = 8
 DLLS = 6  # a package
-
-
-@pytest.fixture(scope="session")
-def sh(tmp_path_factory: pytest.TempPathFactory) -> Shell:
-    """Return a shell that finds sage-flock, sage-rebase and rebaser."""
-    return Shell(make_programs(tmp_path_factory.mktemp("on-path") / "bin"))
 
 
 @pytest.fixture
@@ -145,7 +140,7 @@ def test_twenty_runs_on_a_tree_with_work(rebaser: Rebaser, tmp_path: Path, place
     before = contents(local)
     traces = [tmp_path / f"{number}.trace" for number in range(20)]
     # Nobody begins before all have come.
-    with held(lock_file(local), fcntl.LOCK_EX):
+    with held_here(lock_file(local), fcntl.LOCK_EX):
         running = [start_traced(rebaser, trace, "run", str(local), "--json") for trace in traces]
         for child in running:
             assert "waiting" in first_line(child)
@@ -199,7 +194,7 @@ def test_twenty_runs_on_a_tree_without_work(rebaser: Rebaser, tmp_path: Path, ki
     before = contents(local)
     # An installer holds the lock shared all the time: whoever wanted it exclusively, or had to wait
     # for another, would end with 75.
-    with held(lock_file(local), fcntl.LOCK_SH):
+    with held_here(lock_file(local), fcntl.LOCK_SH):
         results = together(rebaser, lambda _: [str(local), "--no-wait", *only])
     assert [result.words for result in results if result.status != 0] == []
     assert {result.err for result in results} == {""}

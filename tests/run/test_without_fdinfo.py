@@ -8,7 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from protocol import Shell, finished, first_line, is_free, lock_file, make_programs
+from lock_programs import is_free
+from protocol import Shell, finished, first_line, lock_file, make_programs
 from trees import HERE, contents, damaged, overlaps
 
 pytestmark = pytest.mark.timeout(100)

@@ -9,15 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from protocol import (
-    eventually,
-    finished,
-    first_line,
-    held,
-    lock_file,
-    made_a_tree,
-    stopped_at_work,
-)
+from lock_programs import eventually
+from protocol import finished, first_line, held_here, lock_file, made_a_tree, stopped_at_work
 from trees import Rebaser, add_dll, add_dlls, bases, contents, damaged, make_tree, overlaps
 
 pytestmark = pytest.mark.timeout(100)
@@ -131,7 +124,7 @@ def test_the_inner_trees_lock_is_the_outers(rebaser: Rebaser, outer: Path) -> No
     made_a_tree(outer)
     lock = lock_file(outer)
     command = ["lock", "--root", str(outer / VENV), "-n"]
-    with held(lock, fcntl.LOCK_SH):
+    with held_here(lock, fcntl.LOCK_SH):
         assert rebaser(*command, "true").status == 1
         assert rebaser(*command, "-s", "true").status == 0
     assert states(outer) == ["var/lock/rebase.lock"]
@@ -208,7 +201,7 @@ def test_an_inner_lock_that_is_none_is_not_followed(
             (state / "rebase.lock").symlink_to(victim / "rebase.lock")
         else:
             os.mkfifo(state / "rebase.lock")
-    with held(victim / "rebase.lock", fcntl.LOCK_EX):
+    with held_here(victim / "rebase.lock", fcntl.LOCK_EX):
         assert len(rebaser.report("run", outer, "--no-wait", timeout=30)["moved"]) == 6
 
 
@@ -217,7 +210,7 @@ def test_an_inner_tree_at_work_is_waited_for(rebaser: Rebaser, tmp_path: Path) -
     add_dlls(outer / "lib", 3, first=50)
     rebaser.report("run", outer / "lib")
     before = contents(outer)
-    with held(outer / "lib/.rebaser/rebase.lock", fcntl.LOCK_EX):
+    with held_here(outer / "lib/.rebaser/rebase.lock", fcntl.LOCK_EX):
         result = rebaser("run", outer, "--no-wait")
         assert result.status == 75, result.words
         assert "lib/.rebaser/rebase.lock is held exclusively" in result.err

@@ -23,8 +23,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-A_WHILE = 20
-"""Seconds after which a process that should have ended is given up."""
+A_WHILE = 60
+"""Seconds after which a process that should have ended is in a deadlock."""
 
 
 @dataclass(frozen=True)
@@ -144,14 +144,12 @@ def is_free(lock: str | Path, mode: str = "-x") -> bool:
     return run(["flock", mode, "-n", str(lock), "true"]).returncode == 0
 
 
-def eventually(true: Callable[[], bool]) -> bool:
-    """Wait until something is so; False when it never is."""
+def eventually(true: Callable[[], object]) -> None:
+    """Wait until something is so, and fail when it never is."""
     end = time.monotonic() + A_WHILE
     while not true():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.01)
-    return True
+        assert time.monotonic() < end, "it never came to that"
+        time.sleep(0.005)
 
 
 def holds(mode: str = "exclusively") -> str:

@@ -166,7 +166,7 @@ def opened(path: str | os.PathLike[str], mode: int = os.O_RDWR) -> Iterator[int]
         os.close(descriptor)
 
 
-def read(data: bytes, path: Path) -> Image:
+def read_data(data: bytes, path: Path) -> Image:
     """Write `data` to `path` and read the image in it."""
     path.write_bytes(data)
     with opened(path, os.O_RDONLY) as descriptor:
@@ -209,12 +209,11 @@ def checksum_field(data: bytes | bytearray) -> slice:
 
 
 def checksum(data: bytes | bytearray) -> int:
-    """Return the right CheckSum: the slow and plain way, word by word."""
+    """Return the right CheckSum: all words added with carry, and the length."""
     whole = bytearray(data)
     whole[checksum_field(data)] = bytes(4)
-    total = 0
-    for at in range(0, len(whole), 2):
-        total += int.from_bytes(whole[at : at + 2], "little")
+    total = sum(memoryview(whole + bytes(len(whole) % 2)).cast("H"))
+    while total > 0xFFFF:
         total = (total & 0xFFFF) + (total >> 16)
     return total + len(whole)
 

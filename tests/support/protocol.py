@@ -9,15 +9,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+from lock_programs import A_WHILE, eventually
 from trees import HERE, Rebaser, Result, clean_environment
-
-A_WHILE = 60
-"""Seconds after which a process that should have ended is in a deadlock."""
 
 _PROGRAMS = {
     "sage-flock": ("-c", "from locks.sage_flock import main; main()"),
@@ -81,6 +79,12 @@ class Shell:
         return finished(self.start(script, *words, **changes))
 
 
+@pytest.fixture(scope="session")
+def sh(tmp_path_factory: pytest.TempPathFactory) -> Shell:
+    """Return a shell that finds sage-flock, sage-rebase and rebaser."""
+    return Shell(make_programs(tmp_path_factory.mktemp("on-path") / "bin"))
+
+
 def finished(child: subprocess.Popen[str], timeout: float = A_WHILE) -> Result:
     """Wait for a process to end; kill it, with its children if it leads a session, if it hangs."""
     try:
@@ -98,7 +102,7 @@ def finished(child: subprocess.Popen[str], timeout: float = A_WHILE) -> Result:
 
 
 @contextlib.contextmanager
-def held(path: Path, operation: int) -> Iterator[int]:
+def held_here(path: Path, operation: int) -> Iterator[int]:
     """Hold a lock in this very process; yield its descriptor."""
     descriptor = os.open(path, os.O_RDWR)
     try:
@@ -106,23 +110,6 @@ def held(path: Path, operation: int) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def is_free(path: Path) -> bool:
-    """Tell whether somebody could have the lock exclusively now."""
-    try:
-        with held(path, fcntl.LOCK_EX):
-            return True
-    except BlockingIOError:
-        return False
-
-
-def eventually(true: Callable[[], object]) -> None:
-    """Wait until something is so, and fail when it never is."""
-    end = time.monotonic() + A_WHILE
-    while not true():
-        assert time.monotonic() < end, "it never came to that"
-        time.sleep(0.002)
 
 
 def first_line(child: subprocess.Popen[str]) -> str:
@@ -146,7 +133,7 @@ def asked_before(
 
     Yields what lets it go on and waits for its end. Meanwhile the lock is free.
     """
-    with held(lock_file(root), fcntl.LOCK_SH):
+    with held_here(lock_file(root), fcntl.LOCK_SH):
         child = rebaser.start("run", *words, "--json", **options)
         try:
             said = first_line(child)
