@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 HELD = "REBASER_COORDINATOR_LOCK"
 """The environment variable in which `rebaser lock` tells its command what it holds for it."""
 
-NAME = "name"  # a file in the state folder
 MOUNTS = "/proc/mounts"
 # The second line is Cygwin's names, as in its winsup/cygwin/mount.cc.
 # fmt: off
@@ -46,12 +45,12 @@ def name_of_lock(url: str, state: State, lock: str = "rebase") -> str:
 
 
 def _word(state: State) -> str:
-    path = f"{state.folder}/{NAME}"
+    path = f"{state.folder}/name"
     state.make_home()
     try:
-        state.write_first(NAME, f"{os.urandom(16).hex()}\n".encode())
+        state.write_first("name", f"{os.urandom(16).hex()}\n".encode())
         for _ in range(50):  # another machine may be about to write it
-            word = re.fullmatch(rb"([0-9a-f]{32})\n", state.read(NAME, 100)[0])
+            word = re.fullmatch(rb"([0-9a-f]{32})\n", state.read("name", 100)[0])
             if word:
                 return word[1].decode()
             time.sleep(0.02)
