@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 
 from cygwin.named_tuple import NamedTuple
 from rebaser.errors import UsageError
@@ -75,30 +76,40 @@ def named_paths(listed: bytes, tree_root: str, scope: str, *, nul: bool) -> froz
             "leave -0 out for a list of lines"
         )
     names = os.fsdecode(listed if nul else listed.replace(b"\r\n", b"\n").rstrip(b"\r"))
-    asked = os.path.join(tree_root, scope)
+    # By folder, to ask once for each where it really is, relative to the tree's root, which is a
+    # real path (the file itself may be a link): a manifest may have a million lines.
+    by_folder: dict[str, list[str]] = {}
+    for name in filter(None, names.split("\0" if nul else "\n")):
+        folder = name[: name.rfind("/") + 1]
+        if folder in by_folder:
+            by_folder[folder].append(name)
+        else:
+            by_folder[folder] = [name]
     top = tree_root.rstrip("/") + "/"
-    # Where a folder really is, relative to the tree's root, which is a real path; the file itself
-    # may be a link. Asked once for each folder: a manifest may have a million lines.
-    inside: dict[str, str | None] = {}
-    found = set()
-    for name in names.split("\0" if nul else "\n"):
-        if not name:
-            continue
-        folder, slash, base = name.rpartition("/")
-        if base in ("", ".", ".."):
-            folder, slash, base = os.path.normpath(os.path.join(asked, name)).rpartition("/")
-        folder += slash
-        if folder not in inside:
-            real = os.path.realpath(os.path.join(asked, folder)).rstrip("/") + "/"
-            inside[folder] = real[len(top) :] if real.startswith(top) else None
-        prefix = inside[folder]
-        if prefix is not None and base:
-            found.add(prefix + base)
+    found: set[str] = set()
+    for folder, named in by_folder.items():
+        real = os.path.realpath(os.path.join(tree_root, scope, folder)).rstrip("/") + "/"
+        if real.startswith(top):
+            inside = real[len(top) :]
+            found.update(
+                named if inside == folder else [inside + name[len(folder) :] for name in named]
+            )
+            if inside and found.intersection((inside, f"{inside}.")):
+                found.add(inside[:-1])  # a folder
+            found.difference_update((inside, f"{inside}.", f"{inside}.."))
     return frozenset(found)
 
 
 def first_not_there(listed: bytes, names: frozenset[str], tree_root: str) -> str | None:
     """Return the first name of a list none of whose names are there, None if one is."""
-    if not listed.strip() or any(os.path.lexists(os.path.join(tree_root, n)) for n in names):
+    if not listed.strip():
         return None
+    folders: set[str] = set()  # that have none of them; each is listed once
+    for name in names:
+        folder = name[: name.rfind("/") + 1]
+        if folder not in folders:
+            folders.add(folder)
+            with suppress(OSError):
+                if any(folder + each in names for each in os.listdir(f"{tree_root}/{folder}")):
+                    return None
     return os.fsdecode(listed.replace(b"\0", b"\n").split(b"\n", 1)[0].rstrip(b"\r"))
