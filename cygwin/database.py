@@ -118,9 +118,10 @@ def _name(data: bytes, at: int, size: int) -> str:
     if not size or name.find(b"\0") != size - 1:
         raise ValueError(f"its name does not end where its size, {size} bytes, says")
     try:
-        path = name[:-1].decode("utf-8")
+        name.decode("utf-8")
     except UnicodeDecodeError:
         raise ValueError(f"its name {name[:200]!r} is not UTF-8") from None
+    path = os.fsdecode(name[:-1])  # as this user's locale has the names of files
     if not path.startswith("/"):
         raise ValueError(f"its name {path[:200]!r} is not an absolute path")
     return path

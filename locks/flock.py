@@ -5,9 +5,11 @@ from __future__ import annotations
 import enum
 import errno
 import os
+import signal
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 try:
     import fcntl
@@ -20,6 +22,8 @@ except ImportError as error:  # native Windows
 
 LONGEST_STEP = 0.01
 """Seconds between two tries of an acquire with a time-out, at most."""
+LONGEST_DEAFNESS = 0.2
+"""Seconds that a blocking acquire may go on after a signal, at most."""
 
 
 class Mode(enum.Enum):
@@ -130,7 +134,8 @@ class Flock:
         if on_wait is not None:
             on_wait()
         if timeout is None:
-            self._flock(fcntl.LOCK_SH if mode is Mode.SHARED else fcntl.LOCK_EX)
+            with _interrupted():
+                self._flock(fcntl.LOCK_SH if mode is Mode.SHARED else fcntl.LOCK_EX)
             return True
         try:
             from locks.timed import tried_for
@@ -165,6 +170,30 @@ class Flock:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextmanager
+def _interrupted() -> Iterator[None]:
+    """Have flock(2) go back to Python now and then while it blocks.
+
+    A signal that comes between Python's last look for one and the system call is only noted: a ^C
+    would be lost. Nothing is done where somebody else uses this alarm, or in another thread than
+    the first, which alone handles signals.
+    """
+    from threading import current_thread, main_thread  # most locks are had without a wait
+
+    alarm, timer = signal.SIGALRM, signal.ITIMER_REAL
+    used = signal.getsignal(alarm) is not signal.SIG_DFL or any(signal.getitimer(timer))
+    if used or current_thread() is not main_thread():
+        yield
+        return
+    signal.signal(alarm, lambda *_: None)
+    try:
+        signal.setitimer(timer, LONGEST_DEAFNESS, LONGEST_DEAFNESS)
+        yield
+    finally:
+        signal.setitimer(timer, 0)
+        signal.signal(alarm, signal.SIG_DFL)
 
 
 def _tried_for(seconds: float, longest_step: float, attempt: Callable[[], bool]) -> bool:

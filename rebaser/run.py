@@ -300,4 +300,5 @@ def _covered(job: Job, record: Record) -> Report:
         failed=tuple(pair for pair in record.failed if job.request.concerns(pair[0])),
         unfinished=tuple(filter(names, record.unfinished)),
         overlaps=tuple(group for group in record.overlaps if any(map(names, group.paths))),
+        others=record.others,
     )

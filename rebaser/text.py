@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def printable(text: str) -> str:
@@ -24,6 +28,28 @@ def _escaped(char: str) -> str:
     if code <= 0xFF:
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+
+
+def recoded(value: Any, how: Callable[[str], str]) -> Any:
+    """Return a value of JSON whose texts have gone through `to_utf8` or `from_utf8`."""
+    if isinstance(value, str):
+        return how(value)
+    if isinstance(value, dict):
+        return {key: recoded(one, how) for key, one in value.items()}
+    return [recoded(one, how) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def to_utf8(text: str) -> str:
+    """Return text with the file names in it read as UTF-8, whatever this user's locale is."""
+    try:
+        return os.fsencode(text).decode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # what a program printed: no name has such letters here
+        return text
+
+
+def from_utf8(text: str) -> str:
+    """Return text with the file names in it as this user's locale reads them."""
+    return os.fsdecode(text.encode("utf-8", "surrogateescape"))
 
 
 def address(value: int) -> str:

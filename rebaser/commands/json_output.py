@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from cygwin.address_space import machine_name
 from rebaser.report import Group, Move
-from rebaser.text import address
+from rebaser.text import address, recoded, to_utf8
 
 FORMAT = 1
 """It grows when a field goes away or means something else; new fields may come without that."""
@@ -16,9 +16,10 @@ FORMAT = 1
 def print_json(fields: Mapping[str, object]) -> None:
     r"""Print one object, with its format first; docs/json.md describes what each command prints.
 
-    A byte of a path that is not UTF-8 is \udcNN, as Python has it in text (PEP 383).
+    A byte of a path that is not UTF-8 is \udcNN, as Python has it in text (PEP 383). So it is in
+    every locale: a name has the letters that its bytes are in UTF-8.
     """
-    print(json.dumps({"format": FORMAT, **fields}))
+    print(json.dumps(recoded({"format": FORMAT, **fields}, to_utf8)))
 
 
 def range_object(low: int, high: int) -> dict[str, object]:

@@ -159,7 +159,8 @@ def print_report(report: Report, tree: Tree, arguments: Namespace, *, is_first: 
 
     verbose = arguments.verbose
     if report.exit_status or not arguments.quiet:
-        verdict = of_run(report, tree, verbose=verbose, is_first=is_first)
+        named = arguments.only_from is not None
+        verdict = of_run(report, tree, verbose=verbose, is_first=is_first, named=named)
         show(verdict, verbose=verbose, out=sys.stderr if arguments.quiet else sys.stdout)
         sys.stdout.flush()
     failed = lines_of("failed", report.failed) if verbose else by_reason("failed", report.failed)

@@ -126,7 +126,8 @@ def _run(record: Record, at_work: bool) -> str:
         left.append(f"{len(record.unfinished):,} changed meanwhile")
     if record.overlaps:
         left.append(f"{plural(sum(len(g.paths) for g in record.overlaps), 'DLL')} still overlap")
-    ended = ", ".join(left) or "no overlap left"
+    of_all = "no overlap left" if record.request.is_for_all else "none of these overlaps"
+    ended = ", ".join(left) or of_all
     moved = f"moved {plural(record.moved, 'DLL')} ({byte_count(record.bytes_written)})"
     return f"{record.number}  {record.began}{asked}  {moved}, {ended}"
 

@@ -83,17 +83,19 @@ def _shortened(line: str, width: int) -> str:
     return f"{line[:half]}…{line[-half:]}"
 
 
-def of_run(report: Report, tree: Tree, *, verbose: bool, is_first: bool) -> Verdict:
+def of_run(
+    report: Report, tree: Tree, *, verbose: bool, is_first: bool, named: bool = False
+) -> Verdict:
     """Return what a person wants to know of a run.
 
-    What is left alone run after run is told once, and then where something was to be done; what
-    overlaps is told each time.
+    `named`: it was asked for some DLLs only. What is left alone run after run is told once, and
+    then where something was to be done; what overlaps is told each time.
     """
     folder = tree.path(tree.scope).rstrip("/") or "/"
     stuck = {path for group in report.overlaps for path in group.paths}
     had_work = report.moved or report.run is not None or report.exit_status
     told = [one for one in report.skipped if verbose or is_first or had_work or one.path in stuck]
-    parts = [_done(report), *_left(report)]
+    parts = [_done(report), *_left(report, not (tree.scope or named))]
     if hidden := len(report.skipped) - len(told):
         parts.append(f"{hidden:,} left alone (-v says why)")
     causes = []
@@ -145,7 +147,7 @@ def _done(report: Report) -> str:
     return f"{done} ({byte_count(report.bytes_written)}, {report.seconds.total:.1f} s)"
 
 
-def _left(report: Report) -> Iterator[str]:
+def _left(report: Report, whole: bool) -> Iterator[str]:
     if report.failed:
         yield f"{len(report.failed):,} failed"
     if report.unfinished:
@@ -161,7 +163,7 @@ def _left(report: Report) -> Iterator[str]:
     if report.moved and not (
         report.overlaps or report.failed or report.unfinished or report.planned
     ):
-        yield "no overlap is left"
+        yield "no overlap is left" if whole else "none of those asked for overlaps"
 
 
 def _facts(report: Report) -> Iterator[str]:

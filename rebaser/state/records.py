@@ -13,6 +13,7 @@ from rebaser.report import Group, Report
 from rebaser.request import Request
 from rebaser.state import RUNS
 from rebaser.state.folder import State, StateError
+from rebaser.text import from_utf8, recoded, to_utf8
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ LARGEST_RECORD = 256 << 20
 
 
 class Record(NamedTuple):
-    """One run. `failed`, `unfinished` and `overlaps` are what was left, as in its report.
+    """One run. What is named as in its report, `failed` and the like, is what was left.
 
     Its scan began when the clock of the machine `host` (time.monotonic) showed `looked`.
     """
@@ -49,6 +50,7 @@ class Record(NamedTuple):
     failed: tuple[tuple[str, str], ...] = ()
     unfinished: tuple[str, ...] = ()
     overlaps: tuple[Group, ...] = ()
+    others: int = 0
 
 
 def newest_number(state: State) -> int:
@@ -100,6 +102,7 @@ def finish(state: State, record: Record, report: Report) -> None:
                 failed=report.failed,
                 unfinished=report.unfinished,
                 overlaps=report.overlaps,
+                others=report.others,
             ),
         )
 
@@ -115,11 +118,13 @@ def covering(state: State, request: Request, asked: Asked) -> Record | None:
     """Return a finished run whose scan began after `asked` and that did what `request` asks.
 
     A run with a higher number than the newest at that time wrote its record since then, so its
-    clock is ours, unless it ran elsewhere.
+    clock is ours, unless it ran elsewhere. Where it left something to do it says so only for what
+    it was asked for itself.
     """
     for record in newest_first(state, asked.newest):
         ours = record.host == os.uname().nodename and record.looked > asked.clock
-        if record.finished and ours and record.request.covers(request):
+        told = record.request == request or not any(group.cure for group in record.overlaps)
+        if record.finished and ours and told and record.request.covers(request):
             return record
     return None
 
@@ -154,22 +159,15 @@ def _write(state: State, record: Record) -> None:
     import json
 
     request = record.request
-    only = None if request.only is None else sorted(map(_to_utf8, request.only))
+    only = None if request.only is None else sorted(request.only)
     fields = {
         **record._asdict(),
-        "request": {
-            "options": _to_utf8(request.options),
-            "below": _to_utf8(request.below),
-            "only": only,
-        },
-        "failed": [(_to_utf8(path), reason) for path, reason in record.failed],
-        "unfinished": list(map(_to_utf8, record.unfinished)),
-        "overlaps": [
-            {**group._asdict(), "paths": list(map(_to_utf8, group.paths))}
-            for group in record.overlaps
-        ],
+        "request": {**request._asdict(), "only": only},
+        "overlaps": [group._asdict() for group in record.overlaps],
     }
-    state.write(_path(record.number), json.dumps(fields, indent=1).encode("ascii"))
+    # Names are the file system's bytes, whatever letters this user's locale makes of them.
+    text = json.dumps(recoded(fields, to_utf8), indent=1)
+    state.write(_path(record.number), text.encode("ascii"))
 
 
 def _read(state: State, number: int) -> Record | None:
@@ -177,16 +175,16 @@ def _read(state: State, number: int) -> Record | None:
     import json  # 4 ms that a run with nothing to do need not spend
 
     try:
-        fields = json.loads(state.read(_path(number), LARGEST_RECORD)[0])
+        fields = recoded(json.loads(state.read(_path(number), LARGEST_RECORD)[0]), from_utf8)
         request = fields["request"]
         only = request["only"]
         return Record(
             number=number,
             began=str(fields["began"]),
             request=Request(
-                options=_from_utf8(request["options"]),
-                below=_from_utf8(request["below"]),
-                only=None if only is None else frozenset(map(_from_utf8, only)),
+                options=str(request["options"]),
+                below=str(request["below"]),
+                only=None if only is None else frozenset(map(str, only)),
             ),
             host=str(fields["host"]),
             looked=float(fields["looked"]),
@@ -194,9 +192,10 @@ def _read(state: State, number: int) -> Record | None:
             engine=None if fields["engine"] is None else str(fields["engine"]),
             moved=_count(fields["moved"]),
             bytes_written=_count(fields["bytes_written"]),
-            failed=tuple((_from_utf8(path), str(reason)) for path, reason in fields["failed"]),
-            unfinished=tuple(map(_from_utf8, fields["unfinished"])),
+            failed=tuple((str(path), str(reason)) for path, reason in fields["failed"]),
+            unfinished=tuple(map(str, fields["unfinished"])),
             overlaps=tuple(map(_group, fields["overlaps"])),
+            others=_count(fields["others"]),
         )
     # Of a number such as 1e999, which JSON allows, int() raises OverflowError.
     except (OSError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError):
@@ -216,21 +215,10 @@ def _group(fields: dict[str, Any]) -> Group:
         machine=_count(fields["machine"]),
         low=_count(fields["low"]),
         high=_count(fields["high"]),
-        paths=tuple(map(_from_utf8, fields["paths"])),
+        paths=tuple(map(str, fields["paths"])),
         cure=None if fields["cure"] is None else str(fields["cure"]),
         ours=bool(fields["ours"]),
     )
-
-
-# Names are the file system's bytes, whatever letters this user's locale makes of them.
-
-
-def _to_utf8(name: str) -> str:
-    return os.fsencode(name).decode("utf-8", "surrogateescape")
-
-
-def _from_utf8(text: str) -> str:
-    return os.fsdecode(text.encode("utf-8", "surrogateescape"))
 
 
 def _now() -> str:

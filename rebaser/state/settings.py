@@ -36,7 +36,7 @@ def read_settings(state: State) -> list[tuple[int, str]]:
         return []
     except OSError as error:
         raise UsageError(f"{path}: the options of this tree cannot be read ({error.strerror})")
-    if st.st_uid not in {0, os.geteuid(), os.stat(state.root).st_uid} or st.st_mode & 0o002:
+    if st.st_uid not in {0, os.geteuid(), os.stat(state.root).st_uid} or st.st_mode & 0o022:
         raise UsageError(
             f"{path}: others may write these options, so they are not followed: chmod go-w it"
         )

@@ -125,6 +125,62 @@ def test_a_keyboard_interrupt_ends_the_wait(tmp_path: Path) -> None:
                 other.acquire(EXCLUSIVE, timeout, interrupt.start)
 
 
+MISSED = """
+import _thread, sys, threading
+from locks.flock import Flock, Mode
+one, other = Flock.open(sys.argv[1]), Flock.open(sys.argv[1])
+one.try_acquire(Mode.EXCLUSIVE)
+# It only notes the signal, as the handler of one does that comes just before flock(2) blocks.
+note = threading.Timer(0.3, _thread.interrupt_main)
+note.daemon = True
+try:
+    other.acquire(Mode.EXCLUSIVE, on_wait=note.start)
+except KeyboardInterrupt:
+    import signal
+    print(signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL))
+"""
+
+
+def test_a_signal_just_before_the_wait_is_not_lost(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", MISSED, str(tmp_path / "lock")],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert result.stdout == f"{signal.SIG_DFL} (0.0, 0.0)\n", result.stderr
+
+
+@pytest.mark.parametrize("where", ["in another thread", "under somebody's alarm"])
+def test_somebody_elses_alarm_is_left_alone(tmp_path: Path, where: str) -> None:
+    script = """
+import signal, sys, threading
+from locks.flock import Flock, Mode
+one, other = Flock.open(sys.argv[1]), Flock.open(sys.argv[1])
+one.try_acquire(Mode.EXCLUSIVE)
+def wait():
+    other.acquire(Mode.EXCLUSIVE, on_wait=lambda: threading.Timer(0.5, one.release).start())
+    print("had")
+if "thread" in sys.argv[2]:
+    thread = threading.Thread(target=wait)
+    thread.start()
+    thread.join()
+else:
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    wait()
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "lock"), where],
+        cwd=CHECKOUT,
+        stdout=subprocess.PIPE,
+        timeout=20,
+    )
+    # `perl -e 'alarm 5; exec …'` is how many a script ends what takes too long.
+    status, said = (0, b"had\n") if "thread" in where else (-signal.SIGALRM, b"")
+    assert (result.returncode, result.stdout) == (status, said)
+
+
 def test_the_descriptor_is_not_for_our_children_and_a_child_that_has_it_keeps_the_lock(
     tmp_path: Path,
 ) -> None:

@@ -342,6 +342,11 @@ def test_named_images_alone_count_and_the_others_are_told(
     names.write_text("bin/x000.dll\nbin/x001.dll\n")
     report = rebaser.report("run", tree, "--only-from", names)
     assert (len(report["moved"]), report["overlaps"], report["others"]) == (2, [], 4)
+    names.write_text("bin/x002.dll\n")
+    said = rebaser("run", tree, "--only-from", names).out
+    assert "none of those asked for overlaps" in said
+    assert f"3 DLLs not asked for overlap too: rebaser run {tree} moves them" in said
+    assert "no overlap" not in said + rebaser("status", tree).out.partition("runs:")[2]
     assert rebaser.report("run", tree)["others"] == 0
 
 

@@ -23,7 +23,6 @@ from trees import (
 )
 from users import NOBODY, as_nobody, give
 
-from rebaser.state.folder import State
 from rebaser.tree import find_tree
 
 pytestmark = [
@@ -269,8 +268,7 @@ def test_staging_names_cannot_be_foreseen(tree: Path, tmp_path: Path) -> None:
 
     places = {"state_dir": str(tmp_path / "state"), "lock_file": str(tmp_path / "lock")}
     made = find_tree(str(tree), environ={}, **places)
-    state = State(made.state_dir, made.root)
-    state.make()
+    made.state.make()
     names = set()
     for _ in range(3):
         folder = StagingFolders(made).beside("bin")
@@ -278,7 +276,7 @@ def test_staging_names_cannot_be_foreseen(tree: Path, tmp_path: Path) -> None:
         assert stat.S_IMODE(os.stat(folder.path).st_mode) == 0o700
         assert os.path.dirname(folder.path) == str(tree / ".rebaser")
     assert len(names) == 3
-    state.clear_staging()
+    made.state.clear_staging()
     assert not any(os.path.exists(name) for name in names)
     assert not (tree / ".rebaser").exists()
     shutil.rmtree(tmp_path / "state")
@@ -301,17 +299,21 @@ def test_set_user_id_is_not_lent(rebaser: Rebaser, tree: Path) -> None:
     assert (st.st_uid, stat.S_IMODE(st.st_mode)) == (NOBODY, 0o4755)
 
 
-@pytest.mark.parametrize("owner", ["a stranger", "ROOT's owner"])
-def test_options_that_a_stranger_wrote(rebaser: Rebaser, tree: Path, owner: str) -> None:
+@pytest.mark.parametrize(
+    ("owner", "mode"),
+    [("a stranger", 0o644), ("ROOT's owner", 0o644), ("ROOT's owner", 0o664), ("others", 0o646)],
+)
+def test_options_that_a_stranger_wrote(rebaser: Rebaser, tree: Path, owner: str, mode: int) -> None:
     """He may write below `var`, and make the state; ROOT is another's, who alone is followed."""
     state = tree / "var/lib/rebaser"
     state.mkdir(parents=True)
     (state / "options").write_text("--exclude *\n")
+    (state / "options").chmod(mode)
     give(tree, NOBODY)
     if owner == "a stranger":
         os.chown(tree, 0, 0)
     result = rebaser("run", tree)
-    if owner == "a stranger":
+    if owner == "a stranger" or mode != 0o644:
         assert result.status == 2
         assert f"{state}/options: others may write these options" in result.err
     else:

@@ -39,6 +39,12 @@ LOCALES = [
 ]
 
 
+def listed(rebaser: Rebaser, tree: Path, env: dict[str, str]) -> list[dict[str, str]]:
+    """Return what `info --json` lists; as does all JSON, it has the same names in every locale."""
+    found: list[dict[str, str]] = rebaser.report("info", tree, env=env)["images"]
+    return found
+
+
 def test_no_locale_loses_a_folder(rebaser: Rebaser, tmp_path: Path) -> None:
     # Few systems have it, but many can make it.
     latin = ["localedef", "-i", "en_US", "-f", "ISO-8859-1", f"{tmp_path}/en_US.ISO-8859-1"]
@@ -61,6 +67,9 @@ def test_no_locale_loses_a_folder(rebaser: Rebaser, tmp_path: Path) -> None:
             assert set(snapshots.load(before).folders) == set(memory(tree).folders)
             for words in (["run", "-v"], ["status"], ["check"], ["map"]):
                 assert "Traceback" not in rebaser(*words, tree, env=reader).err
+            assert {
+                os.path.relpath(one["path"], tree) for one in listed(rebaser, tree, reader)
+            } == {path.relative_to(tree).as_posix() for path in tree.glob("*/*.dll")}
     assert len(set(bases(tree).values())) == 5
 
 
