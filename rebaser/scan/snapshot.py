@@ -263,7 +263,7 @@ def _parse(body: memoryview) -> Snapshot:
     names = list(strings)
     _demand(len(names) == file_count and sum(row[0] for row in folder_rows) == file_count)
     _demand(len(set(paths)) == folder_count and not _lead_out([*paths, *inner, *pending], names))
-    _demand(details[:1] == [""] and _are_possible(rows, len(details)))
+    _demand([*dict.fromkeys(["", *details])] == details and _are_possible(rows, len(details)))
     folders = {}
     start = 0
     for path, (count, *stat) in zip(paths, folder_rows):

@@ -34,7 +34,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 @st.composite
 def snapshots(draw: st.DrawFn) -> Snapshot:
     """Return any memory that a scan could make."""
-    details = ["", *draw(st.lists(TEXT, max_size=3))]
+    details = list(dict.fromkeys(["", *draw(st.lists(TEXT, max_size=3))]))
 
     def row() -> tuple[int, ...]:
         flags = draw(st.integers(0, 7))
@@ -154,6 +154,12 @@ def test_made_up_counts(counts: tuple[int, ...]) -> None:
     struct.pack_into(f"<{len(counts)}Q", body, 0, *counts)
     with pytest.raises(SnapshotLostError):
         snapshot.load(with_body(bytes(body)))
+
+
+def test_a_detail_that_is_there_twice() -> None:
+    """A scan keeps each once: those behind it would be others'."""
+    with pytest.raises(SnapshotLostError):
+        snapshot.load(snapshot.dump(example()._replace(details=["", "a", "b", "a", "c"])))
 
 
 @pytest.mark.parametrize(
