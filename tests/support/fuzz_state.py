@@ -206,7 +206,9 @@ class Fuzz:
         new = old[:-1] if choose.random() < 0.3 else old
         with open(folder + name, "wb") as file:
             file.write(new)
-        time = choose.choice((choose.getrandbits(66) - (1 << 65), *NUMBERS)) * choose.choice((1, -1))
+        time = choose.choice((choose.getrandbits(66) - (1 << 65), *NUMBERS)) * choose.choice(
+            (1, -1)
+        )
         with contextlib.suppress(OSError, OverflowError):  # what the file system has not
             os.utime(folder + name, ns=(time, time))
         try:
