@@ -13,8 +13,8 @@ from contextlib import contextmanager
 
 try:
     import fcntl
-except ImportError as error:  # native Windows
-    raise ImportError(
+except ModuleNotFoundError as error:  # native Windows
+    raise ModuleNotFoundError(
         "this Python has no fcntl: a native Windows Python sees no lock of Cygwin or MSYS2; "
         "run rebaser with the python3 of Cygwin or the python of MSYS2",
         name="fcntl",

@@ -129,12 +129,12 @@ def status_of_work(work: Callable[[], int]) -> int:
 def _not_imported(error: Exception) -> str | None:
     """Return the sentence for a module that cannot be had, or None where that is our own fault."""
     package = error.name.partition(".")[0] if isinstance(error, ImportError) and error.name else ""
-    if package == "fcntl":
-        return str(error)  # a native Windows Python; the sentence is that of locks.flock
     if package in ("", *OWN_PACKAGES):
         return None
     if not isinstance(error, ModuleNotFoundError):  # its shared object has no room in memory
         return f"{error}; {WHOLE}: give Python more memory or repair it"
+    if package == "fcntl":
+        return str(error)  # a native Windows Python; the sentence is that of locks.flock
     return (
         f"rebaser is not installed completely: {error}; install it with "
         f"{sys.executable} -m pip install {package}"

@@ -120,7 +120,7 @@ def test_too_little_memory_is_a_sentence(rebaser: Rebaser, tree: Path, tmp_path:
 def test_a_python_without_fcntl_is_told_which_to_use(
     rebaser: Rebaser, tree: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "fcntl.py").write_text("raise ImportError('No module named fcntl', name='fcntl')")
+    (tmp_path / "fcntl.py").write_text("raise ModuleNotFoundError(name='fcntl')")
     result = rebaser("run", tree, env={"PYTHONPATH": f"{tmp_path}:{Path.cwd()}"})
     assert result.status == 1
     assert result.err.startswith("rebaser: this Python has no fcntl: ")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pe
 import pytest
-from trees import HERE, Rebaser, clean_environment, contents, damaged
+from trees import HERE, Rebaser, clean_environment, contents, damaged, make_tree
 
 REBASER = (sys.executable, "-m", "rebaser")
 
@@ -104,6 +104,48 @@ def test_a_package_that_is_missing(tmp_path: Path) -> None:
     assert done.stderr.startswith(
         "rebaser: rebaser is not installed completely: No module named 'pefile'; install it with "
     )
+
+
+OUT_OF_MEMORY = """
+import os, resource, sys
+most = int(sys.argv[1]) << 20
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+os.execv(sys.executable, [sys.executable, "-m", "rebaser", *sys.argv[2:]])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_AS is of no use there")
+@pytest.mark.parametrize("command", ["run", "check", "status", "map"])
+def test_out_of_memory_anywhere_is_one_sentence(tmp_path: Path, command: str) -> None:
+    """At the start, while it scans, plans, copies, reports: wherever it ends."""
+    tree = make_tree(tmp_path / "tree", 3)
+    for number in range(1500):  # so that the tree takes more memory than Python itself
+        os.link(tree / "bin/x000.dll", tree / f"bin/y{number}.dll")
+        (tree / f"bin/z{number}.dll").write_bytes(pe.build(data_size=0x1000))
+    before = contents(tree)
+    told = 0
+    for megabytes in range(12, 200, 2):
+        done = subprocess.run(
+            [sys.executable, "-c", OUT_OF_MEMORY, str(megabytes), command, str(tree), "--json"],
+            cwd=HERE,
+            env=clean_environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        if done.stderr.startswith("rebaser: ") and not done.stdout:
+            assert done.returncode == 1
+            assert done.stderr.count("\n") == 1, done.stderr
+            assert "every file is whole" in done.stderr
+            told += 1
+        elif done.stdout:
+            assert not done.stderr, done.stderr
+            break
+        else:
+            assert not told, done.stderr  # Python itself had no room to start
+    assert told > 3
+    assert damaged(before, tree) == []
 
 
 class TestSignals:

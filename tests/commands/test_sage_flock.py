@@ -466,7 +466,7 @@ def test_a_wait_with_a_time_out_needs_nothing_but_the_standard_library(tmp_path:
 
 def test_a_python_without_fcntl_is_named(tmp_path: Path) -> None:
     checkout = fresh_checkout(tmp_path / "checkout")
-    (checkout / "fcntl.py").write_text("raise ImportError('No module named fcntl')")
+    (checkout / "fcntl.py").write_text("raise ModuleNotFoundError(name='fcntl')")
     done = run([str(checkout / "bin/sage-flock"), "L", "true"], env=environment(), cwd=tmp_path)
     assert done.returncode == 71
     assert "native Windows Python" in done.stderr

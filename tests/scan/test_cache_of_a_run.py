@@ -8,17 +8,19 @@ import os
 import shutil
 import struct
 import subprocess
+import sys
 import zlib
 from pathlib import Path
 
 import pytest
 from pe import Shape, build, section_header
-from trees import Rebaser, add_dll, bases, make_tree, read
+from trees import Rebaser, add_dll, bases, clean_environment, make_tree, read
 
 from rebaser.scan import snapshot as snapshots
 from rebaser.state.folder import FileSystemTime
 
 SEEN = "var/lib/rebaser/seen"
+SUPPORT = Path(__file__).resolve().parents[1] / "support"
 
 
 @pytest.fixture
@@ -39,6 +41,50 @@ LOCALES = [
 ]
 
 
+def make_latin(folder: Path) -> None:
+    """Make the locale en_US.ISO-8859-1, for LOCPATH: few systems have it, but many can make it."""
+    latin = ["localedef", "-i", "en_US", "-f", "ISO-8859-1", f"{folder}/en_US.ISO-8859-1"]
+    if shutil.which("localedef"):
+        subprocess.run(latin, check=False, capture_output=True, timeout=60)
+
+
+def fuzz(part: str, seed: int, executions: int, env: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, SUPPORT / "fuzz_state.py", part, str(seed), str(executions)],
+        env=clean_environment(**env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=1100,
+    )
+    assert done.returncode == 0, done.stdout.decode()
+    assert len(done.stdout.splitlines()) == 2, (
+        "it was believed, or moved, at times and not at others"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["seen", "records", "names"])
+def test_damaged_state(part: str) -> None:
+    fuzz(part, 1, 300, {})
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    ("part", "seed"), [(part, seed) for part in ("seen", "records") for seed in (2, 3, 4)]
+)
+def test_much_damaged_state(part: str, seed: int) -> None:
+    fuzz(part, seed, 50_000, {})
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("locale", LOCALES, ids=["C", "ISO-8859-1", "UTF-8"])
+def test_many_names_and_times(tmp_path: Path, locale: dict[str, str]) -> None:
+    make_latin(tmp_path)
+    fuzz("names", 2, 10_000, {**locale, "LOCPATH": str(tmp_path)})
+
+
 def listed(rebaser: Rebaser, tree: Path, env: dict[str, str]) -> list[dict[str, str]]:
     """Return what `info --json` lists; as does all JSON, it has the same names in every locale."""
     found: list[dict[str, str]] = rebaser.report("info", tree, env=env)["images"]
@@ -46,10 +92,7 @@ def listed(rebaser: Rebaser, tree: Path, env: dict[str, str]) -> list[dict[str, 
 
 
 def test_no_locale_loses_a_folder(rebaser: Rebaser, tmp_path: Path) -> None:
-    # Few systems have it, but many can make it.
-    latin = ["localedef", "-i", "en_US", "-f", "ISO-8859-1", f"{tmp_path}/en_US.ISO-8859-1"]
-    if shutil.which("localedef"):
-        subprocess.run(latin, check=False, capture_output=True, timeout=60)
+    make_latin(tmp_path)
     tree = make_tree(tmp_path / "tree", 2)
     for number, folder in enumerate((b"\xc3\xa4", b"\xff", "日本".encode())):
         add_dll(
