@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import struct
-import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -15,15 +14,14 @@ from cygwin.named_tuple import NamedTuple
 from rebaser.errors import RebaserError
 
 MAGIC = b"rebaser\0"
-VERSION = 2
+VERSION = 3
 
 _HEADER = struct.Struct("<8sIIQ")  # magic, version, CRC-32 of the rest, length of the rest
-# Folders, files, and of the other strings: details, inner, pending, overlaps, names in these.
-_COUNTS = struct.Struct("<7Q")
+# Of folders, files, details, inner, pending and overlaps; then rows of these, then all strings.
+_COUNTS = struct.Struct("<6Q")
 _FOLDER = struct.Struct("<QqqQQ")  # number of its files, then its times, inode and device
 _FILE = struct.Struct("<QqqQQIHBBHQIIBI")  # the fields of Seen
 _OVERLAP = struct.Struct("<HQQQ")  # machine, low, high, number of names
-_TEXTS = 3  # rules, settled, host
 _LAST = (1 << 64) - 1
 
 # A time that no file has: what carries it is looked at again.
@@ -157,11 +155,14 @@ def is_racy(mtime_ns: int, ctime_ns: int, on: int, now_ns: int, device: int) -> 
     return mtime_ns >= limit or ctime_ns >= limit
 
 
-def trusted(snapshot: Snapshot, now_ns: int, device: int) -> Snapshot:
-    """Return `snapshot` without the times of what is racy: it is looked at again next time."""
+def trusted(snapshot: Snapshot, now_ns: int, device: int, *, folders_move: bool = True) -> Snapshot:
+    """Return `snapshot` without the times of what is racy: it is looked at again next time.
+
+    Of all that it holds where `now_ns` is NEVER, of all folders where `folders_move` is false.
+    """
     now, folders = (now_ns, device), {}
     for path, (stat, names, files) in snapshot.folders.items():
-        if is_racy(stat[0], stat[1], stat[3], *now):
+        if not folders_move or is_racy(stat[0], stat[1], stat[3], *now):
             stat = (NEVER, *stat[1:])
         files = [
             (row[0], NEVER, *row[2:]) if is_racy(row[1], row[2], row[4], *now) else row
@@ -171,41 +172,26 @@ def trusted(snapshot: Snapshot, now_ns: int, device: int) -> Snapshot:
     return snapshot._replace(folders=folders)
 
 
-def without_times(snapshot: Snapshot, *, files: bool = True) -> Snapshot:
-    """Return `snapshot` with no times of its folders, nor of its files if these are meant."""
-    folders = {}
-    for path, (stat, names, rows) in snapshot.folders.items():
-        if files:
-            rows = [(row[0], NEVER, *row[2:]) for row in rows]
-        folders[path] = Folder((NEVER, *stat[1:]), names, rows)
-    return snapshot._replace(folders=folders)
-
-
 def dump(snapshot: Snapshot) -> bytes:
-    """Return the bytes of the file that `load` reads."""
-    folders, overlaps = snapshot.folders.values(), snapshot.overlaps
-    files = [row for folder in folders for row in folder.files]
-    in_overlaps = [name for overlap in overlaps for name in overlap.names]
-    texts = [snapshot.rules, snapshot.settled, snapshot.host, *snapshot.details]
-    names = [*snapshot.inner, *snapshot.pending, *in_overlaps, *snapshot.folders]
-    for folder in folders:
-        names += folder.names
-    # A name is bytes to the file system; what it is as text depends on who reads it.
-    strings = [text.encode("utf-8", "surrogateescape") for text in texts]
-    strings += map(os.fsencode, names)
-    counts = (
-        *(len(folders), len(files), len(snapshot.details), len(snapshot.inner)),
-        *(len(snapshot.pending), len(overlaps), len(in_overlaps)),
-    )
+    """Return the bytes of the file that `load` reads; no string in it holds a NUL.
+
+    A name is bytes to the file system; what it is as text depends on who reads it.
+    """
+    rules, settled, folders, details, host, inner, overlaps, pending = snapshot
+    files = [row for folder in folders.values() for row in folder.files]
+    strings = [rules, settled, host, *details, *inner, *pending]
+    for names in (*(overlap.names for overlap in overlaps), folders):
+        strings += names
+    for folder in folders.values():
+        strings += folder.names
     body = b"".join(
         [
-            _COUNTS.pack(*counts),
-            *(_pack(_FOLDER, len(folder.names), *folder.stat) for folder in folders),
+            _COUNTS.pack(*map(len, (folders, files, details, inner, pending, overlaps))),
+            *(_pack(_FOLDER, len(folder.names), *folder.stat) for folder in folders.values()),
             *(_pack(_FILE, *row) for row in files),
             # A damaged image may end behind the last address.
             *(_OVERLAP.pack(o[0], o.low, min(o.high, _LAST), len(o.names)) for o in overlaps),
-            struct.pack(f"<{len(strings)}I", *map(len, strings)),
-            *strings,
+            os.fsencode("\0".join(strings)),
         ]
     )
     return _HEADER.pack(MAGIC, VERSION, zlib.crc32(body), len(body)) + body
@@ -238,61 +224,41 @@ def load(data: bytes) -> Snapshot:
 
 
 def _parse(body: memoryview) -> Snapshot:
-    counts = _COUNTS.unpack_from(body)
-    folder_count, file_count, *others, overlap_count, _ = counts
-    files_at = _COUNTS.size + folder_count * _FOLDER.size
-    overlaps_at = files_at + file_count * _FILE.size
-    lengths_at = overlaps_at + overlap_count * _OVERLAP.size
-    string_count = _TEXTS + sum(counts) - overlap_count
-    strings_at = lengths_at + 4 * string_count
-    _demand(strings_at <= len(body))
-    folder_rows = list(_FOLDER.iter_unpack(body[_COUNTS.size : files_at]))
-    rows = list(_FILE.iter_unpack(body[files_at:overlaps_at]))
-    lengths = struct.unpack_from(f"<{string_count}I", body, lengths_at)
-    _demand(strings_at + sum(lengths) == len(body))
-    blob = bytes(body[strings_at:])
-    text_count = _TEXTS + others[0]
-    strings = _strings(blob, lengths, text_count)
-    rules, settled, host = islice(strings, _TEXTS)
+    folder_count, file_count, *others, overlap_count = _COUNTS.unpack_from(body)
+    tables, at = [], _COUNTS.size
+    for form, count in ((_FOLDER, folder_count), (_FILE, file_count), (_OVERLAP, overlap_count)):
+        end = at + count * form.size
+        tables.append(list(form.iter_unpack(body[at:end])))
+        at = end
+    stats, rows, groups = tables
+    strings = iter(os.fsdecode(bytes(body[at:])).split("\0"))
+    rules, settled, host = islice(strings, 3)
     details, inner, pending = (list(islice(strings, count)) for count in others)
-    overlaps = tuple(
-        Overlap(machine, low, high, tuple(islice(strings, count)))
-        for machine, low, high, count in _OVERLAP.iter_unpack(body[overlaps_at:lengths_at])
-    )
+    overlaps = tuple(Overlap(m, low, high, tuple(islice(strings, n))) for m, low, high, n in groups)
     paths = list(islice(strings, folder_count))
     names = list(strings)
-    _demand(len(names) == file_count and sum(row[0] for row in folder_rows) == file_count)
-    _demand(len(set(paths)) == folder_count and not _lead_out([*paths, *inner, *pending], names))
-    _demand([*dict.fromkeys(["", *details])] == details and _are_possible(rows, len(details)))
-    folders = {}
-    start = 0
-    for path, (count, *stat) in zip(paths, folder_rows):
+    holds = (
+        at <= len(body)
+        and len(names) == file_count == sum(count for count, *_ in stats)
+        and len(set(paths)) == folder_count
+        and [*dict.fromkeys(["", *details])] == details
+        and not _lead_out([*paths, *inner, *pending], names)
+        and _are_possible(rows, len(details))
+    )
+    if not holds:
+        raise ValueError("what it says cannot be")
+    folders, start = {}, 0
+    for path, (count, *stat) in zip(paths, stats):
         end = start + count
         folders[path] = Folder(tuple(stat), names[start:end], rows[start:end])
         start = end
     return Snapshot(rules, settled, folders, details, host, tuple(inner), overlaps, tuple(pending))
 
 
-def _strings(blob: bytes, lengths: Sequence[int], texts: int) -> Iterator[str]:
-    """Yield the strings in `blob`, the first `texts` of them as text, the others as names."""
-    how = "utf-8", "surrogateescape"
-    at = 0
-    for number, length in enumerate(lengths):
-        if number == texts:
-            how = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
-        yield blob[at : at + length].decode(*how)
-        at += length
-
-
-def _demand(holds: bool) -> None:
-    if not holds:
-        raise ValueError("what it says cannot be")
-
-
 def _lead_out(paths: Sequence[str], names: Sequence[str]) -> bool:
     """Return whether one of these is no folder below the root, or no name in a folder."""
     folders, files = "/".join(paths), "".join(names)
-    return "\0" in folders + files or "/" in files or "/../" in f"/{folders}/"
+    return "/" in files or "/../" in f"/{folders}/"
 
 
 def _are_possible(rows: Iterable[tuple[int, ...]], details: int) -> bool:

@@ -170,7 +170,7 @@ class _Scanner:
         self.host = snapshots.this_host()
         if snapshot.host != self.host:
             # What another machine saw was proven by its clock, and its inodes may be others.
-            snapshot = snapshots.without_times(snapshot)
+            snapshot = snapshots.trusted(snapshot, snapshots.NEVER, 0)
         self.snapshot = snapshot
         self.at_first_work = at_first_work
         self.progress = progress

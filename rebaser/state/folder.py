@@ -245,21 +245,19 @@ class State:
                 self._loaded = _which(st), snapshots.load(data)
             return self._loaded[1]
         except FileNotFoundError:
-            pass
+            return snapshots.blank()
         except OSError as error:
-            warn(
-                f"{self.snapshot_file} cannot be read ({error.strerror}); every image is read again"
-            )
+            how = f"read ({error.strerror})"
         except (snapshots.SnapshotLostError, MemoryError) as error:
-            what = error if str(error) else "no memory for it"
-            warn(f"{self.snapshot_file} cannot be used ({what}); every image is read again")
+            how = f"used ({str(error) or 'no memory for it'})"
+        warn(f"{self.snapshot_file} cannot be {how}; every image is read again")
         return snapshots.blank()
 
     def save_snapshot(self, snapshot: Snapshot, now: FileSystemTime) -> None:
         """Write what was seen by a scan that began at `now`. Raises StateError."""
-        if not now.folders_move:
-            snapshot = snapshots.without_times(snapshot, files=False)
-        trusted = snapshots.trusted(snapshot, now.nanoseconds, now.device)
+        trusted = snapshots.trusted(
+            snapshot, now.nanoseconds, now.device, folders_move=now.folders_move
+        )
         self.write(SNAPSHOT, snapshots.dump(trusted))
 
     def time(self) -> FileSystemTime:

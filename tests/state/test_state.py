@@ -76,7 +76,7 @@ def damage_version(data: bytes) -> bytes:
     [
         (damage_truncate, "it is damaged"),
         (damage_flip, "it is damaged"),
-        (damage_version, "it has version 3, and this rebaser knows 2"),
+        (damage_version, "it has version 4, and this rebaser knows 3"),
         (lambda data: b"", "it is cut short"),
         (lambda data: b"#!/bin/sh\n" * 20, "it is not rebaser's"),
     ],
