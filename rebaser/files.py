@@ -172,6 +172,14 @@ def patiently(action: Callable[[], object], momentary: Collection[int]) -> None:
             time.sleep(pause)
 
 
+def copy_bytes(source: int, copy: int) -> None:
+    """Write the bytes of one file into another from its start; both are descriptors."""
+    at = 0
+    while window := os.pread(source, 1 << 20, at):
+        # A disk that is nearly full takes a part, and refuses at the next call.
+        at += os.pwrite(copy, window, at)
+
+
 def make_durable(descriptor: int) -> None:
     """Wait until a file's bytes are on the disk; the descriptor must be open for writing.
 

@@ -232,9 +232,7 @@ def _apply(job: Job, lock: TreeLock, found: Proposal, began: FileSystemTime) -> 
             job.engine(),
             applied,
             images=_images(found, began),
-            open_files=found.scan.open_files,
-            rebasers=lock.rebasers,
-            before_each=lock.demand,
+            lock=lock,
             progress=job.progress,
             timed=job.timed,
         )

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 from cygwin.image import Image
 from rebaser.apply.commit import commit
 from rebaser.apply.engines import Engine
 from rebaser.apply.hard_links import with_all_names
-from rebaser.apply.outcome import Applied
-from rebaser.apply.replacement import Replacement
+from rebaser.apply.outcome import Applied, Replacement
 from rebaser.apply.stage import StagingFolders, stage
 from rebaser.options import Options
 from rebaser.plan.proposal import Proposal
 from rebaser.progress import Progress
+from rebaser.state.lock import TreeLock
 from rebaser.tree import Tree
 
 # The disk must hold the copies of one batch, of this many bytes, beside the tree.
@@ -30,44 +30,31 @@ def apply(
     applied: Applied,
     *,
     images: Mapping[str, Image],
-    open_files: dict[str, int],
-    rebasers: Callable[[], Collection[int]],
-    before_each: Callable[[], None],
+    lock: TreeLock,
     progress: Progress,
     timed: Callable[[str], AbstractContextManager[None]],
 ) -> None:
     """Stage and commit what was planned; what was done is in `applied`, also when interrupted.
 
-    `images` are those that were read and need not be read again, `open_files` descriptors of
-    files: those of what moves are taken out and closed. `rebasers` returns the other processes of
-    rebaser; `before_each` is called before each rename, and ends it all by raising. `timed`
-    takes the time of a stage.
+    `images` are those that were read and need not be read again. What the scan has kept open of
+    what moves is taken over and closed. `lock` is asked before each rename, which is the end of it
+    all where it was lost (LockLostError). `timed` takes the time of a stage.
     """
     folders = StagingFolders(tree)
     moves = found.plan.moves
     sources = with_all_names(tree.root, moves, found.survey.sources)
     items = []
     for move in moves:
-        kept = images.get(move.path), open_files.pop(move.path, None)
+        kept = images.get(move.path), found.scan.open_files.pop(move.path, None)
         items.append(Replacement(move, sources[move.path], *kept))
     progress.phase("moving", len(items), sum(item.source.seen.size for item in items))
     try:
         for batch in _batches(items, tree, in_one=engine.starts_processes):
             folders.remove_copies()
             with timed("stage"):
-                ready = stage(
-                    batch, folders, engine, applied, touch=options.touch, advance=progress.copied
-                )
+                ready = stage(batch, folders, engine, applied, options.touch, progress.copied)
             with timed("commit"):
-                commit(
-                    ready,
-                    tree,
-                    folders.targets,
-                    applied,
-                    rebasers=rebasers,
-                    before_each=before_each,
-                    advance=progress.advance,
-                )
+                commit(ready, tree, folders.targets, applied, lock, progress.advance)
     finally:
         for item in items:
             item.close()

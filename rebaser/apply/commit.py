@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from rebaser.apply.in_use import users_of
-from rebaser.apply.outcome import Applied
-from rebaser.apply.replacement import Replacement
+from rebaser.apply.outcome import Applied, Replacement
 from rebaser.files import Folders, LinkError, make_names_durable, put_in_place
 from rebaser.scan.walk import has_times
+from rebaser.state.lock import TreeLock
 from rebaser.tree import Tree
+
+GONE = (FileNotFoundError, NotADirectoryError, LinkError)
 
 
 def commit(
@@ -19,9 +22,7 @@ def commit(
     tree: Tree,
     folders: Folders,
     applied: Applied,
-    *,
-    rebasers: Callable[[], Collection[int]],
-    before_each: Callable[[], None],
+    lock: TreeLock,
     advance: Callable[[int], None],
 ) -> None:
     """Rename the copies over their originals, one by one, after a last look at each.
@@ -29,13 +30,13 @@ def commit(
     A file that changed since it was read, or is in use, keeps its old self. `folders` are those
     of the tree; `advance` is told of each file. All names are durable when this returns.
     """
-    used = users_of((item.name for item in items), tree, rebasers)
+    used = users_of((item.name for item in items), tree, lock.rebasers)
     touched: set[str] = set()
     for item in items:
         if item.name in used:
             applied.note_in_use(item.name, used[item.name])
         else:
-            _commit_one(item, folders, applied, touched, before_each)
+            _commit_one(item, folders, applied, touched, lock)
         advance(1)
     applied.folders.update(touched)
     for folder in sorted(touched):
@@ -50,32 +51,33 @@ def commit(
 
 
 def _commit_one(
-    item: Replacement,
-    folders: Folders,
-    applied: Applied,
-    touched: set[str],
-    before_each: Callable[[], None],
+    item: Replacement, folders: Folders, applied: Applied, touched: set[str], lock: TreeLock
 ) -> None:
-    staging = item.staging.descriptor
-    name = item.name
-    others = {}
+    name, seen, staging = item.name, item.source.seen, item.staging.descriptor
+
+    def put(staged: str, name: str) -> None:
+        folder, _, base = name.rpartition("/")
+        lock.demand()
+        put_in_place(staged, base, staging, folders.open(folder))
+        touched.add(folder)
+
     try:
-        if not has_times(_look(folders, name), item.source.seen):
+        if not has_times(_look(folders, name), seen):
             applied.note_changed(name)
             return
-    except (FileNotFoundError, NotADirectoryError, LinkError):
+    except GONE:
         applied.note_changed(name, "it was removed meanwhile")
         return
     except OSError as error:
         applied.failed[name] = f"cannot be looked at ({error.strerror}); it stays as it was"
         return
+    links = {}
     try:
         # Links to the copy, not to what lies in its place once it is there: that may be anything.
         for other in item.source.names[1:]:
-            others[other] = link = item.staging.new_name()
+            links[other] = link = item.staging.new_name()
             os.link(item.staged, link, src_dir_fd=staging, dst_dir_fd=staging)
-        before_each()
-        put_in_place(item.staged, os.path.basename(name), staging, _folder(folders, name))
+        put(item.staged, name)
     except OSError as error:
         applied.failed[name] = (
             f"its moved copy could not be put in place ({error.strerror}); it stays as it was; "
@@ -83,35 +85,27 @@ def _commit_one(
         )
         return
     applied.moved.append(item.move)
-    touched.add(os.path.dirname(name))
-    for other, link in others.items():
+    for other, link in links.items():
         try:
             # Else it is no longer a name of the file that moved.
-            if item.is_named(_look(folders, other)):
-                before_each()
-                put_in_place(link, os.path.basename(other), staging, _folder(folders, other))
-                touched.add(os.path.dirname(other))
-        except (FileNotFoundError, NotADirectoryError, LinkError):
+            st = _look(folders, other)
+            if (st.st_ino, st.st_dev, st.st_size) == (seen.inode, seen.device, seen.size):
+                put(link, other)
+        except GONE:
             pass
         except OSError as error:
             applied.failed[other] = (
                 f"this further name of {name} could not be moved with it ({error.strerror}); "
                 "it is a sound file at the old base; run rebaser again"
             )
-    try:
+    with suppress(OSError):  # somebody may have removed it since
         applied.now[name] = _look(folders, name)
-    except OSError:
-        pass  # somebody has removed it since
-
-
-def _folder(folders: Folders, name: str) -> int:
-    return folders.open(os.path.dirname(name))
 
 
 def _look(folders: Folders, name: str) -> os.stat_result:
     """Return the stat of a file of the tree, a symbolic link's own where there is one."""
-    folder = _folder(folders, name)
-    return os.stat(os.path.basename(name), dir_fd=folder, follow_symlinks=False)
+    folder, _, base = name.rpartition("/")
+    return os.stat(base, dir_fd=folders.open(folder), follow_symlinks=False)
 
 
 def _advice(error: OSError) -> str:

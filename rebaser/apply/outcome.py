@@ -1,12 +1,45 @@
-"""What became of a plan's moves."""
+"""One DLL on its way from the plan to its place, and what became of all of them."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 
+from cygwin.image import Image
+from rebaser.plan.survey import Source
 from rebaser.report import Move
 from rebaser.scan.skip import Skipped, Stay
+from rebaser.state.staging import StagingFolder
+
+
+class Replacement:
+    """A move, the file that it concerns, and the copy that takes that file's place.
+
+    `name` is the first of the file's names. `original` and `copy` are descriptors while they are
+    open; `staged` is the copy's name in the folder `staging`.
+    """
+
+    staging: StagingFolder
+    staged: str
+    copy: int | None = None
+
+    def __init__(
+        self, move: Move, source: Source, image: Image | None, original: int | None = None
+    ) -> None:
+        self.move = move
+        self.name = move.path
+        self.source = source
+        self.image = image
+        self.original = original
+
+    def close(self, *, copy: bool = True) -> None:
+        """Close the original, as Cygwin wants it of what is replaced, and the copy."""
+        if self.original is not None:
+            os.close(self.original)
+            self.original = None
+        if self.copy is not None and copy:
+            os.close(self.copy)
+            self.copy = None
 
 
 class Applied:

@@ -12,11 +12,11 @@ from cygwin.errors import ImageError
 from cygwin.image import read_image
 from cygwin.relocation import check_and_sum
 from rebaser.apply.engines import Engine, Staged
-from rebaser.apply.outcome import Applied
-from rebaser.apply.replacement import Replacement
+from rebaser.apply.outcome import Applied, Replacement
 from rebaser.files import (
     Folders,
     begin_to_make_durable,
+    copy_bytes,
     make_durable,
     make_file,
     most_open,
@@ -27,9 +27,6 @@ from rebaser.scan.walk import has_times
 from rebaser.state.folder import STAGING, TREES_OWN
 from rebaser.state.staging import StagingFolder
 from rebaser.tree import Tree
-
-WINDOW = 1 << 20  # bytes that are copied at a time
-HOLE = 1 << 16  # bytes of zeros in a row that a sparse file is given no room for
 
 # Files that are open at a time, two a DLL, beside those that the scan has left open.
 MOST_OPEN = 200
@@ -100,7 +97,6 @@ def stage(
     folders: StagingFolders,
     engine: Engine,
     applied: Applied,
-    *,
     touch: bool,
     advance: Callable[[int], None],
 ) -> list[Replacement]:
@@ -196,7 +192,7 @@ def _copy(item: Replacement, folders: StagingFolders, *, without_marks: bool) ->
     item.staging = folders.beside(folder)
     item.staged = item.staging.new_name()
     item.copy = make_file(item.staged, item.staging.descriptor)
-    _copy_bytes(original, item.copy)
+    copy_bytes(original, item.copy)
     _still_as_seen(original, item)
     return Staged(
         staged=f"{item.staging.path}/{item.staged}",
@@ -209,35 +205,14 @@ def _copy(item: Replacement, folders: StagingFolders, *, without_marks: bool) ->
     )
 
 
-def _copy_bytes(source: int, copy: int) -> None:
-    st = os.fstat(source)
-    is_sparse = getattr(st, "st_blocks", 0) * 512 < st.st_size
-    at = 0
-    while window := os.pread(source, HOLE if is_sparse else WINDOW, at):
-        rest = memoryview(window)
-        if is_sparse and window.count(0) == len(window):
-            at += len(window)
-            continue
-        while rest:  # a disk that is nearly full takes a part, and refuses at the next call
-            written = os.pwrite(copy, rest, at)
-            rest, at = rest[written:], at + written
-    if is_sparse:
-        os.ftruncate(copy, at)
-
-
 def _check_and_seal(item: Replacement, staged: Staged, touch: bool) -> None:
     """Compare the moved copy with the original, every byte; then give it the original's metadata.
 
     All by descriptor: the owner of a tree that root rebases cannot slip another file in between.
     """
     original, copy = staged.source, staged.copy
-    check_and_sum(
-        original,
-        copy,
-        staged.image,
-        staged.new_base,
-        clear_dynamic_base=staged.clear_dynamic_base,
-    )
+    clear = staged.clear_dynamic_base
+    check_and_sum(original, copy, staged.image, staged.new_base, clear_dynamic_base=clear)
     attributes = _extended_attributes(original)
     st = _still_as_seen(original, item)
     made = os.fstat(copy)
@@ -279,7 +254,7 @@ def _set_extended_attributes(descriptor: int, attributes: Mapping[str, bytes]) -
 def _still_as_seen(descriptor: int, item: Replacement) -> os.stat_result:
     st = os.fstat(descriptor)
     if not has_times(st, item.source.seen):
-        raise ChangedError("")
+        raise ChangedError
     return st
 
 

@@ -14,11 +14,11 @@ from cygwin.named_tuple import NamedTuple
 from cygwin.programs import Outcome, ProgramError, Programs
 from cygwin.relocation import check_and_sum
 from rebaser.apply.engines import Engine, Staged
+from rebaser.files import copy_bytes
 
 SECONDS_A_CALL = 60.0  # allowed for the start of a program …
 BYTES_A_SECOND = 1 << 20  # … and for what it has to read and write
 STRIKES = 3  # calls that got nothing done; then the programs are not called any more
-WINDOW = 1 << 20  # bytes that are copied at a time
 
 _Named = tuple[str, Staged]  # a copy for the programs, by its name, and what it is a copy of
 
@@ -100,7 +100,7 @@ class CygwinEngine:
         copies = [(f"{number:07d}.dll", item) for number, item in enumerate(items)]
         for name, item in copies:
             with open(os.path.join(room, name), "xb", buffering=0) as file:
-                _copy_bytes(item.copy, file.fileno())
+                copy_bytes(item.copy, file.fileno())
         last: dict[str, Outcome] = {}
         for run in adjacent([copy for copy in copies if copy[1].new_base != copy[1].image.base]):
             self._rebase(run, room, last)
@@ -188,18 +188,12 @@ def _take_over(made: str, item: Staged) -> str | None:
                 item.new_base,
                 clear_dynamic_base=item.clear_dynamic_base,
             )
-            _copy_bytes(file.fileno(), item.copy)
+            copy_bytes(file.fileno(), item.copy)
     except RelocationError as error:
         return str(error)
     except OSError as error:
         return f"what was made of it cannot be taken over ({error.strerror or error})"
     return None
-
-
-def _copy_bytes(source: int, copy: int) -> None:
-    at = 0
-    while window := os.pread(source, WINDOW, at):
-        at += os.pwrite(copy, window, at)
 
 
 def cannot_move(image: Image) -> str | None:
