@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import posixpath
 
 from cygwin.address_space import I386, X86_64
@@ -39,6 +40,24 @@ def host_path(cygwin_path: str, cygwin_root: str | None = None) -> str | None:
     return posixpath.join(cygwin_root, path[1:]) if path != "/" else cygwin_root
 
 
+def database_files(database: str | None, cygwin_root: str | None) -> list[str]:
+    """Return the paths of the database files that are there to be read: `database`, if named."""
+    if database:
+        return [database]
+    names = (host_path(name, cygwin_root) for name in DATABASES.values())
+    return [name for name in names if name and os.path.lexists(name)]
+
+
+def root_of(database: str, cygwin_root: str | None) -> str | None:
+    """Return the folder that is `/` for the paths in a database; None: it is this system's own."""
+    if cygwin_root:
+        return os.path.realpath(cygwin_root)
+    folder, name = os.path.split(os.path.realpath(database))
+    if name.startswith("rebase.db.") and os.path.basename(folder) == "etc":
+        return os.path.dirname(folder).rstrip("/") or None
+    return None
+
+
 def posix_path(path: str) -> str:
     r"""Return Cygwin's own name for a path as Windows says it, `C:\x`, `C:/x`; others as they are.
 
@@ -53,21 +72,6 @@ def posix_path(path: str) -> str:
             if outcome.status == 0 and outcome.stdout:
                 return outcome.stdout
     return path
-
-
-def cygwin_path(path: str, cygwin_root: str) -> str:
-    """Return what Cygwin under Wine calls the host's file `path`, an absolute name.
-
-    Below `cygwin_root` the names are those that Cygwin's own lists use, `/usr/bin/x`, `/usr/lib/x`.
-    """
-    path, root = posixpath.normpath(path), posixpath.normpath(cygwin_root)
-    if not _is_below(path, root):
-        return _WINE_DRIVE + path
-    inner = path[len(root) :] or "/"
-    for mount, folder in _MOUNTS:
-        if _is_below(inner, folder):
-            return mount + inner[len(folder) :]
-    return inner
 
 
 def _is_below(path: str, folder: str) -> bool:

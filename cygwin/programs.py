@@ -45,7 +45,8 @@ class Outcome(NamedTuple):
         if self.timed_out is not None:
             end = f"was killed after {self.timed_out:g} seconds"
         elif self.status < 0:
-            end = f"was killed by {_signal_name(-self.status)}"
+            names = {number.value: number.name for number in signal.Signals}
+            end = f"was killed by {names.get(-self.status, f'signal {-self.status}')}"
         else:
             end = f"ended with status {self.status}"
         lines = f"{self.stderr}\n{self.stdout}".split("\n")
@@ -62,11 +63,9 @@ class Programs(NamedTuple):
     @classmethod
     def find(cls, path: str | None = None) -> Programs | None:
         """Return both programs as found on `path` (default: PATH), or None when one is missing."""
-        rebase = shutil.which("rebase", path=path)
-        peflags = shutil.which("peflags", path=path)
-        if rebase is None or peflags is None:
-            return None
-        return cls(os.path.abspath(rebase), os.path.abspath(peflags))
+        found = [shutil.which(name, path=path) for name in ("rebase", "peflags")]
+        paths = [os.path.abspath(program) for program in found if program]
+        return cls(*paths) if len(paths) == 2 else None
 
     def version(self, *, timeout: float = 30) -> str | None:
         """Ask `rebase` for its version, `4.6.3`; None: it does not say one. Raises ProgramError."""
@@ -96,18 +95,19 @@ class Programs(NamedTuple):
         The next `rebase -s` leaves them there. Raises ProgramError, and ValueError for a name that
         a list cannot hold.
         """
-        return self._run_on_list(self.rebase_path, ["-M"], files, cwd, timeout)
+        return self._run_on(self.rebase_path, ["-M"], files, cwd, timeout, most_arguments=-1)
 
     def _run_on(
-        self, program: str, options: list[str], files: Sequence[str], cwd: str, timeout: float
+        self,
+        program: str,
+        options: list[str],
+        files: Sequence[str],
+        cwd: str,
+        timeout: float,
+        most_arguments: int = _MOST_ARGUMENTS,
     ) -> Outcome:
-        if sum(map(len, files)) <= _MOST_ARGUMENTS:
+        if sum(map(len, files)) <= most_arguments:
             return run([program, *options, "--", *files], cwd=cwd, timeout=timeout)
-        return self._run_on_list(program, options, files, cwd, timeout)
-
-    def _run_on_list(
-        self, program: str, options: list[str], files: Sequence[str], cwd: str, timeout: float
-    ) -> Outcome:
         if any("\n" in name or len(os.fsencode(name)) > 250 for name in files):
             # rebase cuts a line of its list after 261 bytes.
             raise ValueError("a name is too long, or not fit, for a list of files")
@@ -127,42 +127,36 @@ def run(argv: Sequence[str], *, timeout: float, cwd: str | None = None) -> Outco
     Raises ProgramError when it cannot be run: for want of a process (on Cygwin fork itself may be
     broken), of the program, or of a temporary file for its words.
     """
+    import subprocess
+
+    timed_out = None
     try:
         # Files, not pipes: a child that the program left behind could keep a pipe open for ever.
         with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
-            status, timed_out = _run(argv, cwd, timeout, stdout, stderr)
+            process = subprocess.Popen(
+                list(argv),
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                cwd=cwd,
+                env={**os.environ, "LC_ALL": "C.UTF-8"},
+                start_new_session=True,
+            )
+            try:
+                process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                timed_out = timeout
+            finally:
+                # Also on ^C, which does not reach a process in a session of its own.
+                if process.returncode is None:
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.killpg(process.pid, signal.SIGKILL)
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(10)  # one that hangs in the kernel does not even die
+            status = -signal.SIGKILL if process.returncode is None else process.returncode
             return Outcome(tuple(argv), status, _words(stdout), _words(stderr), timed_out)
     except OSError as error:
         raise ProgramError(argv, error) from None
-
-
-def _run(
-    argv: Sequence[str], cwd: str | None, timeout: float, stdout: IO[bytes], stderr: IO[bytes]
-) -> tuple[int, float | None]:
-    import subprocess
-
-    process = subprocess.Popen(
-        list(argv),
-        stdin=subprocess.DEVNULL,
-        stdout=stdout,
-        stderr=stderr,
-        cwd=cwd,
-        env={**os.environ, "LC_ALL": "C.UTF-8"},
-        start_new_session=True,
-    )
-    timed_out = None
-    try:
-        process.wait(timeout)
-    except subprocess.TimeoutExpired:
-        timed_out = timeout
-    finally:
-        # Also on ^C, which does not reach a process in a session of its own.
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(10)  # one that hangs in the kernel does not even die
-    return (-signal.SIGKILL if process.returncode is None else process.returncode), timed_out
 
 
 def _words(file: IO[bytes]) -> str:
@@ -170,13 +164,6 @@ def _words(file: IO[bytes]) -> str:
     file.seek(max(0, size - _MOST_OUTPUT))
     text = file.read(_MOST_OUTPUT).decode("utf-8", "backslashreplace")
     return _FAST_CWD.sub("", text).strip()
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def _shortened(argv: Sequence[str]) -> str:

@@ -6,8 +6,8 @@ import os
 import time
 
 from cygwin.named_tuple import NamedTuple
+from cygwin.paths import database_files
 from rebaser.job import Job
-from rebaser.plan.databases import database_files
 from rebaser.report import Group, Report
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.skip import Skipped, Stay, count_images

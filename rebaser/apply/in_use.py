@@ -10,7 +10,9 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 
+from locks.holders import words_of
 from rebaser.files import on_cygwin
 from rebaser.tree import Tree
 
@@ -38,7 +40,11 @@ def users_of(
     used = {}
     for name, path in busy.items():
         st = os.stat(path, follow_symlinks=False)
-        users = {pid for file, pid in mapped.get(st.st_ino, ()) if _is_same_file(file, st)}
+        users = set()
+        for file, pid in mapped.get(st.st_ino, ()):
+            with suppress(OSError):
+                if os.path.samestat(os.stat(file, follow_symlinks=False), st):
+                    users.add(pid)
         if not users or users - own:  # one without a known user is in use all the same
             used[name] = _named(users - own)
     return used
@@ -70,22 +76,11 @@ def _mapped_files() -> dict[int, set[tuple[bytes, int]]]:
     return found
 
 
-def _is_same_file(path: bytes, st: os.stat_result) -> bool:
-    try:
-        return os.path.samestat(os.stat(path, follow_symlinks=False), st)
-    except OSError:
-        return False
-
-
 def _named(users: set[int]) -> str:
     names = []
     for pid in sorted(users)[:3]:
-        try:
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                command = os.fsdecode(file.read().replace(b"\0", b" ").strip())
-        except OSError:
-            command = ""
-        names.append(f"process {pid}" + (f" ({command[:60]})" if command else ""))
+        command = " ".join(words_of(pid)).strip()[:60]
+        names.append(f"process {pid} ({command})" if command else f"process {pid}")
     if len(users) > 3:
         names.append(f"{len(users) - 3} more")
     return ", ".join(names) or "a process that cannot be named from here"

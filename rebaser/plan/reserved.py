@@ -8,10 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from cygwin.address_space import GRANULARITY, Range, slot_size
 from cygwin.database import DatabaseError, read_database
 from cygwin.named_tuple import NamedTuple
-from cygwin.paths import host_path
+from cygwin.paths import database_files, host_path, root_of
 from rebaser.errors import UsageError
 from rebaser.options import Options
-from rebaser.plan.databases import database_files, root_of
 from rebaser.plan.placement import OF_RUNTIME, Reserved
 from rebaser.scan.skip import not_images
 from rebaser.scan.walk import Rules, look_at_one, scan

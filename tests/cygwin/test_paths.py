@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+from cygwin_root import cygwin_path
 
-from cygwin.paths import cygwin_path, host_path, posix_path
+from cygwin.paths import host_path, posix_path
 
 
 @pytest.mark.parametrize(

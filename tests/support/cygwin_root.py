@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from cygwin import paths, programs
+from cygwin import programs
 
 HERE = Path(__file__).resolve().parents[1]
 FAKE_PROGRAMS = HERE / "fake_programs"
@@ -58,6 +58,19 @@ def location(name: str = OLD) -> Path:
     """Return where bin/cygwin-root puts a root; the rule is the same as there."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache, "rebaser", name)
+
+
+def cygwin_path(path: str, cygwin_root: str) -> str:
+    """Return what Cygwin under Wine calls the host's file `path`, an absolute name.
+
+    Below `cygwin_root` the names are those that Cygwin's own lists use, `/usr/bin/x`, `/usr/lib/x`.
+    """
+    path, root = os.path.normpath(path), os.path.normpath(cygwin_root)
+    if f"{path}/".startswith(f"{root}/"):
+        inner = path[len(root) :] or "/"
+        is_in_usr = inner.split("/")[1] in ("bin", "lib")
+        return f"/usr{inner}" if is_in_usr else inner
+    return f"/cygdrive/z{path}"
 
 
 @dataclass(frozen=True)
@@ -124,7 +137,7 @@ class CygwinRoot:
 
     def name(self, file: Path) -> str:
         """Return what Cygwin calls a file of the root."""
-        return paths.cygwin_path(str(file), str(self.path))
+        return cygwin_path(str(file), str(self.path))
 
     def write_list(self, name: str, files: list[Path]) -> str:
         """Write a list of files for `rebase -T`; return the list's Cygwin name."""

@@ -21,12 +21,8 @@ class BuiltinEngine:
         reasons = {}
         for item in staged:
             try:
-                relocate(
-                    item.copy,
-                    item.image,
-                    item.new_base,
-                    clear_dynamic_base=item.clear_dynamic_base,
-                )
+                clear = item.clear_dynamic_base
+                relocate(item.copy, item.image, item.new_base, clear_dynamic_base=clear)
             except RelocationError as error:
                 reasons[item.staged] = str(error)
             except OSError as error:

@@ -6,7 +6,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 
 from cygwin.errors import RelocationError
 from cygwin.image import Image, read_base
@@ -15,6 +14,7 @@ from cygwin.programs import Outcome, ProgramError, Programs
 from cygwin.relocation import check_and_sum
 from rebaser.apply.engines import Engine, Staged
 from rebaser.files import copy_bytes
+from rebaser.state.staging import ROOM
 
 SECONDS_A_CALL = 60.0  # allowed for the start of a program …
 BYTES_A_SECOND = 1 << 20  # … and for what it has to read and write
@@ -78,22 +78,25 @@ class CygwinEngine:
         return engine.relocate([item for item in staged if item.staged in reasons])
 
     def _relocate(self, items: Sequence[Staged]) -> dict[str, str]:
-        self._ask_version()
-        if not self._gave_up:
-            try:
+        try:
+            if self.version is None and not self._gave_up:
+                # It also shows whether they can be started at all.
+                self.version = self._programs.version(timeout=self._seconds) or "unknown"
+            if not self._gave_up:
                 # Here, where there is room for the staged copies too.
-                folder = os.path.dirname(items[0].staged)
-                room = tempfile.mkdtemp(prefix="cygwin-", dir=folder)
+                room = tempfile.mkdtemp(prefix=ROOM, dir=os.path.dirname(items[0].staged))
                 try:
                     return self._relocate_in(room, items)
                 finally:
                     # What Windows does not let go yet (EBUSY) goes with the staging folder: all is
                     # done, and must not be done again by the other engine.
                     shutil.rmtree(room, ignore_errors=True)
-            except OSError as error:
-                self._trouble = (
-                    f"no copy could be made for Cygwin's programs ({error.strerror or error})"
-                )
+        except ProgramError as error:
+            self._give_up(error)
+        except OSError as error:
+            self._trouble = (
+                f"no copy could be made for Cygwin's programs ({error.strerror or error})"
+            )
         return {item.staged: self._not_tried() for item in items}
 
     def _relocate_in(self, room: str, items: Sequence[Staged]) -> dict[str, str]:
@@ -102,9 +105,10 @@ class CygwinEngine:
             with open(os.path.join(room, name), "xb", buffering=0) as file:
                 copy_bytes(item.copy, file.fileno())
         last: dict[str, Outcome] = {}
-        for run in adjacent([copy for copy in copies if copy[1].new_base != copy[1].image.base]):
-            self._rebase(run, room, last)
-        self._clear_flags([copy for copy in copies if copy[1].clear_dynamic_base], room, last)
+        try:
+            self._call_programs(room, copies, last)
+        except (ProgramError, _EnoughError) as error:
+            self._give_up(error)
         reasons = {}
         for name, item in copies:
             reason = _take_over(os.path.join(room, name), item)
@@ -117,48 +121,37 @@ class CygwinEngine:
     def _not_tried(self) -> str:
         return f"not tried: {self._trouble}"
 
-    def _ask_version(self) -> None:
-        """Ask the programs' version, once; it also shows whether they can be started at all."""
-        if self.version is None and not self._gave_up:
-            with self._giving_up():
-                self.version = self._programs.version(timeout=self._seconds) or "unknown"
-
-    @contextmanager
-    def _giving_up(self) -> Iterator[None]:
-        """Call the programs no more when one cannot be started."""
-        try:
-            yield
-        except ProgramError as error:
-            self._give_up(str(error))
-
-    def _give_up(self, why: str) -> None:
+    def _give_up(self, why: Exception) -> None:
         self._gave_up = True
-        self._trouble = self._trouble or why
+        self._trouble = self._trouble or str(why)
 
-    def _rebase(self, run: Sequence[_Named], room: str, last: dict[str, Outcome]) -> None:
-        """Move a run of adjacent slots, in one call unless the program stops on the way."""
-        while run and not self._gave_up:
-            names = [name for name, _ in run]
-            base, machine = run[0][1].new_base, run[0][1].image.machine
-            with self._giving_up():
+    def _call_programs(self, room: str, copies: Sequence[_Named], last: dict[str, Outcome]) -> None:
+        """Have the programs move the copies: one call for adjacent slots, unless it stops halfway.
+
+        `last` is told what became of the call that each was in. Raises ProgramError, _EnoughError.
+        """
+        for run in adjacent([copy for copy in copies if copy[1].new_base != copy[1].image.base]):
+            while run:
+                names, first = [name for name, _ in run], run[0][1]
                 outcome = self._programs.rebase(
-                    base, names, machine=machine, cwd=room, timeout=self._allowed(run)
+                    first.new_base,
+                    names,
+                    machine=first.image.machine,
+                    cwd=room,
+                    timeout=self._allowed(run),
                 )
-                last.update((name, outcome) for name in names)
+                last.update(dict.fromkeys(names, outcome))
                 done = _count_done(run, room)
                 self._judge(outcome, progress=done > 0)
                 # It stopped at the first that is not done: the next call leaves that one out.
                 run = run[done + 1 :]
-
-    def _clear_flags(self, copies: Sequence[_Named], room: str, last: dict[str, Outcome]) -> None:
-        if copies and not self._gave_up:
-            names = [name for name, _ in copies]
-            with self._giving_up():
-                outcome = self._programs.clear_dynamic_base(
-                    names, cwd=room, timeout=self._allowed(copies)
-                )
-                last.update((name, outcome) for name in names if name not in last)
-                self._judge(outcome, progress=True)
+        flagged = [copy for copy in copies if copy[1].clear_dynamic_base]
+        if flagged:
+            names = [name for name, _ in flagged]
+            timeout = self._allowed(flagged)
+            outcome = self._programs.clear_dynamic_base(names, cwd=room, timeout=timeout)
+            last.update((name, outcome) for name in names if name not in last)
+            self._judge(outcome, progress=True)
 
     def _allowed(self, copies: Sequence[_Named]) -> float:
         size = sum(os.fstat(item.copy).st_size for _, item in copies)
@@ -168,7 +161,11 @@ class CygwinEngine:
         """Give up on programs that hang or crash, and on those that keep getting nothing done."""
         self._strikes += not progress
         if outcome.status < 0 or self._strikes >= STRIKES:
-            self._give_up(str(outcome))
+            raise _EnoughError(str(outcome))
+
+
+class _EnoughError(Exception):
+    pass
 
 
 def _take_over(made: str, item: Staged) -> str | None:
@@ -181,14 +178,11 @@ def _take_over(made: str, item: Staged) -> str | None:
         with open(made, "r+b", buffering=0) as file:
             stamp = item.image.timestamp.to_bytes(4, "little")
             os.pwrite(file.fileno(), stamp, item.image.timestamp_offset)
+            clear, made_copy = item.clear_dynamic_base, file.fileno()
             check_and_sum(
-                item.source,
-                file.fileno(),
-                item.image,
-                item.new_base,
-                clear_dynamic_base=item.clear_dynamic_base,
+                item.source, made_copy, item.image, item.new_base, clear_dynamic_base=clear
             )
-            copy_bytes(file.fileno(), item.copy)
+            copy_bytes(made_copy, item.copy)
     except RelocationError as error:
         return str(error)
     except OSError as error:
