@@ -12,7 +12,7 @@ from rebaser.plan.overlap import Span
 from rebaser.plan.placement import Placed
 from rebaser.report import Move
 from rebaser.scan import snapshot as snapshots
-from rebaser.scan.skip import Skipped, same_file, skip_cause
+from rebaser.scan.skip import Skipped, files_of, skip_cause
 from rebaser.scan.snapshot import Folder, Seen, Snapshot
 
 # Windows loads no image of 2 GiB; a damaged one that says so is no obstacle for the others.
@@ -63,7 +63,7 @@ def survey(
     sources: dict[str, Source] = {}
     skipped: list[Skipped] = []
     dlls: set[str] = set()
-    files = _files(now)
+    files = sorted((tuple(sorted(names)), seen) for names, seen in files_of(now))
     for names, seen in files:
         cause = skip_cause(
             names, seen, force_signed=options.force_signed, excludes=options.excludes
@@ -136,14 +136,3 @@ def with_moves(
             stat, names, [rows.get(top + name, row) for name, row in zip(names, files)]
         )
     return now._replace(folders=folders)
-
-
-def _files(now: Snapshot) -> list[tuple[tuple[str, ...], Seen]]:
-    """Return every file that could be looked at, once, with its names, in order of path."""
-    by_file: dict[object, tuple[list[str], Seen]] = {}
-    for path, seen in now.files():
-        if seen.mtime_ns != snapshots.NEVER:
-            by_file.setdefault(same_file(path, seen), ([], seen))[0].append(path)
-    files = [(tuple(sorted(names)), seen) for names, seen in by_file.values()]
-    files.sort(key=lambda file: file[0])
-    return files

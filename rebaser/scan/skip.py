@@ -92,23 +92,30 @@ def count_images(
 
     What `survey` would find, without the work of placing each image.
     """
-    files: dict[object, tuple[list[str], Seen]] = {}
-    for name, seen in now.files():
-        files.setdefault(same_file(name, seen), ([], seen))[0].append(name)
+    files = files_of(now)
     skipped = []
-    for names, seen in files.values():
+    for names, seen in files:
         cause = skip_cause(names, seen, force_signed=force_signed, excludes=excludes)
         if cause:
             skipped.append(Skipped(min(names), cause, now.details[seen.detail]))
-    return len(files), sum(bool(seen.base_width) for _, seen in files.values()), skipped
+    return len(files), sum(bool(seen.base_width) for _, seen in files), skipped
+
+
+def files_of(now: Snapshot) -> list[tuple[list[str], Seen]]:
+    """Return every file that could be looked at, once, with all its names."""
+    found: dict[object, tuple[list[str], Seen]] = {}
+    for name, seen in now.files():
+        if seen.mtime_ns != NEVER:
+            found.setdefault(same_file(name, seen), ([], seen))[0].append(name)
+    return list(found.values())
 
 
 def not_images(now: Snapshot) -> list[tuple[str, str]]:
     """Return the files that could be read and are no images, with the reason."""
     return [
-        (name, Skipped(name, FAULTS[seen.fault], now.details[seen.detail]).reason)
-        for name, seen in now.files()
-        if not seen.base_width and seen.mtime_ns != NEVER
+        (names[0], FAULTS[seen.fault].reason(now.details[seen.detail]))
+        for names, seen in files_of(now)
+        if not seen.base_width
     ]
 
 

@@ -139,7 +139,7 @@ def scan_folders(root: str, rules: Rules, snapshot: Snapshot, folders: Iterable[
             continue
         found[path] = scanner.files(path, listed[0])
         # Else the next scan would not meet a new one: the times of `path` are known by now.
-        for new, folder in scanner.new_below(path, listed[1]):
+        for new, folder in scanner.walk(*scanner.new(listed[1])):
             found[new] = scanner.files(new, folder)
     return scanner.snapshot_of(found)
 
@@ -199,14 +199,13 @@ class _Scanner:
         return self.result(snapshot)
 
     def result(self, snapshot: Snapshot) -> Scan:
-        return Scan(
-            snapshot,
-            self.failed,
-            not self.changed,
-            self.images,
-            self.open_files,
-            tuple(self.inner(snapshot)),
+        failed, unchanged = self.failed, not self.changed
+        inner = tuple(
+            state[: -1 - len(PRUNED_NAME if state.endswith(PRUNED_NAME) else STATE_IN_VAR)]
+            for state in snapshot.inner
+            if any(os.path.lexists(f"{self.top}{state}/{mark}") for mark in STATE_MARKS)
         )
+        return Scan(snapshot, failed, unchanged, self.images, self.open_files, inner)
 
     def snapshot_of(self, found: dict[str, Folder]) -> Snapshot:
         return Snapshot(
@@ -217,14 +216,6 @@ class _Scanner:
             self.host,
             tuple(sorted(state for state in self.states if os.path.isdir(self.top + state))),
         )
-
-    def inner(self, snapshot: Snapshot) -> Iterator[str]:
-        """Yield the folders below the root which a run of rebaser has made a tree."""
-        for state in snapshot.inner:
-            if any(os.path.lexists(f"{self.top}{state}/{mark}") for mark in STATE_MARKS):
-                yield state[
-                    : -len(PRUNED_NAME if state.endswith(PRUNED_NAME) else STATE_IN_VAR) - 1
-                ]
 
     # Folders.
 
@@ -240,8 +231,8 @@ class _Scanner:
         unchanged = []
         for path, folder in self.snapshot.folders.items():
             if listed:
-                parent, _, name = path.rpartition("/")
-                if path and parent in listed and name not in listed[parent]:
+                parent = path.rpartition("/")[0]
+                if path and parent in listed and path not in listed[parent]:
                     listed[path] = set()  # gone, and so is all below it
                     continue
             try:
@@ -256,12 +247,10 @@ class _Scanner:
                 continue
             listed[path] = set()
             result = self.list(path)
-            if result is None:
-                continue
-            folder, subfolders = result
-            listed[path] = set(subfolders)
-            yield path, folder
-            yield from self.new_below(path, subfolders)
+            if result:
+                listed[path] = set(result[1])
+                yield path, result[0]
+                yield from self.walk(*self.new(result[1]))
         yield from unchanged
 
     def missed(self, path: str, error: OSError, what: str) -> bool:
@@ -273,27 +262,25 @@ class _Scanner:
             self.failed.append((path, f"cannot be {what % error.strerror}; make it readable"))
         return not gone
 
-    def new_below(self, path: str, subfolders: Iterable[str]) -> Iterator[tuple[str, Folder]]:
-        """List those subfolders that are not remembered, and everything below them."""
-        for name in subfolders:
-            below = _inside(path, name)
-            if below not in self.snapshot.folders:
-                yield from self.walk(below)
+    def new(self, subfolders: Iterable[str]) -> list[str]:
+        """Return those folders that are not remembered."""
+        return [path for path in subfolders if path not in self.snapshot.folders]
 
-    def walk(self, start: str) -> Iterator[tuple[str, Folder]]:
-        """List `start` and everything below it."""
-        stack = [start]
+    def walk(self, *paths: str) -> Iterator[tuple[str, Folder]]:
+        """List folders and everything below them."""
+        stack = list(reversed(paths))
         while stack:
             path = stack.pop()
             result = self.list(path)
-            if result is None:
-                continue
-            folder, subfolders = result
-            yield path, folder
-            stack += [_inside(path, name) for name in reversed(subfolders)]
+            if result:
+                yield path, result[0]
+                stack += reversed(result[1])
 
     def list(self, path: str) -> tuple[Folder, list[str]] | None:
-        """List one folder; a file that is remembered keeps what was seen of it."""
+        """List one folder, and the paths of its subfolders; None: it is gone.
+
+        A file that is remembered keeps what was seen of it.
+        """
         self.changed = True
         where = self.top + path
         known = self.snapshot.folders.get(path)
@@ -309,7 +296,7 @@ class _Scanner:
                 for entry in entries:
                     if entry.is_dir(follow_symlinks=False):
                         if not self.pruned(path, entry.name):
-                            subfolders.append(entry.name)
+                            subfolders.append(_inside(path, entry.name))
                     elif entry.name.lower().endswith(self.suffixes) and entry.is_file(
                         follow_symlinks=False
                     ):
@@ -317,9 +304,9 @@ class _Scanner:
         except OSError as error:
             return (_UNLISTED, []) if self.missed(path or ".", error, UNLISTED) else None
         names.sort()
-        subfolders.sort()
         times = (st.st_mtime_ns, st.st_ctime_ns, st.st_ino, st.st_dev)
-        return Folder(times, names, [seen.get(name, UNSEEN) for name in names]), subfolders
+        files = [seen.get(name, UNSEEN) for name in names]
+        return Folder(times, names, files), sorted(subfolders)
 
     def pruned(self, path: str, name: str) -> bool:
         if not path and (name in PRUNED_AT_TOP or self.is_systems_own(name)):
@@ -348,14 +335,14 @@ class _Scanner:
         names = []
         rows: list[tuple[int, ...]] = []
         for name, row in zip(folder.names, folder.files):
-            new_row: tuple[int, ...] | None
+            new: tuple[int, ...] | None
             try:
-                new_row = self.file(path, name, top + name, row)
+                new = self.file(path, name, top + name, row)
             except OSError as error:
-                new_row = UNSEEN if self.missed(_inside(path, name), error, UNREAD) else None
-            if new_row is not None:
+                new = UNSEEN if self.missed(_inside(path, name), error, UNREAD) else None
+            if new is not None:
                 names.append(name)
-                rows.append(new_row)
+                rows.append(new)
         if self.progress:
             self.progress(len(names))
         return folder if rows == folder.files else Folder(folder.stat, names, rows)
@@ -402,12 +389,11 @@ class _Scanner:
         seen = Seen(*stat, *fields, fault.number if fault else 0, number)
         if image:
             self.keep(path, image, descriptor)
-            if self.at_first_work:
-                answer = self.at_first_work(path, seen, fault)
-                if answer is False:
-                    raise _EndedError
-                if answer:
-                    self.at_first_work = None
+            answer = self.at_first_work and self.at_first_work(path, seen, fault)
+            if answer is False:
+                raise _EndedError
+            if answer:
+                self.at_first_work = None
         return seen
 
     def keep(self, path: str, image: Image, descriptor: int) -> None:
