@@ -23,14 +23,7 @@ exit status: 0 no overlap is left; 1 one is left, or something failed; 2 usage; 
 lock.
 """
 
-FLAGS = {
-    "-v": "--verbose",
-    "--verbose": "--verbose",
-    "-q": "--quiet",
-    "--quiet": "--quiet",
-    "-t": "--touch",
-    "--touch": "--touch",
-}
+FLAGS = {"-v": "--verbose", "-q": "--quiet", "-t": "--touch"}
 # Seconds that recording may take: nothing is moved then.
 LONGEST = 600.0
 
@@ -49,7 +42,8 @@ def sage_rebase(words: Sequence[str]) -> int:
     """Do what the command line says; return the exit status. Raises RebaserError."""
     from rebaser.cli import complain, dispatch
 
-    own, flags = _split(words)
+    at = [*words, "--"].index("--")
+    own, flags = words[:at], words[at + 1 :]
     if any(word in ("-h", "--help") for word in own):
         print(USAGE, end="")
         return 0
@@ -61,8 +55,8 @@ def sage_rebase(words: Sequence[str]) -> int:
         return 2
     options = []
     for flag in flags:
-        if flag in FLAGS:
-            options.append(FLAGS[flag])
+        if flag in (*FLAGS, *FLAGS.values()):
+            options.append(FLAGS.get(flag, flag))
         elif flag not in IMPLIED:
             complain(f"sage-rebase: the flag {flag} of Cygwin's rebase is passed over")
     status = dispatch(["run", "--no-wait", *dict.fromkeys(options), *folders])
@@ -93,12 +87,4 @@ def _record(folder: str | None) -> int:
         return 1
     if outcome.status:
         complain(f"sage-rebase --all: {outcome}; Cygwin's database may not know the new places")
-        return 1
-    return 0
-
-
-def _split(words: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
-    if "--" not in words:
-        return words, []
-    at = list(words).index("--")
-    return words[:at], words[at + 1 :]
+    return int(bool(outcome.status))

@@ -90,12 +90,13 @@ def find_tree(
             f"{named}{where}: this whole system is no tree of DLLs; name the folder that holds them"
         )
     outer = _outermost(asked, environ.get("SAGE_LOCAL"))
-    lock_file = lock_file or environ.get("REBASER_LOCK_FILE") or None
-    state_dir = state_dir or environ.get("REBASER_STATE_DIR") or None
+    lock_file = lock_file or environ.get("REBASER_LOCK_FILE")
+    state_dir = state_dir or environ.get("REBASER_STATE_DIR")
+    usual_lock, usual_state = _places(outer)
     return Tree(
         root=outer,
-        lock_file=os.path.abspath(lock_file) if lock_file else lock_file_of(outer),
-        state_dir=os.path.abspath(state_dir) if state_dir else _state_dir(outer),
+        lock_file=os.path.abspath(lock_file) if lock_file else usual_lock,
+        state_dir=os.path.abspath(state_dir) if state_dir else usual_state,
         scope="" if asked == outer else asked[len(outer.rstrip("/")) + 1 :] + "/",
         find_again=lambda: find_tree(
             asked, lock_file=lock_file, state_dir=state_dir, environ=environ
@@ -112,26 +113,22 @@ def posix_name(path: str) -> str:
     return posix_path(path)
 
 
-def _has_var(root: str) -> bool:
-    return os.path.isdir(f"{root}/var")
-
-
 def lock_file_of(root: str) -> str:
     """Return where a tree has its lock, if nobody says otherwise."""
-    root = root.rstrip("/")
-    return f"{root}/var/lock/rebase.lock" if _has_var(root) else f"{root}/.rebaser/rebase.lock"
+    return _places(root)[0]
 
 
-def _state_dir(root: str) -> str:
+def _places(root: str) -> tuple[str, str]:
     root = root.rstrip("/")
-    return f"{root}/var/lib/rebaser" if _has_var(root) else f"{root}/.rebaser"
+    if os.path.isdir(f"{root}/var"):
+        return f"{root}/var/lock/rebase.lock", f"{root}/var/lib/rebaser"
+    return f"{root}/.rebaser/rebase.lock", f"{root}/.rebaser"
 
 
 def _outermost(asked: str, sage_local: str | None) -> str:
-    outer = asked
+    outer = above = asked
     trusted = {0, os.geteuid(), os.stat(asked).st_uid}
     sage_local = os.path.realpath(posix_name(sage_local)) if sage_local else None
-    above = asked
     while above != "/":
         above = os.path.dirname(above)
         if above == "/" and not on_cygwin():

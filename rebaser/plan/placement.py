@@ -131,7 +131,7 @@ class _Slots:
     def _indices(self, low: int, high: int) -> tuple[int, int]:
         """Return the first slot that the range touches and the one after its last."""
         first = (low - self.low) // GRANULARITY
-        return (first if first > 0 else 0), -((self.low - high) // GRANULARITY)
+        return max(first, 0), -((self.low - high) // GRANULARITY)
 
     def lowest(self, size: int) -> int | None:
         """Return the lowest address where `size` bytes are free."""
@@ -243,12 +243,10 @@ def _new_base(image: Placed, arena: Range, occupied: _Slots, free_for_all: _Slot
 
 
 def _other_database_slot(image: Placed, database_slots: Obstacles) -> str | None:
-    """Return whose database_slot slot the image lies in, if it is not its own."""
+    """Return in whose database slot the image lies, if that is not its own."""
     own = image.database_slot or Range(image.end, image.end)
-    for low, high in (
-        (image.base, min(image.end, own.low)),
-        (max(image.base, own.high), image.end),
-    ):
+    for low, high in ((image.base, own.low), (own.high, image.end)):
+        low, high = max(low, image.base), min(high, image.end)
         if low < high and (owner := database_slots.overlapping(low, high)):
             return f"the slot that Cygwin's database keeps for {owner}"
     return None
