@@ -32,7 +32,7 @@ from bench.measure import (
 )
 from bench.session import Session
 from bench.table import Row, megabytes, milliseconds, not_measured, ratio
-from rebaser.files import begin_to_make_durable, make_durable, make_names_durable
+from rebaser.files import begin_to_make_durable, make_names_durable
 
 NEW = 10  # DLLs that a package brings
 
@@ -164,7 +164,7 @@ def _replace_all(root: Path, staging: Path) -> float:
                 os.write(copy, data)
         begin_to_make_durable(copy)
     for copy in copies:
-        make_durable(copy)
+        os.fsync(copy)
         os.close(copy)
     for number, path in enumerate(files):
         os.replace(staging / f"{number}", path)

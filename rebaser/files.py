@@ -180,14 +180,6 @@ def copy_bytes(source: int, copy: int) -> None:
         at += os.pwrite(copy, window, at)
 
 
-def make_durable(descriptor: int) -> None:
-    """Wait until a file's bytes are on the disk; the descriptor must be open for writing.
-
-    Cygwin's fsync refuses (EACCES) a descriptor that is open for reading only.
-    """
-    os.fsync(descriptor)
-
-
 def begin_to_make_durable(descriptor: int) -> None:
     """Let the system begin to write a file's bytes to the disk, and do not wait for it.
 
@@ -231,7 +223,7 @@ def write_file(
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
-            make_durable(descriptor)
+            os.fsync(descriptor)
         put_in_place(temporary, path, staging, folder)
     except BaseException:
         with suppress(OSError):

@@ -17,7 +17,6 @@ from rebaser.files import (
     Folders,
     begin_to_make_durable,
     copy_bytes,
-    make_durable,
     make_file,
     most_open,
     open_folder,
@@ -123,7 +122,7 @@ def stage(
             for item in sealed:
                 with _noting(applied, item):
                     assert item.copy is not None
-                    make_durable(item.copy)
+                    os.fsync(item.copy)  # open for writing: Cygwin's fsync refuses any other
                     ready.append(item)
         finally:
             for item in group:

@@ -108,10 +108,9 @@ class State:
         self._make(RUNS)
 
     def _make(self, below: str) -> None:
-        if not self.is_inside:
-            with _making(self.folder):
-                os.makedirs(self.folder, self._mode(), exist_ok=True)
         with _making(os.path.join(self.folder, below)):
+            if not self.is_inside:
+                os.makedirs(self.folder, self._mode(), exist_ok=True)
             self._open(below, self._mode())
 
     def folder_of(self, lock_file: str) -> int | None:
@@ -191,12 +190,10 @@ class State:
 
     def holds(self, name: str) -> bool:
         """Return whether something of that name is there."""
-        try:
-            folder, name = self._at(name)
-            os.stat(name, dir_fd=folder, follow_symlinks=False)
-        except OSError:
-            return False
-        return True
+        folder, _, name = name.rpartition("/")
+        with suppress(OSError):
+            return name in self.names(folder)
+        return False
 
     def read(self, name: str, most: int) -> tuple[bytes, os.stat_result]:
         """Return what a regular file of at most so many bytes holds. Raises OSError."""

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 class LockError(RebaserError):
     """The lock file cannot be opened or locked."""
 
+    def __init__(self, cause: LockFileError) -> None:
+        super().__init__(f"{cause} with --lock-file or REBASER_LOCK_FILE. Nothing was changed")
+
 
 class LockLostError(BusyError):
     """The coordinator no longer keeps the lock for us."""
@@ -45,7 +48,6 @@ class TreeLock:
         tell: Callable[[str], None],
         coordinator: str | None = None,
     ) -> None:
-        # Looked for first: afterwards our own descriptor would be found.
         from locks.inherited import inherited_lock
 
         self.path = path
@@ -56,7 +58,10 @@ class TreeLock:
         self._tell = tell
         self._coordinator = coordinator
         self._shared: SharedLock | None = None
-        self._inherited = inherited_lock(path)
+        # Looked for first: afterwards our own descriptor would be found.
+        held = inherited_lock(path)
+        self._descriptor: int = held.descriptor if held else -1
+        self._callers: str | None = held.state if held else None
         self._lock = _opened(path, state)
         self._others: list[Flock] = []  # in the state folder, and of trees inside this one
 
@@ -153,10 +158,6 @@ class TreeLock:
         return {holder.pid for holder in holders(self.path) if is_run(words_of(holder.pid))}
 
     @property
-    def _callers(self) -> str | None:
-        return self._inherited.state if self._inherited else None
-
-    @property
     def _left(self) -> float | None:
         return None if self._wait is None else max(0.0, self._wait - self.seconds_waited)
 
@@ -171,9 +172,7 @@ class TreeLock:
         try:
             held = lock.acquire(mode, self._left, lambda: self._say_who(lock, mode))
         except LockFileError as error:
-            raise LockError(
-                f"{error} with --lock-file or REBASER_LOCK_FILE. Nothing was changed"
-            ) from error
+            raise LockError(error) from error
         self.seconds_waited += time.monotonic() - began
         if not held:
             from locks.holders import describe_holders
@@ -185,11 +184,10 @@ class TreeLock:
             )
 
     def _busy_by_caller(self) -> BusyError:
-        assert self._inherited is not None
         return BusyError(
-            f"there is work to do, but descriptor {self._inherited.descriptor}, which our "
-            f"caller opened, holds this lock shared: drop it first (flock -u "
-            f"{self._inherited.descriptor}); nothing was changed ({self.path})"
+            f"there is work to do, but descriptor {self._descriptor}, which our caller opened, "
+            f"holds this lock shared: drop it first (flock -u {self._descriptor}); nothing was "
+            f"changed ({self.path})"
         )
 
     def _say_who(self, lock: Flock, mode: Mode) -> None:
@@ -198,11 +196,10 @@ class TreeLock:
 
         text = f"waiting for the lock {lock.path}, {describe_holders(lock.path)}"
         if self._callers == "unknown" and lock is self._lock:
-            assert self._inherited is not None
             if mode is Mode.EXCLUSIVE and only_callers_have(lock.path):
                 raise self._busy_by_caller()
             text += (
-                f"; descriptor {self._inherited.descriptor}, which our caller opened, is this "
+                f"; descriptor {self._descriptor}, which our caller opened, is this "
                 "lock too: if it holds it shared, this wait never ends"
             )
         above = ancestors()
@@ -237,6 +234,4 @@ def _opened(path: str, state: State) -> Flock:
             return Flock.open(path, make_parents=True)
         return Flock.open(path, follow=False, dir_fd=folder)
     except LockFileError as error:
-        raise LockError(
-            f"{error} with --lock-file or REBASER_LOCK_FILE. Nothing was changed"
-        ) from error
+        raise LockError(error) from error

@@ -135,10 +135,8 @@ def newest_first(state: State, after: int = 0) -> Iterator[Record]:
         numbers = sorted(_numbers(state), reverse=True)
     except OSError:
         return
-    for number in numbers:
-        record = _read(state, number) if number > after else None
-        if record:
-            yield record
+    records = (_read(state, number) for number in numbers if number > after)
+    yield from filter(None, records)
 
 
 def _numbers(state: State) -> list[int]:
