@@ -46,7 +46,6 @@ def check_and_sum(
     if length != copy_length:
         raise RelocationError(f"relocated file has {copy_length} bytes, the original {length}")
     delta = new_base - image.base
-    width = image.base_width
     field = slice(image.checksum_offset, image.checksum_offset + WIDTH)
     reader = Reader(source)
     total = 0
@@ -55,12 +54,7 @@ def check_and_sum(
         total += sum_words(found, start)
         if start and not blocks and before == found:
             continue
-        expected = bytearray(before)
-        for block in blocks:
-            marks = marks_of(block, reader, width)
-            at = slice(block.low - start, block.high - start)
-            moved = _has_moved(before[at], found[at], marks, width, delta)
-            expected[at] = found[at] if moved else _moved_singly(before[at], marks, width, delta)
+        expected = _relocated(before, start, blocks, reader, image.base_width, delta)
         if not start:
             for offset, value in _header(image, new_base, clear_dynamic_base):
                 expected[offset : offset + len(value)] = value
@@ -89,38 +83,34 @@ def _demand_movable(descriptor: int, image: Image, new_base: int) -> None:
 
 
 def _move_words(descriptor: int, image: Image, delta: int) -> None:
-    """Add `delta` to every relocated word of the file, a window at a time."""
     reader = Reader(descriptor)
     for _, _, blocks in _windows(image.blocks, image.blocks[-1].high if image.blocks else 0):
-        if not blocks:
-            continue
-        start, end = blocks[0].low, blocks[-1].high
-        before = _read(descriptor, start, end - start)
-        window = bytearray(before)
-        for block in blocks:
-            at = slice(block.low - start, block.high - start)
-            marks = marks_of(block, reader, image.base_width)
-            window[at] = _moved(before[at], marks, image.base_width, delta)
-        _write(descriptor, window, start)
+        if blocks:
+            start, end = blocks[0].low, blocks[-1].high
+            before = _read(descriptor, start, end - start)
+            window = _relocated(before, start, blocks, reader, image.base_width, delta)
+            _write(descriptor, window, start)
 
 
-# The bytes of a file from a block's first word to its last are taken for one number, as are the
-# marks of its words: so one addition moves them all, and one subtraction tells whether they moved.
+def _relocated(
+    old: bytes, start: int, blocks: Sequence[Block], reader: Reader, width: int, delta: int
+) -> bytearray:
+    """Return `old`, from byte `start` of the file, with `delta` added to the words of `blocks`.
 
-
-def _moved(old: bytes, marks: int, width: int, delta: int) -> bytes:
-    """Return `old` with `delta` added to every marked word, modulo their width."""
-    before = int.from_bytes(old, "little")
-    after = before + marks * delta
-    if _keeps_apart(before, after, marks, width, delta):
-        return after.to_bytes(len(old), "little")
-    return _moved_singly(old, marks, width, delta)
-
-
-def _has_moved(old: bytes, new: bytes, marks: int, width: int, delta: int) -> bool:
-    """Return whether marked words, and nothing else, differ by `delta`; False: or some wrapped."""
-    before, after = int.from_bytes(old, "little"), int.from_bytes(new, "little")
-    return after - before == marks * delta and _keeps_apart(before, after, marks, width, delta)
+    The bytes from a block's first word to its last are taken for one number, as are the marks of
+    its words: so one addition moves them all, modulo their width where none carries.
+    """
+    new = bytearray(old)
+    for block in blocks:
+        at = slice(block.low - start, block.high - start)
+        marks = marks_of(block, reader, width)
+        before = int.from_bytes(old[at], "little")
+        after = before + marks * delta
+        if _keeps_apart(before, after, marks, width, delta):
+            new[at] = after.to_bytes(block.high - block.low, "little")
+        else:
+            new[at] = _moved_singly(old[at], marks, width, delta)
+    return new
 
 
 def _keeps_apart(before: int, after: int, marks: int, width: int, delta: int) -> bool:
@@ -134,7 +124,7 @@ def _keeps_apart(before: int, after: int, marks: int, width: int, delta: int) ->
 
 
 def _moved_singly(old: bytes, marks: int, width: int, delta: int) -> bytes:
-    """Return what `_moved` does, one word after the other."""
+    """Return `old` with `delta` added to every marked word, one after the other."""
     new = bytearray(old)
     for offset, mark in enumerate(marks.to_bytes(len(old), "little")):
         if mark:
