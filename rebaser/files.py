@@ -172,12 +172,21 @@ def patiently(action: Callable[[], object], momentary: Collection[int]) -> None:
             time.sleep(pause)
 
 
-def copy_bytes(source: int, copy: int) -> None:
-    """Write the bytes of one file into another from its start; both are descriptors."""
-    at = 0
-    while window := os.pread(source, 1 << 20, at):
-        # A disk that is nearly full takes a part, and refuses at the next call.
-        at += os.pwrite(copy, window, at)
+def copy_bytes(source: int, copy: int, *, is_new: bool = False) -> None:
+    """Write the bytes of one file into another from its start; both are descriptors.
+
+    Where the copy `is_new`, zeros that a sparse file is given no room for are given none there.
+    """
+    st, at = os.fstat(source), 0
+    has_holes = is_new and getattr(st, "st_blocks", 0) * 512 < st.st_size
+    while window := os.pread(source, 1 << 16 if has_holes else 1 << 20, at):
+        if has_holes and window.count(0) == len(window):
+            at += len(window)
+        else:
+            # A disk that is nearly full takes a part, and refuses at the next call.
+            at += os.pwrite(copy, window, at)
+    if has_holes:
+        os.ftruncate(copy, at)
 
 
 def begin_to_make_durable(descriptor: int) -> None:

@@ -191,7 +191,7 @@ def _copy(item: Replacement, folders: StagingFolders, *, without_marks: bool) ->
     item.staging = folders.beside(folder)
     item.staged = item.staging.new_name()
     item.copy = make_file(item.staged, item.staging.descriptor)
-    copy_bytes(original, item.copy)
+    copy_bytes(original, item.copy, is_new=True)
     _still_as_seen(original, item)
     return Staged(
         staged=f"{item.staging.path}/{item.staged}",
