@@ -145,7 +145,7 @@ def read_image(descriptor: int, length: int) -> Image:
     wrong = (
         _header_fault(image, optional, len(headers))
         or _section_fault(image, optional)
-        or _truncation(image, length, _symbols(file_header), directories[CERTIFICATE_TABLE])
+        or _truncation(image, length, file_header, directories[CERTIFICATE_TABLE])
         or _policy_fault(image, directories[CLR_HEADER], reader)
     )
     if wrong:
@@ -216,12 +216,6 @@ def _sections(reader: Reader, offset: int, count: int) -> tuple[Section, ...]:
     )
 
 
-def _symbols(file_header: Any) -> tuple[int, int]:
-    """Return the offset and the size in bytes of the COFF symbol table; (0, 0): none."""
-    offset: int = file_header.PointerToSymbolTable
-    return (offset, file_header.NumberOfSymbols * SYMBOL_SIZE) if offset else (0, 0)
-
-
 def _header_fault(image: Image, optional: Any, section_table: int) -> _Wrong | None:
     """Return what the headers say that cannot be, or None; `section_table` is its offset."""
     headers_end = section_table + len(image.sections) * SECTION_HEADER_SIZE
@@ -273,16 +267,18 @@ def _section_fault(image: Image, optional: Any) -> _Wrong | None:
 
 
 def _truncation(
-    image: Image, length: int, symbols: tuple[int, int], signature: tuple[int, int]
+    image: Image, length: int, file_header: Any, signature: tuple[int, int]
 ) -> _Wrong | None:
     """Return which part of the image is missing in a file of `length` bytes, or None.
 
-    A file that is being copied has its headers long before its end. `symbols` and `signature` are
-    the offset and the size, in bytes, of what lies outside the sections.
+    A file that is being copied has its headers long before its end. `signature` is the offset and
+    the size of it, in bytes.
     """
+    symbols = file_header.PointerToSymbolTable
     parts = [(f"section {_name(s)}", s.raw_offset, s.raw_size) for s in _with_data(image)]
-    parts += [("the symbol table", *symbols), ("the signature", *signature)]
-    for name, offset, size in parts:
+    if symbols:
+        parts.append(("the symbol table", symbols, file_header.NumberOfSymbols * SYMBOL_SIZE))
+    for name, offset, size in (*parts, ("the signature", *signature)):
         if size and offset + size > length:
             return Fault.TRUNCATED, f"{name} ends at byte {offset + size}, the file has {length}"
     return None
@@ -299,25 +295,18 @@ def _policy_fault(image: Image, clr_header: tuple[int, int], reader: Reader) -> 
     if image.machine == X86_64 and image.base < FOUR_GIB:
         return Fault.LOW, ""
     if clr_header[1]:
-        at = _file_offset(image, clr_header[0] + CLR_FLAGS_OFFSET, 4)
-        if at is None:
-            return Fault.DAMAGED, "its .NET header lies outside the sections"
-        if int.from_bytes(reader.read(at, 4), "little") & CLR_IL_ONLY:
-            return Fault.NET_ONLY, ""
+        rva = clr_header[0] + CLR_FLAGS_OFFSET
+        for section in image.sections:
+            begin = rva - section.virtual_address
+            if begin >= 0 and begin + 4 <= section.raw_size:
+                flags = int.from_bytes(reader.read(section.raw_offset + begin, 4), "little")
+                return (Fault.NET_ONLY, "") if flags & CLR_IL_ONLY else None
+        return Fault.DAMAGED, "its .NET header lies outside the sections"
     return None
 
 
 def _with_data(image: Image) -> list[Section]:
     return [section for section in image.sections if section.raw_size]
-
-
-def _file_offset(image: Image, rva: int, size: int) -> int | None:
-    """Return where the `size` bytes at `rva` lie in the file; None: in no section's data."""
-    for section in image.sections:
-        begin = rva - section.virtual_address
-        if begin >= 0 and begin + size <= section.raw_size:
-            return section.raw_offset + begin
-    return None
 
 
 def _name(section: Section) -> str:

@@ -110,7 +110,8 @@ def _page_of_marks(entries: bytes, width: int) -> bytearray:
     except IndexError:
         known = False
     if not known:
-        raise TableError(Fault.RELOCATION_TYPE_UNKNOWN, str(_unknown_type(entries, width)))
+        types = {byte >> 4 for byte in entries[1::2]}
+        raise TableError(Fault.RELOCATION_TYPE_UNKNOWN, str(min(types - {0, WORD_TYPE[width]})))
     del marks[:start]
     return marks
 
@@ -118,18 +119,11 @@ def _page_of_marks(entries: bytes, width: int) -> bytearray:
 def _demand_distinct(marks: bytearray, entries: bytes, width: int) -> None:
     """Raise TableError when two of the words that `entries` have marked overlap."""
     words = len(entries[1::2].translate(None, _OF_TYPE_ABSOLUTE))
-    # Words that are all aligned can only overlap by being the same.
-    if marks[::width].count(1) != words and (marks.count(1) != words or _too_near(marks, width)):
+    if marks[::width].count(1) == words:
+        return  # they are all aligned, and no two the same
+    at = [offset for offset, mark in enumerate(marks) if mark]
+    if len(at) != words or min(map(sub, at[1:], at), default=width) < width:
         raise TableError(DAMAGED, "it relocates the same bytes twice")
-
-
-def _unknown_type(entries: bytes, width: int) -> int:
-    return min({byte >> 4 for byte in entries[1::2]} - {0, WORD_TYPE[width]})
-
-
-def _too_near(marks: bytearray, width: int) -> bool:
-    words = [offset for offset, mark in enumerate(marks) if mark]
-    return min(map(sub, words[1:], words), default=width) < width
 
 
 def read_blocks(

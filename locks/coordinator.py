@@ -220,10 +220,6 @@ def _driver(url: str, lease: int) -> Any:
 # tooz renews leases, but none of its drivers says whether a renewal found the lock still ours.
 
 
-def _renews_redis(lock: Any) -> bool:
-    return bool(lock.is_still_owner() and lock.heartbeat())
-
-
 def _renews_etcd(lock: Any) -> bool:
     # Its heartbeat() drops the answer, -1 for a lease that has ended.
     return bool(lock._lease.refresh() > 0 and lock._lease.keys())
@@ -231,20 +227,18 @@ def _renews_etcd(lock: Any) -> bool:
 
 def _renews_postgresql(lock: Any) -> bool:
     # No lease: the lock is its connection's, and lasts as long.
-    try:
-        with lock._conn.cursor() as cursor:
-            cursor.execute(
-                "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted"
-                " AND pid = pg_backend_pid() AND classid = %s AND objid = %s",
-                tuple(lock.key),
-            )
-            return cursor.fetchone() is not None
-    except Exception:
-        return False
+    with suppress(Exception), lock._conn.cursor() as cursor:
+        cursor.execute(
+            "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted"
+            " AND pid = pg_backend_pid() AND classid = %s AND objid = %s",
+            tuple(lock.key),
+        )
+        return cursor.fetchone() is not None
+    return False
 
 
 _RENEWS: dict[str, Callable[[Any], bool]] = {
-    "redis": _renews_redis,
+    "redis": lambda lock: bool(lock.is_still_owner() and lock.heartbeat()),
     "etcd3+http": _renews_etcd,
     "etcd3+https": _renews_etcd,
     "postgresql": _renews_postgresql,

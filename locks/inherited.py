@@ -34,28 +34,20 @@ def inherited_lock(path: str | int, *, ignore: Collection[int] = ()) -> Inherite
         wanted = os.stat(path)
     except OSError:
         return None
-    found = [
-        Inherited(fd, _state(fd, path))
-        for fd in _descriptors()
-        if fd not in ignore and fd != path and _is_inherited(fd, wanted)
-    ]
+    found = []
+    for fd in _descriptors():
+        with suppress(OSError):  # the descriptor that listed the folder
+            ours = fd in ignore or fd == path or not os.get_inheritable(fd)
+            if not ours and os.path.samestat(os.fstat(fd), wanted):
+                found.append(Inherited(fd, _state(fd, path)))
     return min(found, key=lambda one: _ORDER.index(one.state), default=None)
 
 
 def _descriptors() -> list[int]:
     for folder in ("/proc/self/fd", "/dev/fd"):
-        try:
+        with suppress(OSError):
             return sorted(int(name) for name in os.listdir(folder) if name.isdigit())
-        except OSError:
-            continue
     return []
-
-
-def _is_inherited(fd: int, wanted: os.stat_result) -> bool:
-    try:
-        return os.get_inheritable(fd) and os.path.samestat(os.fstat(fd), wanted)
-    except OSError:  # the descriptor that listed the folder
-        return False
 
 
 def _state(fd: int, path: str | int) -> str:

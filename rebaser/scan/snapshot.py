@@ -131,11 +131,6 @@ def blank() -> Snapshot:
     return Snapshot("", "", {}, [""])
 
 
-def this_host() -> str:
-    """Return the name of the machine that we run on."""
-    return os.uname().nodename
-
-
 class SnapshotLostError(RebaserError):
     """The file is damaged, or was written by another version: the next scan starts cold."""
 

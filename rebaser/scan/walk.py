@@ -167,7 +167,7 @@ class _Scanner:
         self.rules = rules
         self.suffixes = SUFFIXES + tuple(suffix.lower() for suffix in rules.suffixes)
         self.comparable = snapshot.rules == rules.key() and "" in snapshot.folders
-        self.host = snapshots.this_host()
+        self.host = os.uname().nodename
         if snapshot.host != self.host:
             # What another machine saw was proven by its clock, and its inodes may be others.
             snapshot = snapshots.trusted(snapshot, snapshots.NEVER, 0)

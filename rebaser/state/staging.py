@@ -76,6 +76,7 @@ def _clear(folder: int, names: list[str]) -> list[str]:
     """
     left = []
     for name in sorted(names, key=MARK.__eq__):
+        is_copy = name.endswith(".dll") and name[:-4].isdecimal()
         if name.startswith(ROOM):
             room = open_folder(name, folder)
             try:
@@ -85,13 +86,8 @@ def _clear(folder: int, names: list[str]) -> list[str]:
             if not rest:
                 os.rmdir(name, dir_fd=folder)
             left += [f"{name}/{each}" for each in rest]
-        elif name in (MARK, NEW, PROBE) or name.startswith(NOTE) or _is_copy(name):
+        elif name in (MARK, NEW, PROBE) or name.startswith(NOTE) or is_copy:
             os.unlink(name, dir_fd=folder)
         else:
             left.append(name)
     return left
-
-
-def _is_copy(name: str) -> bool:
-    stem, dot, suffix = name.partition(".")
-    return stem.isdecimal() and dot + suffix == ".dll"
