@@ -71,7 +71,7 @@ def _places() -> list[tuple[Path, str]]:
 
 def _movable(root: Path) -> list[Path]:
     """Return the DLLs below `root` that can be moved, by size."""
-    from cygwin.errors import NotAnImage
+    from cygwin.fault import NotAnImage
     from cygwin.image import read_image
 
     found = []

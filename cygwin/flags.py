@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from cygwin.address_space import ARM64
 from cygwin.checksum import WIDTH, checksum, sum_file, sum_words
-from cygwin.errors import ImageError
+from cygwin.fault import ImageError
 from cygwin.image import DYNAMIC_BASE, Image
 from cygwin.named_tuple import NamedTuple
 

@@ -7,8 +7,7 @@ import struct
 from typing import Any
 
 from cygwin.address_space import ARM64, GRANULARITY, I386, X86_64, machine_name, slot_size
-from cygwin.errors import NotAnImage, TableError
-from cygwin.fault import Fault
+from cygwin.fault import Fault, NotAnImage, TableError
 from cygwin.named_tuple import NamedTuple
 from cygwin.relocation_table import Block, Reader, Section, read_blocks
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 from cygwin.checksum import WIDTH, checksum, sum_words
-from cygwin.errors import RelocationError
+from cygwin.fault import RelocationError
 from cygwin.image import DYNAMIC_BASE, Image, read_base
 from cygwin.relocation_table import Block, Reader, marks_of
 

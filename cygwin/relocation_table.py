@@ -12,8 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from operator import sub
 
-from cygwin.errors import RelocationError, TableError
-from cygwin.fault import Fault
+from cygwin.fault import Fault, RelocationError, TableError
 from cygwin.named_tuple import NamedTuple
 
 # "Base Relocation Types"; the key is the width of the ImageBase field and of each word, in bytes.

@@ -8,7 +8,7 @@ import stat as modes
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
-from cygwin.errors import ImageError
+from cygwin.fault import ImageError
 from cygwin.image import read_image
 from cygwin.relocation import check_and_sum
 from rebaser.apply.engines import Engine, Staged

@@ -14,7 +14,7 @@ import stat
 import sys
 from collections.abc import Collection, Iterator, Mapping
 
-from cygwin.errors import ImageError
+from cygwin.fault import ImageError
 from cygwin.flags import FLAGS, Flag, change_flags, describe, image_flags
 from cygwin.image import read_image
 from rebaser.errors import RebaserError, UsageError

@@ -372,7 +372,7 @@ class _Scanner:
 
     def look(self, path: str, descriptor: int, st: os.stat_result) -> Seen:
         """Read what a file is."""
-        from cygwin.errors import NotAnImage
+        from cygwin.fault import NotAnImage
         from cygwin.image import read_image
 
         image, fields = None, (0,) * 7

@@ -21,8 +21,7 @@ from cygwin.image import Image, read_image
 from cygwin.programs import Outcome, Programs
 from cygwin.relocation import check_and_sum, relocate
 from cygwin.relocation_table import Section
-from rebaser.apply.engines import Staged
-from rebaser.apply.engines.builtin import BuiltinEngine
+from rebaser.apply.engines import BuiltinEngine, Staged
 from rebaser.apply.engines.cygwin import CygwinEngine, Fallback, cannot_move
 
 BASE = 0x2_0001_0000

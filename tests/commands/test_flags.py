@@ -13,7 +13,7 @@ from cygwin_root import CygwinRoot
 from pe import Shape, build, checksum, checksum_field, opened, read_data
 
 from cygwin.address_space import ARM64, I386
-from cygwin.errors import ImageError
+from cygwin.fault import ImageError
 from cygwin.flags import FLAGS, Flags, change_flags, describe, image_flags
 
 COFF = 0x80 + 22

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pe import opened
 
-from cygwin.errors import NotAnImage
+from cygwin.fault import NotAnImage
 from cygwin.image import read_image
 from cygwin.relocation import check_and_sum, relocate
 

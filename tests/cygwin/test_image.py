@@ -25,8 +25,7 @@ from cygwin.address_space import (
     machine_name,
     slot_size,
 )
-from cygwin.errors import NotAnImage
-from cygwin.fault import Fault
+from cygwin.fault import Fault, NotAnImage
 from cygwin.image import read_base, read_image
 from cygwin.relocation_table import Reader, marks_of
 

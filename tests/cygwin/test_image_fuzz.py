@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pe import Shape, block, build, opened, read_data
 
-from cygwin.errors import NotAnImage
+from cygwin.fault import NotAnImage
 from cygwin.image import read_image
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"

@@ -14,8 +14,7 @@ from cygwin_root import CygwinRoot
 from cygwin.image import Image, read_image
 from cygwin.programs import Programs
 from cygwin.relocation import check_and_sum
-from rebaser.apply.engines import Engine, Staged
-from rebaser.apply.engines.builtin import BuiltinEngine
+from rebaser.apply.engines import BuiltinEngine, Engine, Staged
 from rebaser.apply.engines.cygwin import CygwinEngine, cannot_move
 
 BASE = 0x2_0001_0000

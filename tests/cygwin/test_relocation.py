@@ -26,11 +26,10 @@ from pe import (
 
 from cygwin import relocation
 from cygwin.address_space import I386, X86_64, machine_name
-from cygwin.errors import RelocationError
+from cygwin.fault import RelocationError
 from cygwin.image import Image, read_image
 from cygwin.relocation import check_and_sum, relocate
-from rebaser.apply.engines import Staged
-from rebaser.apply.engines.builtin import BuiltinEngine
+from rebaser.apply.engines import BuiltinEngine, Staged
 
 MACHINES = pytest.mark.parametrize("machine", [I386, X86_64], ids=machine_name)
 BASE = {I386: 0x6D00_0000, X86_64: 0x4_0000_0000}

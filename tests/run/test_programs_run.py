@@ -14,7 +14,7 @@ import pe
 import pytest
 from cygwin_root import FAKE_PROGRAMS
 
-from rebaser.apply.engines.builtin import BuiltinEngine
+from rebaser.apply.engines import BuiltinEngine
 from rebaser.apply.engines.choice import choose_engine
 from rebaser.apply.engines.cygwin import CygwinEngine
 from rebaser.errors import UsageError

@@ -22,7 +22,7 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 from pe import Shape, block, build, checksum, checksum_field  # noqa: E402
 
 from cygwin.address_space import ARM64, I386  # noqa: E402
-from cygwin.errors import NotAnImage  # noqa: E402
+from cygwin.fault import NotAnImage  # noqa: E402
 from cygwin.image import Image, read_image  # noqa: E402
 from cygwin.relocation import check_and_sum, relocate  # noqa: E402
 

@@ -17,7 +17,7 @@ from typing import Any
 import pe
 
 from cygwin.address_space import slot_size
-from cygwin.errors import NotAnImage
+from cygwin.fault import NotAnImage
 from cygwin.image import Image, read_image
 from cygwin.relocation import relocate
 from rebaser.plan.overlap import Span

@@ -1,12 +1,14 @@
-"""Who relocates the staged copies: the seam between the commit protocol and the engines."""
+"""Who relocates the staged copies: the seam to the engines, and rebaser's own engine."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from cygwin.fault import RelocationError
 from cygwin.image import Image
 from cygwin.named_tuple import NamedTuple
+from cygwin.relocation import relocate
 
 
 class Staged(NamedTuple):
@@ -38,3 +40,24 @@ class Engine(Protocol):
         be right yet.
         """
         ...  # a Protocol's member has no body
+
+
+class BuiltinEngine:
+    """Moves staged copies without any program: it works where fork does not."""
+
+    name = "builtin"
+    version: str | None = None
+    starts_processes = False
+
+    def relocate(self, staged: Sequence[Staged]) -> Mapping[str, str]:
+        """Move every copy; return {staged: reason} for those that could not be moved."""
+        reasons = {}
+        for item in staged:
+            try:
+                clear = item.clear_dynamic_base
+                relocate(item.copy, item.image, item.new_base, clear_dynamic_base=clear)
+            except RelocationError as error:
+                reasons[item.staged] = str(error)
+            except OSError as error:
+                reasons[item.staged] = f"its copy could not be written ({error.strerror or error})"
+        return reasons

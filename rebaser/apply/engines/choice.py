@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cygwin.programs import Programs
-from rebaser.apply.engines import Engine
-from rebaser.apply.engines.builtin import BuiltinEngine
+from rebaser.apply.engines import BuiltinEngine, Engine
 from rebaser.apply.engines.cygwin import CygwinEngine, Fallback
 from rebaser.errors import UsageError
 from rebaser.files import on_cygwin

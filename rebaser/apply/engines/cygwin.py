@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from cygwin.errors import RelocationError
+from cygwin.fault import RelocationError
 from cygwin.image import Image, read_base
 from cygwin.named_tuple import NamedTuple
 from cygwin.programs import Outcome, ProgramError, Programs
