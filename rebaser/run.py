@@ -12,7 +12,7 @@ from rebaser.progress import Progress
 from rebaser.remember import before_the_scan, remember_look, remember_work, settled_report
 from rebaser.report import Report, Seconds
 from rebaser.scan.snapshot import is_racy
-from rebaser.scan.walk import Scan, scan_for_work
+from rebaser.scan.walk import Scan, scan
 from rebaser.state import records
 from rebaser.state.lock import LockLostError, TreeLock
 from rebaser.state.records import Asked
@@ -39,6 +39,10 @@ class OuterTreeError(Exception):
     def __init__(self, tree: Tree) -> None:
         super().__init__(tree.root)
         self.tree = tree
+
+
+class NotAloneError(Exception):
+    """There is work, and somebody else holds the lock."""
 
 
 def run(
@@ -137,8 +141,11 @@ def _look(job: Job, lock: TreeLock, asked: Asked) -> Report | Proposal | None:
         # Who got the lock between our two wrote a record before it changed anything.
         return lock.upgrade() and records.newest_number(job.state) == asked.newest
 
-    def at_first_work(name: str, seen: Seen, fault: Fault | None) -> bool | None:
-        return alone() if job.is_certain_to_move(name, seen, fault) else None
+    def at_first_work(name: str, seen: Seen, fault: Fault | None) -> bool:
+        is_work = job.is_certain_to_move(name, seen, fault)
+        if is_work and not alone():
+            raise NotAloneError
+        return is_work
 
     lock.share()
     if job.is_new() or job.state.was_left():
@@ -151,8 +158,9 @@ def _look(job: Job, lock: TreeLock, asked: Asked) -> Report | Proposal | None:
     if done:
         return _covered(job, done)
     before = job.snapshot()
-    found = _scan(job, before, None if lock.is_exclusive else at_first_work)
-    if found is None:
+    try:
+        found = _scan(job, before, None if lock.is_exclusive else at_first_work)
+    except NotAloneError:
         return None
     report = settled_report(job, found, before)
     if report is not None:
@@ -189,20 +197,19 @@ def _work(job: Job, lock: TreeLock, found: Proposal | None) -> Report:
 
 def _plan(job: Job, before: Snapshot) -> Proposal:
     found = _scan(job, before)
-    assert found is not None
     with job.timed("plan"):
         return job.planner().propose(found, before)
 
 
-def _scan(job: Job, before: Snapshot, at_first_work: AtFirstWork | None = None) -> Scan | None:
+def _scan(job: Job, before: Snapshot, at_first_work: AtFirstWork | None = None) -> Scan:
     job.progress.phase("looking at the tree")
     job.scan_began = time.monotonic()
     with job.timed("scan"):
-        return scan_for_work(
-            at_first_work,
+        return scan(
             job.tree.root,
             job.options.rules,
             before,
+            at_first_work=at_first_work,
             progress=job.progress.advance,
             # What a process has open, even one that waits for the lock, others may fail to replace
             # there: Wine refuses it, and Cygwin's rename(2) then loses the file.

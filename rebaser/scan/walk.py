@@ -20,10 +20,9 @@ if TYPE_CHECKING:
 
     from cygwin.image import Image
 
-    # Asked about an image that had to be read (its path, what was seen, its fault) whether it is
-    # the first that shows work: None no; True yes, go on and do not ask again; False yes, end the
-    # scan.
-    AtFirstWork = Callable[[str, Seen, Optional[Fault]], Optional[bool]]
+    # Asked about an image that had to be read (its path, what was seen, its fault) whether it shows
+    # work; after the first that does it is asked no more. What it raises ends the scan.
+    AtFirstWork = Callable[[str, Seen, Optional[Fault]], bool]
 
 SUFFIXES = (".dll", ".so", ".fas", ".oct", ".mex", ".eln", ".pyd")
 
@@ -91,35 +90,19 @@ def scan(
     rules: Rules | None = None,
     snapshot: Snapshot | None = None,
     *,
+    at_first_work: AtFirstWork | None = None,
     progress: Callable[[int], None] | None = None,
     keep_open: bool = False,
 ) -> Scan:
-    """Look at the tree below `root`; what is as `snapshot` has it is not read again.
+    """Look at the tree below `root`, first at folders that changed since `snapshot`.
 
-    A file is as remembered when size, times, inode and device are, and its ImageBase and
-    DllCharacteristics too: Cygwin's rebase changes neither size nor, usually, times. A folder, when
-    its times, inode and device are. `progress` is told the number of files looked at. `keep_open`
-    keeps open those images that were read and that can be moved: close the scan.
+    What is as it has it is not read again: a file when size, times, inode and device are, and its
+    ImageBase and DllCharacteristics too, for Cygwin's rebase changes neither size nor, usually,
+    times; a folder when its times, inode and device are. `progress` is told the number of files
+    looked at. `keep_open` keeps open those images that were read and that can be moved: close the
+    scan.
     """
     rules, snapshot = rules or Rules(), snapshot or snapshots.blank()
-    found = scan_for_work(None, root, rules, snapshot, progress=progress, keep_open=keep_open)
-    assert found is not None  # nobody was there to end it
-    return found
-
-
-def scan_for_work(
-    at_first_work: AtFirstWork | None,
-    root: str,
-    rules: Rules,
-    snapshot: Snapshot,
-    *,
-    progress: Callable[[int], None] | None = None,
-    keep_open: bool = False,
-) -> Scan | None:
-    """Look at the tree as `scan` does, at folders that have changed first.
-
-    Returns None where `at_first_work` ends it.
-    """
     return _Scanner(root, rules, snapshot, at_first_work, progress, keep_open=keep_open).scan()
 
 
@@ -146,10 +129,6 @@ def scan_folders(root: str, rules: Rules, snapshot: Snapshot, folders: Iterable[
 
 def _inside(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
-
-
-class _EndedError(Exception):
-    pass
 
 
 class _Scanner:
@@ -184,17 +163,15 @@ class _Scanner:
         self.details = {text: number for number, text in enumerate(snapshot.details)}
         self.states = set(snapshot.inner)
 
-    def scan(self) -> Scan | None:
+    def scan(self) -> Scan:
         """Look at every folder, and at its files of interest as soon as it is known."""
         found = {}
         try:
             for path, folder in self.folders():
                 found[path] = self.files(path, folder) if folder.names else folder
             snapshot = self.snapshot_of(found) if self.changed else self.snapshot
-        except BaseException as error:
+        except BaseException:
             self.result(self.snapshot).close()
-            if isinstance(error, _EndedError):
-                return None
             raise
         return self.result(snapshot)
 
@@ -389,10 +366,7 @@ class _Scanner:
         seen = Seen(*stat, *fields, fault.number if fault else 0, number)
         if image:
             self.keep(path, image, descriptor)
-            answer = self.at_first_work and self.at_first_work(path, seen, fault)
-            if answer is False:
-                raise _EndedError
-            if answer:
+            if self.at_first_work and self.at_first_work(path, seen, fault):
                 self.at_first_work = None
         return seen
 

@@ -12,7 +12,7 @@ from trees import FLOOR, LINKERS, add_dll, make_tree
 from cygwin.fault import Fault
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.snapshot import Snapshot
-from rebaser.scan.walk import Rules, Scan, scan, scan_for_work
+from rebaser.scan.walk import Rules, Scan, scan
 from rebaser.state.folder import State
 
 LATER = 1 << 62  # a time, in nanoseconds, after all changes: nothing is racy
@@ -236,11 +236,14 @@ def test_hard_links_come_and_go(root: Path) -> None:
 def test_ends_where_it_is_told(root: Path) -> None:
     asked = []
 
-    def end(path: str, seen: snapshots.Seen, fault: Fault | None) -> bool | None:
+    def end(path: str, seen: snapshots.Seen, fault: Fault | None) -> bool:
         asked.append((path, seen.base, fault))
-        return False if path == "bin/x001.dll" else None
+        if path == "bin/x001.dll":
+            raise LookupError
+        return False
 
-    assert scan_for_work(end, str(root), Rules(), snapshots.blank()) is None
+    with pytest.raises(LookupError):
+        scan(str(root), at_first_work=end)
     assert asked == [("bin/x000.dll", LINKERS, None), ("bin/x001.dll", LINKERS, None)]
 
 
@@ -251,8 +254,7 @@ def test_goes_on_without_asking_where_it_is_told(root: Path) -> None:
         asked.append(path)
         return True
 
-    found = scan_for_work(go_on, str(root), Rules(), snapshots.blank())
-    assert found is not None
+    found = scan(str(root), at_first_work=go_on)
     assert asked == ["bin/x000.dll"]
     assert len(paths(found)) == 3
 
@@ -265,10 +267,11 @@ def test_folders_that_changed_are_looked_at_first(root: Path) -> None:
     add_dll(root / "lib/new.dll")
     asked: list[str] = []
 
-    def note(path: str, seen: snapshots.Seen, fault: Fault | None) -> None:
+    def note(path: str, seen: snapshots.Seen, fault: Fault | None) -> bool:
         asked.append(path)
+        return False
 
-    assert scan_for_work(note, str(root), Rules(), before) is not None
+    scan(str(root), Rules(), before, at_first_work=note)
     assert asked == ["lib/new.dll", "bin/x000.dll"]
 
 
@@ -345,10 +348,12 @@ def test_images_that_were_read_stay_open(root: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_scan_that_ends_early_leaves_nothing_open(root: Path) -> None:
-    def end_at_the_third(path: str, seen: snapshots.Seen, fault: Fault | None) -> bool | None:
-        return False if path == "lib/deep/y.so" else None
+    def end_at_the_third(path: str, seen: snapshots.Seen, fault: Fault | None) -> bool:
+        if path == "lib/deep/y.so":
+            raise LookupError
+        return False
 
     before = set(os.listdir("/proc/self/fd"))
-    blank = snapshots.blank()
-    assert scan_for_work(end_at_the_third, str(root), Rules(), blank, keep_open=True) is None
+    with pytest.raises(LookupError):
+        scan(str(root), at_first_work=end_at_the_third, keep_open=True)
     assert set(os.listdir("/proc/self/fd")) == before
