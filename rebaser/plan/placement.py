@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import accumulate
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 
 from cygwin.address_space import ARENA, GRANULARITY, RUNTIME, Range, machine_name
 from cygwin.named_tuple import NamedTuple
@@ -150,18 +149,15 @@ class Obstacles:
     def __init__(self, ranges: Iterable[tuple[int, int, str]]) -> None:
         self.ranges = sorted(ranges)
         self.lows = [low for low, _, _ in self.ranges]
-        # Where the range that reaches highest, of all that start at or below this one, stands.
-        self.highest: list[int] = list(accumulate(range(len(self.ranges)), self._higher))
-
-    def _higher(self, one: int, other: int) -> int:
-        return one if self.ranges[one][1] >= self.ranges[other][1] else other
+        # The range that reaches highest of all that start at or below each one.
+        self.highest: list[tuple[int, int, str]] = []
+        for one in self.ranges:
+            self.highest.append(max([*self.highest[-1:], one], key=itemgetter(1)))
 
     def overlapping(self, low: int, high: int) -> str | None:
         """Return the owner of one that overlaps `[low, high)`, or None."""
         index = bisect_left(self.lows, high) - 1
-        if index < 0:
-            return None
-        _, reach, owner = self.ranges[self.highest[index]]
+        _, reach, owner = self.highest[index] if index >= 0 else (0, low, "")
         return owner if reach > low else None
 
 
