@@ -225,15 +225,11 @@ def _header_fault(image: Image, optional: Any, section_table: int) -> _Wrong | N
     if width != image.base_width:
         return Fault.DAMAGED, f"headers of {image.base_width * 8} bits for machine {machine}"
     if optional.NumberOfRvaAndSizes > len(optional.DATA_DIRECTORY):
-        return (
-            Fault.DAMAGED,
-            f"{optional.NumberOfRvaAndSizes} data directories do not fit in its headers",
-        )
+        detail = f"{optional.NumberOfRvaAndSizes} data directories do not fit in its headers"
+        return Fault.DAMAGED, detail
     if optional.SizeOfHeaders < headers_end:
-        return (
-            Fault.DAMAGED,
-            f"headers of {headers_end} bytes, SizeOfHeaders is {optional.SizeOfHeaders}",
-        )
+        detail = f"headers of {headers_end} bytes, SizeOfHeaders is {optional.SizeOfHeaders}"
+        return Fault.DAMAGED, detail
     if optional.SectionAlignment < PAGE:
         return Fault.SMALL_ALIGNMENT, f"{optional.SectionAlignment} bytes"
     return None
@@ -255,10 +251,8 @@ def _section_fault(image: Image, optional: Any) -> _Wrong | None:
     end = headers_end
     for section in sorted(_with_data(image), key=lambda section: section.raw_offset):
         if section.raw_offset < end:
-            return (
-                Fault.DAMAGED,
-                f"section {_name(section)} overlaps what lies before it in the file",
-            )
+            detail = f"section {_name(section)} overlaps what lies before it in the file"
+            return Fault.DAMAGED, detail
         if section.raw_offset % SECTOR:
             return Fault.DAMAGED, f"section {_name(section)} begins at byte {section.raw_offset}"
         end = section.raw_offset + section.raw_size

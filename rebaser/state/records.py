@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from cygwin.named_tuple import NamedTuple
@@ -14,10 +14,6 @@ from rebaser.request import Request
 from rebaser.state import RUNS
 from rebaser.state.folder import State, StateError
 from rebaser.text import from_utf8, recoded, to_utf8
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
 
 KEPT_RECORDS = 30
 
@@ -174,25 +170,23 @@ def _read(state: State, number: int) -> Record | None:
 
     try:
         fields = recoded(json.loads(state.read(_path(number), LARGEST_RECORD)[0]), from_utf8)
-        request = fields["request"]
-        only = request["only"]
+        only = fields["request"].pop("only")
         return Record(
             number=number,
             began=str(fields["began"]),
             request=Request(
-                options=str(request["options"]),
-                below=str(request["below"]),
+                **{name: str(text) for name, text in fields["request"].items()},
                 only=None if only is None else frozenset(map(str, only)),
             ),
             host=str(fields["host"]),
             looked=float(fields["looked"]),
-            finished=None if fields["finished"] is None else str(fields["finished"]),
-            engine=None if fields["engine"] is None else str(fields["engine"]),
+            finished=fields["finished"] and str(fields["finished"]),
+            engine=fields["engine"] and str(fields["engine"]),
             moved=_count(fields["moved"]),
             bytes_written=_count(fields["bytes_written"]),
             failed=tuple((str(path), str(reason)) for path, reason in fields["failed"]),
             unfinished=tuple(map(str, fields["unfinished"])),
-            overlaps=tuple(map(_group, fields["overlaps"])),
+            overlaps=tuple(_group(**each) for each in fields["overlaps"]),
             others=_count(fields["others"]),
         )
     except Exception:  # whatever nonsense makes of it, be it of 1e999 or a thousand brackets
@@ -205,15 +199,11 @@ def _count(number: float) -> int:
     return int(number)
 
 
-def _group(fields: dict[str, Any]) -> Group:
-    return Group(
-        machine=_count(fields["machine"]),
-        low=_count(fields["low"]),
-        high=_count(fields["high"]),
-        paths=tuple(map(str, fields["paths"])),
-        cure=None if fields["cure"] is None else str(fields["cure"]),
-        ours=bool(fields["ours"]),
-    )
+def _group(
+    machine: int, low: int, high: int, paths: Sequence[str], cure: str | None, ours: bool
+) -> Group:
+    addresses = _count(machine), _count(low), _count(high)
+    return Group(*addresses, tuple(map(str, paths)), cure and str(cure), bool(ours))
 
 
 def _now() -> str:
