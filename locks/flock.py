@@ -78,23 +78,22 @@ class Flock:
         *,
         create: bool = True,
         make_parents: bool = False,
-        follow: bool = True,
         dir_fd: int | None = None,
     ) -> Flock:
         """Open a lock file or a folder, read-write, or read-only where only that is allowed.
 
         A missing file is made with mode 0666 less the umask, as flock(1) makes it. It is never
         made through a symbolic link, which somebody else may have put there; a link to a file
-        that exists is followed, since opening a lock file changes nothing in it, unless `follow`
-        is false. What is neither a file nor a folder is refused, and no FIFO is waited for. The
-        descriptor is close-on-exec and never 0, 1 or 2. `make_parents` makes the folders that are
-        missing. `dir_fd` is a descriptor of its folder, where that is open. Raises LockFileError.
+        that exists is followed, since opening a lock file changes nothing in it, but not where
+        `dir_fd`, a descriptor of its folder, is given. What is neither a file nor a folder is
+        refused, and no FIFO is waited for. The descriptor is close-on-exec and never 0, 1 or 2.
+        `make_parents` makes the folders that are missing. Raises LockFileError.
         """
         try:
             if create and make_parents and os.path.dirname(path):
                 _make_folder(os.path.dirname(path))
             name = path if dir_fd is None else os.path.basename(path)
-            return cls(_not_standard(_opened(name, create, follow, dir_fd)), path, owned=True)
+            return cls(_not_standard(_opened(name, create, dir_fd)), path, owned=True)
         except OSError as error:
             raise LockFileError("open", path, error) from error
 
@@ -219,9 +218,11 @@ _READ_ONLY = frozenset(
 )
 
 
-def _opened(path: str, create: bool, follow: bool, dir_fd: int | None) -> int:
+def _opened(path: str, create: bool, dir_fd: int | None) -> int:
     # Without O_NONBLOCK a FIFO is waited for; for flock(2) it means nothing.
-    flags = os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
+    flags = os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+    if dir_fd is not None:
+        flags |= os.O_NOFOLLOW
     while True:
         # First without O_CREAT: where fs.protected_regular is set, Linux refuses O_CREAT on
         # another user's file in /tmp, even to root (proc(5)).
@@ -230,7 +231,7 @@ def _opened(path: str, create: bool, follow: bool, dir_fd: int | None) -> int:
         except OSError as error:
             if error.errno in _READ_ONLY:
                 return _no_pipe(os.open(path, os.O_RDONLY | flags, dir_fd=dir_fd))
-            if error.errno == errno.ELOOP and not follow:
+            if error.errno == errno.ELOOP and dir_fd is not None:
                 raise OSError(errno.ELOOP, "it is a symbolic link") from None
             if error.errno != errno.ENOENT or not create:
                 raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections import namedtuple
-from collections.abc import Collection
 from contextlib import suppress
 
 from locks.flock import Flock, LockFileError, Mode
@@ -24,11 +23,11 @@ class Inherited(namedtuple("Inherited", "descriptor state")):
     state: str
 
 
-def inherited_lock(path: str | int, *, ignore: Collection[int] = ()) -> Inherited | None:
+def inherited_lock(path: str | int) -> Inherited | None:
     """Return the caller's descriptor of this lock file (a path or a descriptor), None without one.
 
     Of several, the one that holds most. Only what survived our exec counts, that is what is not
-    close-on-exec, and nothing in `ignore`. The caller's lock stays as it is. Raises nothing.
+    close-on-exec. The caller's lock stays as it is. Raises nothing.
     """
     try:
         wanted = os.stat(path)
@@ -37,8 +36,8 @@ def inherited_lock(path: str | int, *, ignore: Collection[int] = ()) -> Inherite
     found = []
     for fd in _descriptors():
         with suppress(OSError):  # the descriptor that listed the folder
-            ours = fd in ignore or fd == path or not os.get_inheritable(fd)
-            if not ours and os.path.samestat(os.fstat(fd), wanted):
+            is_ours = fd == path or not os.get_inheritable(fd)
+            if not is_ours and os.path.samestat(os.fstat(fd), wanted):
                 found.append(Inherited(fd, _state(fd, path)))
     return min(found, key=lambda one: _ORDER.index(one.state), default=None)
 

@@ -142,7 +142,7 @@ class TreeLock:
         folders = Folders(root)
         try:
             folder = folders.open(os.path.relpath(os.path.dirname(path), root))
-            lock = Flock.open(path, create=False, follow=False, dir_fd=folder)
+            lock = Flock.open(path, create=False, dir_fd=folder)
         except (OSError, LockFileError):
             return False
         self._others.append(lock)
@@ -232,6 +232,6 @@ def _opened(path: str, state: State) -> Flock:
         folder = state.folder_of(path)
         if folder is None:
             return Flock.open(path, make_parents=True)
-        return Flock.open(path, follow=False, dir_fd=folder)
+        return Flock.open(path, dir_fd=folder)
     except LockFileError as error:
         raise LockError(error) from error

@@ -243,8 +243,8 @@ def test_a_link_is_not_followed_where_that_is_said(tmp_path: Path) -> None:
     folder = os.open(tmp_path, os.O_RDONLY)
     try:
         with pytest.raises(LockFileError, match="cannot open the lock file link: it is a symbolic"):
-            Flock.open("link", follow=False, dir_fd=folder)
-        with Flock.open("lock", follow=False, dir_fd=folder) as lock:
+            Flock.open("link", dir_fd=folder)
+        with Flock.open("lock", dir_fd=folder) as lock:
             assert os.path.samestat(os.fstat(lock.fileno()), os.stat(tmp_path / "lock"))
     finally:
         os.close(folder)
