@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from locks.flock import Flock, Mode
 
@@ -141,17 +142,11 @@ def self_lock_warning(lock: Flock, mode: Mode) -> str | None:
 
 def say(text: str) -> None:
     """Write to stderr at once; a stderr that is closed or full is no reason to lose the lock."""
-    if sys.stderr is None:
-        return
-    try:
+    with suppress(AttributeError, OSError):
         sys.stderr.write(text)
         sys.stderr.flush()
-    except OSError:
-        pass
 
 
 def _flush() -> None:
-    try:
+    with suppress(AttributeError, OSError):  # closed by the caller, or its reader is gone
         sys.stdout.flush()
-    except (AttributeError, OSError):  # closed by the caller, or its reader is gone
-        pass

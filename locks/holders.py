@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from typing import NamedTuple
 
 LONGEST_COMMAND = 80  # characters of a command line that are shown
@@ -71,11 +72,9 @@ def _modes(pid: int, wanted: os.stat_result) -> set[str | None]:
     """Return how each descriptor that a process has of the wanted file is locked."""
     modes = set()
     for fd in _listed(f"/proc/{pid}/fd"):
-        try:
+        with suppress(OSError):
             if os.path.samestat(os.stat(f"/proc/{pid}/fd/{fd}"), wanted):
                 modes.add(flock_in(_read(f"/proc/{pid}/fdinfo/{fd}")))
-        except OSError:
-            continue
     return modes
 
 
@@ -108,18 +107,15 @@ def blocked_in(locks: str, inode: int) -> set[int]:
 
 
 def _listed(folder: str) -> list[str]:
-    try:
+    with suppress(OSError):
         return os.listdir(folder)
-    except OSError:
-        return []
+    return []
 
 
 def _read(path: str) -> str:
-    try:
-        with open(path, "rb") as file:
-            return os.fsdecode(file.read())
-    except OSError:
-        return ""
+    with suppress(OSError), open(path, "rb") as file:
+        return os.fsdecode(file.read())
+    return ""
 
 
 def words_of(pid: int) -> list[str]:

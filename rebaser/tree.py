@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat as modes
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 
 from rebaser.errors import UsageError
 from rebaser.files import on_cygwin
@@ -145,7 +146,7 @@ def _made_by_a_run(folder: str, state: Sequence[str], trusted: Collection[int]) 
     A lock file says nothing: build scripts make those.
     """
     path = folder.rstrip("/")
-    try:
+    with suppress(OSError):
         for name in (*state, RUNS):
             path = f"{path}/{name}"
             st = os.lstat(path)
@@ -153,6 +154,5 @@ def _made_by_a_run(folder: str, state: Sequence[str], trusted: Collection[int]) 
                 return False
             if name in (state[-1], RUNS) and st.st_mode & (modes.S_IWGRP | modes.S_IWOTH):
                 return False
-    except OSError:
-        return False
-    return True
+        return True
+    return False

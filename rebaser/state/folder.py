@@ -141,11 +141,10 @@ class State:
 
         To be asked with the lock held, exclusive or shared: a live run holds it exclusively.
         """
-        try:
+        with suppress(OSError):
             names = self.names(STAGING)
-        except OSError:
-            return False
-        return not names or MARK in names
+            return not names or MARK in names
+        return False
 
     def clear_staging(self) -> None:
         """Remove the staging folder, and those that it says lie on other file systems.
