@@ -168,8 +168,8 @@ def _headers(reader: Reader, length: int) -> bytes:
     if len(dos_header) < DOS_HEADER_SIZE:
         raise NotAnImage(Fault.TRUNCATED, "the file ends within its DOS header")
     at = int.from_bytes(dos_header[60:64], "little")
-    file_header = reader.read(at, FILE_HEADER_SIZE) if at < MAX_HEADER_OFFSET else b""
-    if not file_header or file_header[:4] != b"PE\0\0"[: len(file_header)]:
+    file_header = reader.read(at, FILE_HEADER_SIZE)
+    if at >= MAX_HEADER_OFFSET or file_header[:4] != b"PE\0\0"[: len(file_header)]:
         raise NotAnImage(Fault.NO_IMAGE, f"no PE header at byte {at}")
     end = at + len(file_header) + int.from_bytes(file_header[20:22], "little")
     headers = reader.read(0, end)
@@ -262,7 +262,7 @@ def _section_fault(image: Image, optional: Any) -> _Wrong | None:
 def _truncation(
     image: Image, length: int, file_header: Any, signature: tuple[int, int]
 ) -> _Wrong | None:
-    """Return which part of the image is missing in a file of `length` bytes, or None.
+    """Return which part of the image is missing in a file of `length` bytes, or what is too much.
 
     A file that is being copied has its headers long before its end. `signature` is the offset and
     the size of it, in bytes.
@@ -274,7 +274,7 @@ def _truncation(
     for name, offset, size in (*parts, ("the signature", *signature)):
         if size and offset + size > length:
             return Fault.TRUNCATED, f"{name} ends at byte {offset + size}, the file has {length}"
-    return None
+    return (Fault.DAMAGED, "a file of 4 GiB, which no image has") if length >= FOUR_GIB else None
 
 
 def _policy_fault(image: Image, clr_header: tuple[int, int], reader: Reader) -> _Wrong | None:

@@ -216,11 +216,12 @@ def test_the_options_of_a_tree_hold_for_a_check(rebaser: Rebaser, tmp_path: Path
     assert rebaser("check", tree).status == 0
 
 
+@pytest.mark.parametrize("left", [0x40, 100, 0x1000])
 def test_a_tree_that_could_not_be_judged_is_not_called_sound(
-    rebaser: Rebaser, tmp_path: Path
+    rebaser: Rebaser, tmp_path: Path, left: int
 ) -> None:
     data = add_dll(tmp_path / "x.dll", FLOOR, dll_characteristics=0, data_size=0x4000)
-    (tmp_path / "x.dll").write_bytes(data[:-0x1000])
+    (tmp_path / "x.dll").write_bytes(data[:left])
     result = rebaser("check", tmp_path)
     assert result.status == 1
     assert result.out.startswith("nothing found in 0 DLLs that breaks fork, but 1 file could not")

@@ -201,6 +201,7 @@ class Fuzz:
         choose = self.choose
         name = bytes(choose.choice(range(1, 256)) for _ in range(choose.randrange(1, 20)))
         name = choose.choice((name, *TEXTS[6:])).replace(b"/", b"").replace(b"\0", b"") + b".dll"
+        name = b"_" + name if len(name) < 6 else name  # none that is there
         folder = os.fsencode(self.root) + choose.choice((b"/bin/", b"/\xff/", "/ä/".encode()))
         shape = Shape()
         names = {section_header(shape, n): choose.randbytes(8) for n in range(choose.randrange(3))}
