@@ -9,7 +9,6 @@ import shutil
 import struct
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +47,8 @@ def _relocating(session: Session) -> Row:
             image = read_image(file.fileno(), os.fstat(file.fileno()).st_size)
         # A scan keeps the marks of the words; numpy has to find the words, and so shall we.
         blocks = tuple(block._replace(marks=None) for block in image.blocks)
-        files.append((path, replace(image, blocks=blocks)))
-    moved = {path: replace(image, base=image.base + DELTA) for path, image in files}
+        files.append((path, image._replace(blocks=blocks)))
+    moved = {path: image._replace(base=image.base + DELTA) for path, image in files}
     words = sum(_by_numpy(path, image, _add_at_once, numpy, 0) for path, image in files)
 
     def each(move: Callable[[Path, Image], object]) -> Callable[[], float]:

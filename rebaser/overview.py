@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType
@@ -24,7 +22,7 @@ COMMANDS = {
 
 def command_module(name: str) -> ModuleType:
     """Import the module of one command, and no other: an import costs milliseconds."""
-    return importlib.import_module(f"rebaser.commands.{name}")
+    return __import__(f"rebaser.commands.{name}", fromlist=["main"])
 
 
 def overview() -> str:

@@ -212,7 +212,8 @@ def _reasons_to_move(
     crowded_out = []
     for image in sorted(candidates, key=lambda i: (not i.known, -i.file_size, i.path)):
         owner = obstacles.overlapping(image.base, image.end)
-        owner = owner or _other_database_slot(image, database_slots)
+        if database_slots.ranges:
+            owner = owner or _other_database_slot(image, database_slots)
         if owner is not None:
             reasons[image.path] = f"overlaps {owner}"
         elif staying.is_free(image.base, image.end):

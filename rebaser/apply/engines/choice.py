@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cygwin.programs import Programs
 from rebaser.apply.engines import BuiltinEngine, Engine
-from rebaser.apply.engines.cygwin import CygwinEngine, Fallback
 from rebaser.errors import UsageError
 from rebaser.files import on_cygwin
 
@@ -20,6 +18,9 @@ def choose_engine(name: str, warn: Callable[[str], None]) -> Engine:
     """
     if name == "builtin" or (name == "auto" and not on_cygwin()):
         return BuiltinEngine()
+    # They import shutil and tempfile: 4 ms.
+    from cygwin.programs import Programs
+    from rebaser.apply.engines.cygwin import CygwinEngine, Fallback
 
     programs = Programs.find()
     if programs is not None:
