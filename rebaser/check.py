@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 
 from cygwin.address_space import ARENA, GRANULARITY, SAFE, X86_64, is_runtime
 from cygwin.aslr import mandatory_aslr
@@ -12,8 +14,8 @@ from cygwin.named_tuple import NamedTuple
 from rebaser.errors import UsageError
 from rebaser.files import open_to_read
 from rebaser.options import Options
-from rebaser.plan.overlap import Span, groups
-from rebaser.plan.placement import NoRoomError, Obstacles, Placed, Reserved
+from rebaser.plan.overlap import groups
+from rebaser.plan.placement import NoRoomError, Obstacles
 from rebaser.plan.proposal import Planner
 from rebaser.plan.reserved import in_tree
 from rebaser.plan.survey import Survey, spans
@@ -38,7 +40,6 @@ MANDATORY_ASLR = (
     "Mandatory ASLR is on (Exploit protection: Force randomization for images) and moves "
     "every DLL: switch it off, or exempt the programs of this tree"
 )
-RUNTIME_NAMES = (b"cygwin1.dll", b"msys-2.0.dll")
 
 
 class Problem(NamedTuple):
@@ -109,57 +110,30 @@ def check(
     """
     options = options or Options()
     parts = _parts(_apart(paths), options, warn)
-    images: dict[str, Placed] = {}  # of all that was looked at
-    dlls: set[str] = set()
+    looks = [_look(part, parts, options, warn) for part in parts]
+    images = {path: image for look in looks for path, image in look.survey.images.items()}
+    moves = {move.path: move for look in looks for move in look.moves}
+    files: dict[object, str] = {}  # a file that was seen under another name is no other image
+    for look in looks:
+        for path in look.survey.dlls:
+            files.setdefault(same_file(path, look.survey.sources[path].seen), path)
+    dlls = frozenset(files.values())
     named: set[str] = set()
     causes: dict[str, Skipped] = {}
     problems: list[Problem] = []
     incurable = [Problem("Windows", MANDATORY_ASLR)] if mandatory_aslr() else []
-    moves: dict[str, Move] = {}
-    runs: list[Run] = []
-    files: dict[object, str] = {}
-    for part in parts:
-        # What the command will say: trees that are looked at together keep off each other.
-        others = tuple(other.path for other in parts if other.tree.root != part.tree.root)
-        asked = options._replace(avoid=(*options.avoid, *others))
-        top = part.tree.path("")
-        planner = Planner(part.tree, asked, part.request, warn, ours=part.own, top=top)
-        surveyed = planner.survey(part.now, part.before)
-        # A file that was seen under another name is no other image.
-        here = {
-            path
-            for path, source in surveyed.sources.items()
-            if path in surveyed.dlls
-            and path == files.setdefault(same_file(path, source.seen), path)
-        }
-        mine = {path for path in here if any(map(part.holds, surveyed.sources[path].names))}
-        causes.update((one.path, one) for one in surveyed.skipped if part.holds(one.path))
-        incurable += [Problem(path, HIGH_ENTROPY) for path in _spread(surveyed) if part.holds(path)]
-        for machine, of_machine in spans(surveyed.images, mine).items():
-            foreign = [
-                reserved
-                for reserved in planner.reserved.ranges.get(machine, ())
-                if not any(other.holds(reserved.owner) for other in parts)
-            ]
-            problems += _on_others(of_machine, foreign)
-        if part.is_runs:
-            try:
-                planned = planner.plan(surveyed).moves
-            except NoRoomError as error:
-                incurable.append(Problem(part.path, str(error)))
-                planned = ()
-            if planned:
-                moves.update((move.path, move) for move in planned)
-                runs.append(Run(part.path, others))
-        images.update(surveyed.images)
-        dlls |= here
-        named |= mine
-    problems += [Problem(path, what) for path in named for what in _problems(path, images[path])]
-    stuck = images.keys() - moves.keys()
+    for look in looks:
+        for path in look.survey.dlls & dlls:
+            if any(map(look.part.holds, look.survey.sources[path].names)):
+                named.add(path)
+                problems += (Problem(path, what) for what in look.problems_of(path))
+        skipped = look.survey.skipped
+        causes.update((one.path, one) for one in skipped if look.part.holds(one.path))
+        incurable += look.incurable
     overlaps, left = (
         tuple(
             group
-            for group in groups(spans(images, dlls, made), stuck, named)
+            for group in groups(spans(images, dlls, made), images.keys() - moves.keys(), named)
             if not named.isdisjoint(group.paths)
         )
         for made in ((), moves.values())
@@ -179,7 +153,7 @@ def check(
             for path in named - broken
         ),
         moves=moves,
-        runs=tuple(runs),
+        runs=tuple(Run(look.part.path, look.others) for look in looks if look.moves),
     )
 
 
@@ -199,11 +173,6 @@ class _Part(NamedTuple):
     def holds(self, path: str) -> bool:
         """Return whether this is the file that was named, or lies below the folder."""
         return path == self.path or path.startswith(self.path.rstrip("/") + "/")
-
-    @property
-    def request(self) -> Request:
-        """What a run on this part may move."""
-        return Request("", self.tree.scope, None if self.is_runs else frozenset())
 
     def own(self, path: str) -> str | None:
         """Return the name of a file of Cygwin's database that is looked at here, or None."""
@@ -247,6 +216,78 @@ def _file(path: str) -> _Part:
     return _Part(path, Tree(folder, "", ""), snapshot, blank, unread)
 
 
+class _Look(NamedTuple):
+    """What was found of a part: its images as a run sees them, and what that run would move.
+
+    `others` are the parts in other trees, which it keeps off; `reserved` has what else lies in the
+    address space.
+    """
+
+    part: _Part
+    survey: Survey
+    others: tuple[str, ...]
+    reserved: Mapping[int, Obstacles]
+    moves: tuple[Move, ...]
+    incurable: Sequence[Problem]
+
+    def problems_of(self, path: str) -> Iterator[str]:
+        """Yield what is wrong with the place of one image, whatever else is in the tree."""
+        image = self.survey.images[path]
+        others = self.reserved.get(image.machine)
+        if others and (owner := others.overlapping(image.base, image.end)):
+            yield f"overlaps {owner}"
+        if is_runtime(path):
+            return  # it knows its place itself, and has DYNAMIC_BASE since Cygwin 3.4
+        safe = SAFE.get(image.machine)
+        if image.base % GRANULARITY:
+            yield "its address is not a multiple of 64 KiB"
+        if safe and not safe.low <= image.base < image.end <= safe.high:
+            yield f"it lies outside {address(safe.low)}-{address(safe.high)}"
+        if image.clear_dynamic_base and image.machine == X86_64:
+            yield LOADED_ANYWHERE
+
+
+def _look(
+    part: _Part, parts: Sequence[_Part], options: Options, warn: Callable[[str], None]
+) -> _Look:
+    # What the command will say: trees that are looked at together keep off each other.
+    others = tuple(other.path for other in parts if other.tree.root != part.tree.root)
+    asked = options._replace(avoid=(*options.avoid, *others))
+    top = part.tree.path("")
+    request = Request("", part.tree.scope, None if part.is_runs else frozenset())
+    planner = Planner(part.tree, asked, request, warn, ours=part.own, top=top)
+    survey = planner.survey(part.now, part.before)
+    programs = {
+        path
+        for path, source in survey.sources.items()
+        if all(name.lower().endswith(PROGRAM) for name in source.names)
+    }
+    incurable = [
+        Problem(path, HIGH_ENTROPY)
+        for path in sorted(filter(part.holds, programs))
+        if survey.sources[path].seen.high_entropy_va and _is_cygwins(path)
+    ]
+    if PROGRAM not in map(str.lower, options.suffixes):  # else a run looks at programs too
+        strange = programs - {part.path}
+        images = {path: image for path, image in survey.images.items() if path not in strange}
+        survey = survey._replace(images=images, dlls=survey.dlls - strange)
+    reserved = {
+        machine: Obstacles(
+            (*one.range, one.owner)
+            for one in of_machine
+            if not (one.is_runtime or any(other.holds(one.owner) for other in parts))
+        )
+        for machine, of_machine in planner.reserved.ranges.items()
+    }
+    moves: tuple[Move, ...] = ()
+    if part.is_runs:
+        try:
+            moves = planner.plan(survey).moves
+        except NoRoomError as error:
+            incurable.append(Problem(part.path, str(error)))
+    return _Look(part, survey, others, reserved, moves, incurable)
+
+
 def _staying(
     problems: Iterable[Problem], left: Iterable[Group], causes: Mapping[str, Skipped]
 ) -> list[Problem]:
@@ -275,54 +316,11 @@ def _apart(paths: Sequence[str]) -> list[str]:
     ]
 
 
-def _problems(path: str, image: Placed) -> list[str]:
-    """Return what is wrong with the place of one image, whatever lies around it."""
-    if is_runtime(path):
-        return []  # it knows its place itself, and has DYNAMIC_BASE since Cygwin 3.4
-    found = []
-    safe = SAFE.get(image.machine)
-    if image.base % GRANULARITY:
-        found.append("its address is not a multiple of 64 KiB")
-    if safe and not safe.low <= image.base < image.end <= safe.high:
-        found.append(f"it lies outside {address(safe.low)}-{address(safe.high)}")
-    if image.clear_dynamic_base and image.machine == X86_64:
-        found.append(LOADED_ANYWHERE)
-    return found
-
-
-def _on_others(of_tree: Sequence[Span], reserved: Iterable[Reserved]) -> list[Problem]:
-    """Return the images that lie where others' do: Cygwin's database, --avoid."""
-    others = Obstacles((*r.range, r.owner) for r in reserved if not r.is_runtime)
-    return [
-        Problem(one.path, f"overlaps {owner}")
-        for one in of_tree
-        if (owner := others.overlapping(one.low, one.high))
-    ]
-
-
-def _spread(surveyed: Survey) -> list[str]:
-    """Return the programs of Cygwin's whose heap and stacks Windows puts anywhere."""
-    return [
-        path
-        for path, source in sorted(surveyed.sources.items())
-        if source.seen.high_entropy_va and path.lower().endswith(PROGRAM) and _is_cygwins(path)
-    ]
-
-
 def _is_cygwins(program: str) -> bool:
     """Return whether a program names the Cygwin or MSYS2 runtime, as its import table must.
 
     Only these fork; a native program with HIGH_ENTROPY_VA does no harm.
     """
-    try:
-        with open(open_to_read(program), "rb") as file:
-            tail = b""
-            while block := tail + file.read(1 << 20).lower():
-                if any(name in block for name in RUNTIME_NAMES):
-                    return True
-                if len(block) == len(tail):
-                    return False
-                tail = block[-max(map(len, RUNTIME_NAMES)) :]
-    except OSError:
-        pass
+    with suppress(OSError), open(open_to_read(program), "rb") as file:
+        return bool(re.search(rb"(?i)cygwin1\.dll|msys-2\.0\.dll", file.read()))
     return False

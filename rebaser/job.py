@@ -51,6 +51,12 @@ class Job:
         self._planner: Planner | None = None
         self._engine: Engine | None = None
 
+    def inside(self, outer: Tree) -> Job:
+        """Return this job as one on the tree that its own tree lies in."""
+        inside = self.tree.root[len(outer.root.rstrip("/")) + 1 :]
+        only = self.request.only and frozenset(f"{inside}/{name}" for name in self.request.only)
+        return Job(outer, self.options, only, self.progress)
+
     def tell(self, text: str) -> None:
         """Tell something, once."""
         if text not in self._told:

@@ -10,7 +10,7 @@ from rebaser.text import terminal_width
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
 # Messages are English whatever the language: half of them in another is no help, and looking for a
 # catalogue takes an import and a dozen system calls of each run.
@@ -33,6 +33,27 @@ class Parser(argparse.ArgumentParser):
     """What is said where an option is given a value that it does not take."""
     where = ""
     """The file and line that the words come from, where that is not the command line."""
+
+    def add(self, group: str, names: str, text: str, **how: Any) -> None:
+        """Add an option to a group of the help; "" is the first. `names` are its spellings."""
+        groups = {each.title: each for each in self._action_groups} if group else {"": self}
+        to = groups.get(group) or self.add_argument_group(group)
+        to.add_argument(*names.split(), help=text, **how)
+
+    def switch(self, group: str, names: str, text: str) -> None:
+        """Add an option without a value."""
+        self.add(group, names, text, action="store_true")
+
+    def several(self, group: str, name: str, metavar: str, text: str, **how: Any) -> None:
+        """Add an option that may be given several times."""
+        self.add(group, name, text, metavar=metavar, action="append", default=[], **how)
+
+    def loudness(self, group: str, quiet: str, verbose: str) -> None:
+        """Add --quiet and --verbose, of which one at a time may be given."""
+        loud = self.add_argument_group(group) if group else self
+        either = loud.add_mutually_exclusive_group()
+        either.add_argument("-q", "--quiet", action="store_true", help=quiet)
+        either.add_argument("-v", "--verbose", action="store_true", help=verbose)
 
     def error(self, message: str) -> NoReturn:
         """Print one line that says where to read on, and exit with `usage_status`."""

@@ -92,12 +92,12 @@ def remember_work(
     report: Report,
 ) -> None:
     """Save what is known of the tree after a run whose scan began at `began`, and its record."""
+    seen, now, planned = found.scan.snapshot, began, True
     try:
         if applied and applied.moved:
-            _after_moves(job, began, found, applied, report)
-        else:
-            rest = _rest(job, found.scan.snapshot, found, applied, report)
-            _save(job, found.scan.snapshot, began, rest)
+            seen, now, planned = _after_moves(job, began, found, applied)
+        rest = _rest(job, seen, found if planned else None, report)
+        _save(job, seen, now, rest)
     except StateError as error:
         job.tell(f"{error}; the next run reads every image again")
     try:
@@ -112,11 +112,11 @@ def before_the_scan(job: Job) -> FileSystemTime:
 
 
 def _after_moves(
-    job: Job, began: FileSystemTime, found: Proposal, applied: Applied, report: Report
-) -> None:
-    """Look at the folders that were committed to, and save what is known of the tree now.
+    job: Job, began: FileSystemTime, found: Proposal, applied: Applied
+) -> tuple[Snapshot, FileSystemTime, bool]:
+    """Look at the folders that were committed to; return what is known of the tree at what time.
 
-    What was racy when the scan began stays so.
+    And whether nothing but what was planned has changed. What was racy when the scan began is so.
     """
     from rebaser.plan.survey import with_moves
 
@@ -129,16 +129,10 @@ def _after_moves(
     as_expected = seen.folders.keys() == expected.folders.keys() and all(
         seen.folders[each][1:] == expected.folders[each][1:] for each in folders
     )
-    _save(job, seen, now, _rest(job, seen, found if as_expected else None, applied, report))
+    return seen, now, as_expected
 
 
-def _rest(
-    job: Job,
-    seen: Snapshot,
-    found: Proposal | None,
-    applied: Applied | None,
-    report: Report,
-) -> Rest | None:
+def _rest(job: Job, seen: Snapshot, found: Proposal | None, report: Report) -> Rest | None:
     """Return what is left where nothing is to be done by anybody, or None.
 
     `found` is what was planned, None where the tree has changed since.
@@ -146,10 +140,9 @@ def _rest(
     if report.failed or report.unfinished or job.options.avoid:
         return None
     pending = tuple(one.path for one in report.skipped if one.cause is Stay.IN_USE)
-    if job.request.is_for_all and found:
-        done = len(applied.moved) if applied else 0
-        if done + len(pending) == len(found.plan.moves):
-            return Rest(report.overlaps, pending)
+    done = len(report.moved) + len(pending)
+    if job.request.is_for_all and found and done == len(found.plan.moves):
+        return Rest(report.overlaps, pending)
     overlaps = job.planner().stays(seen, pending)
     return None if overlaps is None else Rest(overlaps, pending)
 

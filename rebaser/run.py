@@ -23,10 +23,8 @@ from rebaser.tree import Tree, lock_file_of
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cygwin.fault import Fault
-    from cygwin.image import Image
     from rebaser.apply.outcome import Applied
     from rebaser.plan.proposal import Proposal
-    from rebaser.report import Move
     from rebaser.scan.snapshot import Seen, Snapshot
     from rebaser.scan.walk import AtFirstWork
     from rebaser.state.folder import FileSystemTime
@@ -66,24 +64,19 @@ def run(
     """
     job = Job(tree, options or Options(), only, progress)
     began = time.monotonic()
+    report = None
     try:
-        report = _dry_run(job) if dry_run else _run(job, wait, coordinator)
-    except OuterTreeError as found:
-        inside = job.tree.root[len(found.tree.root.rstrip("/")) + 1 :]
-        only = only and frozenset(f"{inside}/{name}" for name in only)
-        return run(
-            found.tree,
-            options,
-            only=only,
-            wait=wait,
-            strict=strict,
-            coordinator=coordinator,
-            progress=progress,
-        )
+        while report is None:
+            try:
+                report = _dry_run(job) if dry_run else _run(job, wait, coordinator)
+            except OuterTreeError as found:
+                job = job.inside(found.tree)
     finally:
         job.progress.close()
     job.seconds["total"] = time.monotonic() - began
-    return report._replace(seconds=Seconds(**job.seconds), strict=strict)
+    overlapping = {path for group in report.overlaps for path in group.paths}
+    skipped = (o for o in report.skipped if job.request.names(o.path) or o.path in overlapping)
+    return report._replace(skipped=tuple(skipped), seconds=Seconds(**job.seconds), strict=strict)
 
 
 def _dry_run(job: Job) -> Report:
@@ -108,19 +101,17 @@ def _run(job: Job, wait: float | None, coordinator: str | None) -> Report:
             found = _look(job, lock, asked)
             if isinstance(found, Report):
                 return found
-            if found and not found.plan.moves:
+            if found and not (found.plan.moves and lock.is_exclusive):
                 found.scan.close()
-                report = _report(job, found)
-                remember_look(job, lock, found, report)
-                return report
-            if not (found and lock.is_exclusive):
-                if found:
-                    found.scan.close()
-                lock.exclude()
-                done = records.covering(job.state, job.request, asked)
-                if done:
-                    return _covered(job, done)
+                if not found.plan.moves:
+                    report = _report(job, found)
+                    remember_look(job, lock, found, report)
+                    return report
                 found = None
+            if found is None:
+                lock.exclude()
+                if done := records.covering(job.state, job.request, asked):
+                    return _covered(job, done)
             with job.timed("exclusive"):
                 return _work(job, lock, found)
         finally:
@@ -224,13 +215,17 @@ def _apply(job: Job, lock: TreeLock, found: Proposal, began: FileSystemTime) -> 
     from rebaser.apply.outcome import Applied
 
     applied = Applied()
-    while True:
-        used = users_of((move.path for move in found.plan.moves), job.tree, lock.rebasers)
-        if not used:
-            break
+    while used := users_of((move.path for move in found.plan.moves), job.tree, lock.rebasers):
         for name, user in used.items():
             applied.note_in_use(name, user)
         found = job.planner().without(found, used)
+    sources, now = found.survey.sources, (began.nanoseconds, began.device)
+    # The images that the scan read and that need not be read again to be moved.
+    images = {
+        name: image
+        for name, image in found.scan.images.items()
+        if name in sources and not is_racy(*sources[name].seen.times, *now)
+    }
     try:
         apply(
             job.tree,
@@ -238,7 +233,7 @@ def _apply(job: Job, lock: TreeLock, found: Proposal, began: FileSystemTime) -> 
             found,
             job.engine(),
             applied,
-            images=_images(found, began),
+            images=images,
             lock=lock,
             progress=job.progress,
             timed=job.timed,
@@ -254,44 +249,29 @@ def _apply(job: Job, lock: TreeLock, found: Proposal, began: FileSystemTime) -> 
     return applied
 
 
-def _images(found: Proposal, began: FileSystemTime) -> dict[str, Image]:
-    """Return the images that the scan read and that need not be read again to be moved."""
-    sources, now = found.survey.sources, (began.nanoseconds, began.device)
-    return {
-        name: image
-        for name, image in found.scan.images.items()
-        if name in sources and not is_racy(*sources[name].seen.times, *now)
-    }
-
-
-# What was found and done, as a report.
-
-
 def _report(job: Job, found: Proposal, applied: Applied | None = None) -> Report:
-    skipped = {one.path: one for one in found.survey.skipped}
-    failed = dict(found.scan.failed)
-    moved: tuple[Move, ...] = ()
-    changed: set[str] = set()
-    if applied:
-        skipped.update(applied.skipped)
-        failed.update(applied.failed)
-        changed = applied.changed
-        moved = tuple(sorted(applied.moved, key=lambda move: move.path))
-    overlaps, others = job.planner().left(found.survey, moved, changed)
+    from rebaser.apply.outcome import Applied
+
+    survey, applied = found.survey, applied or Applied()
+    moved = tuple(sorted(applied.moved))
+    skipped = {one.path: one for one in (*survey.skipped, *applied.skipped.values())}
+    failed = {**dict(found.scan.failed), **applied.failed}
+    overlaps, others = job.planner().left(survey, moved, applied.changed)
+    engine = job.engine() if moved else None
     return Report(
         root=job.tree.root,
-        engine=job.engine().name if moved else None,
-        engine_version=job.engine().version if moved else None,
-        scanned=found.survey.files,
-        images=len(found.survey.images),
-        kept=len(found.survey.images) - len(moved),
+        engine=engine.name if engine else None,
+        engine_version=engine.version if engine else None,
+        scanned=survey.files,
+        images=len(survey.images),
+        kept=len(survey.images) - len(moved),
         moved=moved,
-        skipped=tuple(skipped[path] for path in sorted(skipped)),
+        skipped=tuple(sorted(skipped.values())),
         failed=tuple(pair for pair in sorted(failed.items()) if job.request.concerns(pair[0])),
-        unfinished=tuple(name for name in sorted(changed) if os.path.lexists(job.tree.path(name))),
+        unfinished=tuple(n for n in sorted(applied.changed) if os.path.lexists(job.tree.path(n))),
         overlaps=overlaps,
         others=others,
-        bytes_written=sum(found.survey.sources[move.path].seen.size for move in moved),
+        bytes_written=sum(survey.sources[move.path].seen.size for move in moved),
     )
 
 

@@ -13,62 +13,38 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
 
 from rebaser.check import LOADED_ANYWHERE, Findings, check
+from rebaser.commands import shared
+from rebaser.commands import verdict as say
 from rebaser.commands.json_output import group_objects, move_objects, print_json, reason_objects
-from rebaser.commands.shared import (
-    add_output_arguments,
-    add_place_arguments,
-    add_plan_arguments,
-    add_reserved_arguments,
-    add_scan_arguments,
-    options_from,
-    with_settings,
-)
-from rebaser.commands.verdict import (
-    GREEN,
-    RED,
-    YELLOW,
-    Verdict,
-    by_cause,
-    by_reason,
-    dlls,
-    lines_of,
-    show,
-    where_they_lay,
-)
+from rebaser.commands.verdict import Verdict, dlls
 from rebaser.errors import UsageError
+from rebaser.parser import Parser
 from rebaser.progress import Progress
 from rebaser.scan.skip import Skipped, Stay
 from rebaser.text import address, names, plural
-from rebaser.tree import find_tree, posix_name
+from rebaser.tree import posix_name
 
 
-def add_arguments(parser: ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the options of `rebaser check`."""
-    parser.intermixed = True  # type: ignore[attr-defined]  # cli.Parser's
-    parser.add_argument(
-        "paths", metavar="PATH", nargs="*", help="files and folders (default: $SAGE_LOCAL)"
-    )
-    for add in (add_scan_arguments, add_reserved_arguments, add_plan_arguments):
-        add(parser)
-    add_place_arguments(parser)
-    add_output_arguments(parser, "print nothing: see the status", "print a line for each DLL")
+    parser.intermixed = True
+    text = "files and folders (default: $SAGE_LOCAL)"
+    parser.add("", "paths", text, metavar="PATH", nargs="*")
+    shared.add_scan_options(parser)
+    shared.add_reserved_options(parser)
+    shared.add_plan_options(parser)
+    shared.add_place_options(parser)
+    parser.switch("output", "--json", "print one JSON object")
+    parser.loudness("output", "print nothing: see the status", "print a line for each DLL")
 
 
 # What a run must be told again, to do what was checked.
-REPEATED = (
-    "suffix",
-    "exclude",
-    "avoid",
-    "database",
-    "cygwin_root",
-    "arena",
-    "force_signed",
-    "keep_aslr",
-)
+PLACES = ("suffix", "exclude", "avoid", "database", "cygwin_root")
+REPEATED = (*PLACES, "arena", "force_signed", "keep_aslr")
 
 
 def main(arguments: Namespace) -> int:
@@ -80,13 +56,10 @@ def main(arguments: Namespace) -> int:
     repeated = _repeated(arguments)  # those of a tree need not be
     folders = [path for path in paths if os.path.isdir(path)]
     if len(folders) == 1:  # several trees may have options that contradict each other
-        places = {"lock_file": arguments.lock_file, "state_dir": arguments.state_dir}
-        arguments = with_settings(arguments, find_tree(folders[0], **places))
-    findings = check(paths, options_from(arguments), warn=Progress().tell)
+        arguments = shared.with_settings(arguments, shared.tree_of(arguments, folders[0]))
+    findings = check(paths, shared.options_from(arguments), warn=Progress().tell)
     commands = [
-        shlex.join(
-            ["rebaser", "run", run.folder, *repeated, *(f"--avoid={path}" for path in run.avoid)]
-        )
+        shlex.join(["rebaser", "run", run.folder, *repeated, *map("--avoid={}".format, run.avoid)])
         for run in findings.runs
     ]
     if arguments.json:
@@ -95,7 +68,7 @@ def main(arguments: Namespace) -> int:
         alone = len(paths) == len(folders) == 1
         top = f"{os.path.realpath(paths[0]).rstrip('/')}/" if alone else ""
         verdict = of_check(findings, commands, top, verbose=arguments.verbose)
-        show(verdict, verbose=arguments.verbose, out=sys.stdout)
+        say.show(verdict, verbose=arguments.verbose, out=sys.stdout)
     return findings.exit_status
 
 
@@ -121,13 +94,14 @@ def of_check(
     not_judged = f"{plural(len({path for path, _ in unread}), 'file')} could not be judged"
     count = dlls(len(findings.named))
     if findings.breaks_fork:
-        colour, sentence = RED, _broken(findings, commands)
+        colour, sentence = say.RED, _broken(findings, commands)
         sentence += f". {not_judged}" if unread else ""
     elif unread:
-        colour, sentence = YELLOW, f"nothing found in {count} that breaks fork, but {not_judged}"
+        colour = say.YELLOW
+        sentence = f"nothing found in {count} that breaks fork, but {not_judged}"
     else:
-        colour, sentence = GREEN, f"nothing here breaks fork: {count}"
-    causes = list(where_they_lay(findings.moves.values(), "lie"))
+        colour, sentence = say.GREEN, f"nothing here breaks fork: {count}"
+    causes = list(say.where_they_lay(findings.moves.values(), "lie"))
     if findings.overlaps:
         paths = [path.removeprefix(top) for group in findings.overlaps for path in group.paths]
         causes.append(f"{len(paths):,} share addresses: {names(paths)}")
@@ -135,47 +109,19 @@ def of_check(
         causes += commands
     if number := findings.at_linkers_base:
         causes.append(f"{dlls(number)} still lie where the linker put them, and may stay there")
+    rows: list[str] = []
     if verbose:
-        return Verdict(colour, sentence, causes, [*_groups(findings), *_rows(findings)])
-
-    def short(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-        return [(path.removeprefix(top), why) for path, why in pairs]
-
-    def by(what: str, some: Iterable[Skipped]) -> Iterator[str]:
-        return by_cause(what, [one._replace(path=one.path.removeprefix(top)) for one in some])
-
-    relocated = {path for path, move in findings.moves.items() if move.new_base != move.old_base}
-    # That others lie at a bad address is said above, by address.
-    told = [p for p in findings.problems if p.what == LOADED_ANYWHERE or p.path not in relocated]
-    staying = {one.path for one in findings.skipped}
-    stay = {one.path for one in findings.incurable} & staying
-    return Verdict(
-        colour,
-        sentence,
-        [
-            *causes,
-            *by_reason("breaks fork:", short(told)),
-            *by("no run moves", (one for one in findings.skipped if one.path in stay)),
-            *by("cannot be judged:", findings.unjudged),
-            *by_reason("no run cures", short(o for o in findings.incurable if o.path not in stay)),
-            *by_reason("cannot be judged:", short(findings.unread)),
-        ],
-    )
-
-
-def _rows(findings: Findings) -> Iterator[str]:
-    yield from lines_of("breaks fork:", findings.problems)
-    yield from lines_of("no run moves", [(one.path, one.reason) for one in findings.skipped])
-    yield from lines_of("no run cures", findings.incurable)
-    yield from lines_of("cannot be judged:", findings.unread)
+        rows = [*_groups(findings), *_rows(findings)]
+    else:
+        causes += _causes(findings, top)
+    return Verdict(colour, sentence, causes, rows)
 
 
 def _broken(findings: Findings, commands: Sequence[str]) -> str:
     broken, count = len(findings.broken), len(findings.named)
     parts = []
     if findings.moves:
-        one = len(commands) == 1
-        who = f"{commands[0]} moves" if one else "the runs below move"
+        who = f"{commands[0]} moves" if len(commands) == 1 else "the runs below move"
         parts.append(f"{who} {len(findings.moves):,}")
     if stay := {one.path for one in findings.incurable} & findings.named:
         are, stays = ("is", "stays") if len(stay) == 1 else ("are", "stay")
@@ -183,6 +129,36 @@ def _broken(findings: Findings, commands: Sequence[str]) -> str:
         parts.append(f"{len(stay):,} {f'{are} signed and ' if stay <= signed else ''}{stays}")
     sentence = f"BREAKS FORK: {broken:,} of {dlls(count)}" if broken else "BREAKS FORK"
     return f"{sentence}. {'; '.join(parts)}" if parts else sentence
+
+
+def _causes(findings: Findings, top: str) -> Iterator[str]:
+    """Yield a line for each cause. That DLLs lie at a bad address is said elsewhere, by address."""
+
+    def short(path: str) -> str:
+        return path.removeprefix(top)
+
+    def by_cause(what: str, some: Sequence[Skipped]) -> Iterator[str]:
+        return say.by_cause(what, [one._replace(path=short(one.path)) for one in some])
+
+    relocated = {path for path, move in findings.moves.items() if move.new_base != move.old_base}
+    told = [p for p in findings.problems if p.what == LOADED_ANYWHERE or p.path not in relocated]
+    stuck = {one.path for one in findings.incurable}
+    stay = [one for one in findings.skipped if one.path in stuck]
+    others = stuck - {one.path for one in stay}
+    incurable = [one for one in findings.incurable if one.path in others]
+    yield from say.by_reason("breaks fork:", [(short(path), what) for path, what in told])
+    yield from by_cause("no run moves", stay)
+    yield from by_cause("cannot be judged:", findings.unjudged)
+    yield from say.by_reason("no run cures", [(short(path), what) for path, what in incurable])
+    unread = [(short(path), why) for path, why in findings.unread]
+    yield from say.by_reason("cannot be judged:", unread)
+
+
+def _rows(findings: Findings) -> Iterator[str]:
+    yield from say.lines_of("breaks fork:", findings.problems)
+    yield from say.lines_of("no run moves", [(one.path, one.reason) for one in findings.skipped])
+    yield from say.lines_of("no run cures", findings.incurable)
+    yield from say.lines_of("cannot be judged:", findings.unread)
 
 
 def _groups(findings: Findings) -> Iterator[str]:

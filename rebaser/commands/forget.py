@@ -15,32 +15,32 @@ from __future__ import annotations
 import os
 import re
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from locks.holders import describe_holders, holders
-from rebaser.commands.shared import add_place_arguments, add_root
+from rebaser.commands.shared import add_root, tree_of
 from rebaser.errors import BusyError, UsageError
 from rebaser.files import Folders, names_in, open_folder
+from rebaser.parser import Parser
 from rebaser.state import RUNS
 from rebaser.state.folder import LOCK, SNAPSHOT
 from rebaser.state.lock import TreeLock
 from rebaser.state.settings import SETTINGS
 from rebaser.text import printable
-from rebaser.tree import Tree, find_tree
+from rebaser.tree import Tree
 
 
-def add_arguments(parser: ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the options of `rebaser forget`."""
     add_root(parser)
-    parser.add_argument("--yes", action="store_true", help="do not ask")
-    add_place_arguments(parser)
+    parser.switch("", "--yes", "do not ask")
 
 
 def main(arguments: Namespace) -> int:
     """Ask, take the lock, remove, and return the exit status."""
-    tree = find_tree(arguments.root, lock_file=arguments.lock_file, state_dir=arguments.state_dir)
+    tree = tree_of(arguments, arguments.root)
     root = printable(tree.root)
     if tree.scope:
         raise UsageError(f"{arguments.root} is a part of the tree {root}: name that one")

@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import os
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Iterable, Sequence
 
 from cygwin.address_space import machine_name, slot_size
 from cygwin.named_tuple import NamedTuple
 from rebaser.commands.json_output import print_json, reason_objects
-from rebaser.commands.shared import add_scan_arguments, with_settings
+from rebaser.commands.shared import add_scan_options, with_settings
 from rebaser.errors import RebaserError, UsageError
+from rebaser.parser import Parser
 from rebaser.plan.overlap import Span, clusters
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.skip import is_excluded, not_images, same_file
@@ -43,13 +44,13 @@ class Line(NamedTuple):
     file: str
 
 
-def add_arguments(parser: ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the options of `rebaser info`."""
-    parser.intermixed = True  # type: ignore[attr-defined]  # cli.Parser's
-    parser.add_argument("paths", metavar="PATH", nargs="*", help="images, and folders of images")
-    parser.add_argument("--db", metavar="FILE", help="list Cygwin's rebase database FILE")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_scan_arguments(parser)
+    parser.intermixed = True
+    parser.add("", "paths", "images, and folders of images", metavar="PATH", nargs="*")
+    parser.add("", "--db", "list Cygwin's rebase database FILE", metavar="FILE")
+    parser.switch("", "--json", "print one JSON object")
+    add_scan_options(parser)
 
 
 def main(arguments: Namespace) -> int:

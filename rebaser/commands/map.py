@@ -12,74 +12,72 @@ exit status:
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 
 from cygwin.address_space import machine_name
+from rebaser.commands import shared
 from rebaser.commands.json_output import group_objects, print_json, range_object, reason_objects
-from rebaser.commands.shared import (
-    SHOWN,
-    add_output_arguments,
-    add_place_arguments,
-    add_reserved_arguments,
-    add_root,
-    add_scan_arguments,
-    add_switch,
-    add_value,
-    options_from,
-    print_lines,
-    with_settings,
-)
 from rebaser.errors import RebaserError, UsageError
 from rebaser.files import write_file
+from rebaser.parser import Parser
 from rebaser.progress import make_progress
 from rebaser.report import Group
-from rebaser.text import address, printable
-from rebaser.tree import Tree, find_tree
+from rebaser.text import address, painted, printable, shortened, terminal_width
+from rebaser.tree import Tree
 from rebaser.view.address_map import AddressMap, Kind
 from rebaser.view.overview import Overview, overview
 from rebaser.view.picture import Line, Row, Style, picture
 
 # A character for each content of a cell, in Unicode and in ASCII, and its colour on a terminal.
 GLYPHS = {
-    Kind.IMAGE: ("█", "#", "blue"),
-    Kind.NEXT_IMAGE: ("▓", "=", "cyan"),
-    Kind.PARTLY: ("▒", "+", "blue"),
-    Kind.OVERLAP: ("X", "X", "bold white on red"),
-    Kind.FREE: ("·", ".", "dim"),
-    Kind.RUNTIME: ("R", "R", "dim"),
-    Kind.OTHERS: ("O", "O", "yellow"),
+    Kind.IMAGE: ("█", "#", "34"),
+    Kind.NEXT_IMAGE: ("▓", "=", "36"),
+    Kind.PARTLY: ("▒", "+", "34"),
+    Kind.OVERLAP: ("X", "X", "1;37;41"),
+    Kind.FREE: ("·", ".", "2"),
+    Kind.RUNTIME: ("R", "R", "2"),
+    Kind.OTHERS: ("O", "O", "33"),
+    None: (" ", " ", ""),
 }
-# Before these there is an empty line; the others are indented, or not as their colour says.
-HEADINGS = {Style.MACHINE: "bold", Style.ALARM: "bold red", Style.ZONE: "bold"}
 LABEL = 11  # columns, of an address before a row
 MOST_ROWS = 18
+# What stands before each line of text, and its colour.
+TEXTS = {
+    Style.TITLE: ("", "1"),
+    Style.MACHINE: ("\n", "1"),
+    Style.ALARM: ("\n", "1;31"),
+    Style.ZONE: ("\n", "1"),
+    Style.NOTE: (" " * (LABEL + 1), ""),
+    Style.GAP: (" " * (LABEL + 1), "2"),
+    Style.NAME: ("", ""),
+}
 
 
-def add_arguments(parser: ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the options of `rebaser map`."""
-    add_root(parser)
-    add_look_arguments(parser)
-    output = add_output_arguments(parser)
-    add_value(output, "--svg", "FILE", "draw into FILE, for a browser; - is standard output")
-    add_switch(output, "--verbose", text="name every DLL that overlaps")
+    add_look_options(parser)
+    text = "draw into FILE, for a browser; - is standard output"
+    parser.add("output", "--svg", text, metavar="FILE")
+    parser.switch("output", "--verbose", "name every DLL that overlaps")
 
 
-def add_look_arguments(parser: ArgumentParser) -> None:
+def add_look_options(parser: Parser) -> None:
     """Add the options of a look at a tree's address space."""
-    add_place_arguments(parser)
-    add_scan_arguments(parser)
-    add_reserved_arguments(parser)
-    add_value(parser, "--arena", "LOW-HIGH", "the addresses of rebased DLLs, if not the usual")
+    shared.add_root(parser)
+    shared.add_scan_options(parser)
+    shared.add_reserved_options(parser)
+    text = "the addresses of rebased DLLs, if not the usual"
+    parser.add("", "--arena", text, metavar="LOW-HIGH")
+    parser.switch("output", "--json", "print one JSON object")
 
 
 def look_as_asked(arguments: Namespace) -> tuple[Tree, Overview, str | None]:
     """Look at the tree that the arguments name; return it, what was found, and its settings."""
-    tree = find_tree(arguments.root, lock_file=arguments.lock_file, state_dir=arguments.state_dir)
-    arguments = with_settings(arguments, tree)
-    options = options_from(arguments)
+    tree = shared.tree_of(arguments, arguments.root)
+    arguments = shared.with_settings(arguments, tree)
+    options = shared.options_from(arguments)
     progress = make_progress("auto", arguments.json)
     progress.phase("looking at the tree")
     try:
@@ -87,6 +85,13 @@ def look_as_asked(arguments: Namespace) -> tuple[Tree, Overview, str | None]:
     finally:
         progress.close()
     return tree, found, arguments.settings
+
+
+def failed_lines(found: Overview) -> int:
+    """Print what could not be looked at; return the exit status of the look."""
+    lines = [f"{path}: {reason}" for path, reason in found.failed]
+    shared.print_lines(lines, shared.SHOWN, sys.stderr)
+    return int(bool(lines))
 
 
 def main(arguments: Namespace) -> int:
@@ -103,8 +108,7 @@ def main(arguments: Namespace) -> int:
             print(printable(f"wrote {arguments.svg}"))
     else:
         _show(tree.root, found, every_name=arguments.verbose)
-    print_lines([f"{path}: {reason}" for path, reason in found.failed], SHOWN, sys.stderr)
-    return int(bool(found.failed))
+    return failed_lines(found)
 
 
 def _write_svg(path: str, root: str, found: Overview) -> None:
@@ -130,57 +134,38 @@ def _write_svg(path: str, root: str, found: Overview) -> None:
 
 def _show(root: str, found: Overview, *, every_name: bool) -> None:
     """Print the picture: in colour on a terminal, else as plain text."""
-    width = shutil.get_terminal_size().columns
+    width = terminal_width()
     cells = 128 if width >= LABEL + 140 else 64 if width >= LABEL + 68 else 32
+    most = width if sys.stdout.isatty() else sys.maxsize  # no terminal breaks a name then
     drawn = picture(root, found.maps, cells=cells, most_rows=MOST_ROWS, every_name=every_name)
-    if not sys.stdout.isatty():
-        for pieces in _painted(drawn, cells):
-            print("".join(text for text, _ in pieces).rstrip())
-        return
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(width=width, highlight=False)
-    for pieces in _painted(drawn, cells):
-        line = Text.assemble(*pieces)
-        if len(line) > width:  # no terminal breaks a name then
-            line = line[: width // 2 - 1] + Text("…") + line[-(width // 2) :]
-        console.print(line, soft_wrap=True)
+    for line in _lines(drawn, cells, most):
+        print(line.rstrip(" "))
 
 
-def _painted(drawn: Iterator[Line | Row], cells: int) -> Iterator[list[tuple[str, str]]]:
-    """Yield the lines of the picture as pieces of text, each with its colour."""
+def _lines(drawn: Iterator[Line | Row], cells: int, width: int) -> Iterator[str]:
     try:
         "█▓▒·".encode(sys.stdout.encoding or "ascii")
         alphabet = 0
     except UnicodeError:
         alphabet = 1
-    used = set()
+
+    def glyph(content: Kind | None) -> str:
+        return painted(GLYPHS[content][alphabet], GLYPHS[content][2], sys.stdout)
+
+    used: set[Kind | None] = set()
     for line in drawn:
         if isinstance(line, Row):
-            pieces = [(f"{address(line.low):>{LABEL}} ", "")]
-            for content in _contents(line, cells):
-                used.add(content)
-                glyph = GLYPHS[content] if content else (" ", " ", "")
-                pieces.append((glyph[alphabet], glyph[2]))
-            if line.overlaps:
-                pieces.append((" <X", GLYPHS[Kind.OVERLAP][2]))
-            yield pieces
-        elif line.style in HEADINGS:
-            yield [("", "")]
-            yield [(line.text, HEADINGS[line.style])]
-        elif line.style in (Style.NOTE, Style.GAP):
-            yield [(" " * (LABEL + 1) + line.text, "dim" if line.style is Style.GAP else "")]
+            shown = _contents(line, cells)
+            used.update(shown)
+            mark = painted(" <X", GLYPHS[Kind.OVERLAP][2], sys.stdout) if line.overlaps else ""
+            yield f"{address(line.low):>{LABEL}} {''.join(map(glyph, shown))}{mark}"
         else:
-            yield [(line.text, "bold" if line.style is Style.TITLE else "")]
-    yield [("", "")]
-    legend = [(GLYPHS[one], f" {one.value}   ") for one in GLYPHS if one in used]
+            before, colour = TEXTS[line.style]
+            yield before + painted(shortened(line.text, width), colour, sys.stdout)
+    yield ""
+    legend = [f"{glyph(one)} {one.value}   " for one in GLYPHS if one in used and one]
     for first in range(0, len(legend), 4):  # 80 columns hold any four
-        yield [
-            piece
-            for glyph, text in legend[first : first + 4]
-            for piece in ((glyph[alphabet], glyph[2]), (text, ""))
-        ]
+        yield "".join(legend[first : first + 4])
 
 
 def _contents(row: Row, cells: int) -> Sequence[Kind | None]:

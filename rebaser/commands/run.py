@@ -21,33 +21,22 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 
 from rebaser.cli import complain
-from rebaser.commands.shared import (
-    add_output_arguments,
-    add_place_arguments,
-    add_plan_arguments,
-    add_reserved_arguments,
-    add_root,
-    add_scan_arguments,
-    add_switch,
-    add_value,
-    advanced,
-    options_from,
-    with_settings,
-)
+from rebaser.commands import shared
 from rebaser.errors import UsageError
 from rebaser.options import ENGINES
 from rebaser.progress import make_progress
 from rebaser.report import Report
 from rebaser.request import first_not_there, named_paths, read_only_from
 from rebaser.run import run
-from rebaser.scan.skip import Skipped
 from rebaser.text import printable
-from rebaser.tree import Tree, find_tree
+from rebaser.tree import Tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from argparse import ArgumentParser, Namespace
+    from argparse import Namespace
     from typing import Any
+
+    from rebaser.parser import Parser
 
 # What the parser returns where nothing is given.
 # fmt: off
@@ -85,44 +74,43 @@ def plain_arguments(words: Sequence[str]) -> Namespace | None:
     return SimpleNamespace(**found)  # type: ignore[return-value]  # used alike
 
 
-def add_arguments(parser: ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the options of `rebaser run`."""
-    add_root(parser)
-    what = parser.add_argument_group("what moves")
+    shared.add_root(parser)
+    what, how = "what moves", "how"
     text = "only the DLLs named in FILE may move (- is standard input): one path a line, relative "
-    add_value(what, "--only-from", "FILE", text + "to ROOT")
-    what.add_argument("-0", dest="nul", action="store_true", help="paths in FILE end in NUL")
-    for add in (add_scan_arguments, add_reserved_arguments, add_plan_arguments):
-        add(parser, what)
-    how = parser.add_argument_group("how")
-    add_switch(how, "-n", "--dry-run", text="print the plan; change nothing, take no lock")
+    parser.add(what, "--only-from", text + "to ROOT", metavar="FILE")
+    parser.add(what, "-0", "paths in FILE end in NUL", dest="nul", action="store_true")
+    shared.add_scan_options(parser, what)
+    shared.add_reserved_options(parser, what)
+    shared.add_plan_options(parser, what)
+    parser.switch(how, "-n --dry-run", "print the plan; change nothing, take no lock")
     text = "end with status 1 also for overlaps that no run cures, of signed DLLs for example"
-    add_switch(how, "--strict", text=text)
+    parser.switch(how, "--strict", text)
     text = "how long the lock may take (default: any)"
-    how.add_argument("--wait", metavar="SECONDS", type=_seconds, help=text)
+    parser.add(how, "--wait", text, metavar="SECONDS", type=_seconds)
     text = "end with status 75 if the lock is held"
-    how.add_argument("--no-wait", dest="wait", action="store_const", const=0.0, help=text)
+    parser.add(how, "--no-wait", text, dest="wait", action="store_const", const=0.0)
     text = "a server that keeps the lock for all machines that install into this tree: redis://, "
     text += "etcd3+http(s):// or postgresql:// (needs the extra rebaser[cluster])"
-    add_value(how, "--coordinator", "URL", text)
-    add_output_arguments(parser, "print only what went wrong", "print a line for each DLL")
-    add_place_arguments(parser)
-    rare = advanced(parser)
+    parser.add(how, "--coordinator", text, metavar="URL")
+    parser.switch("output", "--json", "print one JSON object")
+    parser.loudness("output", "print only what went wrong", "print a line for each DLL")
     text = "who relocates: Cygwin's programs rebase and peflags, or rebaser itself; auto takes "
     text += "Cygwin's where this is Cygwin or MSYS2 and they are found (default: auto)"
-    rare.add_argument("--engine", choices=ENGINES, default="auto", help=text)
-    add_switch(rare, "--touch", text="give moved files a new modification time")
+    parser.add("advanced", "--engine", text, choices=ENGINES, default="auto")
+    parser.switch("advanced", "--touch", "give moved files a new modification time")
     text = "show progress on stderr: a bar on a terminal, lines in a log (default: auto)"
     modes = ("auto", "always", "never")
-    rare.add_argument("--progress", choices=modes, default="auto", help=text)
+    parser.add("advanced", "--progress", text, choices=modes, default="auto")
 
 
 def main(arguments: Namespace) -> int:
     """Run, print the result, and return the exit status."""
     if arguments.root and os.path.isfile(arguments.root):
         raise UsageError(_of_one_file(arguments.root))
-    tree = find_tree(arguments.root, lock_file=arguments.lock_file, state_dir=arguments.state_dir)
-    arguments = with_settings(arguments, tree)
+    tree = shared.tree_of(arguments, arguments.root)
+    arguments = shared.with_settings(arguments, tree)
     only = None
     if arguments.only_from is not None:
         listed = read_only_from(arguments.only_from)
@@ -132,11 +120,10 @@ def main(arguments: Namespace) -> int:
                 f"none of the names given to --only-from is there, such as {stranger}: they are "
                 f"relative to {tree.path(tree.scope)}"
             )
-    options = options_from(arguments)
     is_first = not os.path.lexists(tree.state.snapshot_file)
     report = run(
         tree,
-        options,
+        shared.options_from(arguments),
         only=only,
         wait=arguments.wait,
         dry_run=arguments.dry_run,
@@ -145,7 +132,6 @@ def main(arguments: Namespace) -> int:
         progress=make_progress(arguments.progress, arguments.quiet or arguments.json),
     )
     report = report._replace(settings=arguments.settings)
-    report = report._replace(skipped=_of_concern(report, tree.scope, only))
     if arguments.json:
         print_report_json(report)
     else:
@@ -182,17 +168,6 @@ def print_report_json(report: Report) -> None:
     seconds = report.seconds._asdict()
     fields["seconds"] = {stage: round(value, 6) for stage, value in seconds.items()}
     json_output.print_json(fields)
-
-
-def _of_concern(report: Report, scope: str, only: frozenset[str] | None) -> tuple[Skipped, ...]:
-    """Return what was skipped of the files that were asked for, or overlaps one of them."""
-    overlapping = {path for group in report.overlaps for path in group.paths}
-    return tuple(
-        one
-        for one in report.skipped
-        if one.path in overlapping
-        or (one.path.startswith(scope) and (only is None or one.path in only))
-    )
 
 
 def _of_one_file(path: str) -> str:

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import os
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 
 from cygwin.address_space import machine_name
 from locks.holders import Holder, describe_holders, holders
 from rebaser.commands.json_output import group_objects, print_json, reason_objects
-from rebaser.commands.map import add_look_arguments, look_as_asked, room_object
-from rebaser.commands.shared import SHOWN, add_output_arguments, add_root, print_lines
+from rebaser.commands.map import add_look_options, failed_lines, look_as_asked, room_object
+from rebaser.commands.shared import print_lines
+from rebaser.parser import Parser
 from rebaser.state import RUNS
 from rebaser.state.records import Record, newest_first
 from rebaser.text import address, byte_count, plural
@@ -33,11 +34,9 @@ LAST_RUNS = 10
 AS_IT_IS = ("number", "began", "finished", "engine", "moved", "bytes_written", "unfinished")
 
 
-def add_arguments(parser: ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the options of `rebaser status`."""
-    add_root(parser)
-    add_look_arguments(parser)
-    add_output_arguments(parser)
+    add_look_options(parser)
 
 
 def main(arguments: Namespace) -> int:
@@ -58,8 +57,7 @@ def main(arguments: Namespace) -> int:
             lines.append(f"settings: {settings} was read")
         works = any(holder.mode == "exclusive" for holder in others)
         print_lines([*lines, *_of_runs(tree, records, works)], sys.maxsize)
-    print_lines([f"{path}: {reason}" for path, reason in found.failed], SHOWN, sys.stderr)
-    return int(bool(found.failed))
+    return failed_lines(found)
 
 
 def _of_dlls(found: Overview) -> Iterator[str]:

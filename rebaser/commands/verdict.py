@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -16,8 +15,10 @@ from rebaser.text import (
     address_size,
     byte_count,
     names,
+    painted,
     plural,
     printable,
+    shortened,
     terminal_width,
 )
 from rebaser.tree import Tree
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 # So many lines follow the verdict, which takes three at most, on a screen of 24.
 MOST_LINES = 20
 
-GREEN, YELLOW, RED = "32", "33", "31"  # SGR parameters
+GREEN, YELLOW, RED = "1;32", "1;33", "1;31"  # SGR parameters
 
 
 class Verdict(NamedTuple):
@@ -47,9 +48,8 @@ class Verdict(NamedTuple):
 def show(verdict: Verdict, *, verbose: bool, out: TextIO) -> None:
     """Print a verdict: on a terminal without breaking a word, elsewhere one line a cause."""
     width = terminal_width() if out.isatty() else 0
-    has_colours = width and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     for line in _fitted(verdict.sentence, width, "", "  "):
-        print(f"\x1b[1;{verdict.colour}m{line}\x1b[0m" if has_colours else line, file=out)
+        print(painted(line, verdict.colour, out), file=out)
     lines = [line for cause in verdict.causes for line in _fitted(cause, width, "  ", "    ")]
     lines += map(printable, verdict.rows)
     if not verbose:
@@ -57,7 +57,7 @@ def show(verdict: Verdict, *, verbose: bool, out: TextIO) -> None:
             more = f"  ... and {len(lines) - MOST_LINES + 1:,} more lines (-v shows all)"
             lines[MOST_LINES - 1 :] = [more]
         if width:
-            lines = [_shortened(line, width) for line in lines]
+            lines = [shortened(line, width) for line in lines]
     for line in lines:
         print(line, file=out)
 
@@ -73,14 +73,6 @@ def _fitted(text: str, width: int, first: str, indent: str) -> list[str]:
         else:
             lines[-1] += f" {word}"
     return [line.replace("\0", " ") for line in lines]
-
-
-def _shortened(line: str, width: int) -> str:
-    """Return a line of one long word with its middle left out, so that no terminal breaks it."""
-    if len(line) <= width:
-        return line
-    half = (width - 1) // 2
-    return f"{line[:half]}…{line[-half:]}"
 
 
 def of_run(

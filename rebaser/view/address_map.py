@@ -194,24 +194,22 @@ def merged(regions: Iterable[Region], within: Range) -> list[Range]:
 
 def _collisions(images: Iterable[Region], others: Iterable[Region]) -> list[Range]:
     """Return the addresses that two images have, or an image and somebody else."""
-    # Counters: images; the runtime's own images, which lie in its range by right; others.
-    steps: list[tuple[int, int, int]] = []
-    for image in images:
-        which = 1 if is_runtime(image.path) else 0
-        steps += [(image.low, 1, which), (image.high, -1, which)]
-    for other in others:
-        steps += [(other.low, 1, 2), (other.high, -1, 2)]
-    steps.sort()
-    open_ = [0, 0, 0]
-    found: list[Range] = []
-    began: int | None = None
-    for at, step, which in steps:
-        open_[which] += step
-        collide = open_[0] + open_[1] > 1 or (open_[0] > 0 and open_[2] > 0)
-        if collide and began is None:
-            began = at
-        elif not collide and began is not None:
-            if at > began:
-                found.append(Range(began, at))
-            began = None
-    return found
+    reach = {"image": 0, "runtime": 0, "others": 0}  # how far those that began below reach
+    shared = []
+    for region in sorted((*images, *others), key=_by_address):
+        # The runtime's own images lie in its range by right.
+        own = "runtime" if is_runtime(region.path) else "image"
+        kind = own if region.is_image else "others"
+        low, high = region.low, min(region.high, max(reach[one] for one in _AGAINST[kind]))
+        if high > low:
+            shared.append(Region(low, high, ""))
+        reach[kind] = max(reach[kind], region.high)
+    return merged(shared, Range(0, 1 << 64))
+
+
+# Who is in whose way.
+_AGAINST = {
+    "image": ("image", "runtime", "others"),
+    "runtime": ("image", "runtime"),
+    "others": ("image",),
+}
