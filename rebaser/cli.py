@@ -50,14 +50,10 @@ def dispatch(words: Sequence[str]) -> int:
         return int(module.main(plain))
     if name in ("-h", "--help", "help"):
         print(overview(), end="")
-    elif name == "--version":
+        return 0
+    if name == "--version":
         print(f"rebaser {__version__}")
-    else:
-        raise UsageError(_no_command(name, rest))
-    return 0
-
-
-def _no_command(name: str, rest: Sequence[str]) -> str:
+        return 0
     if name.startswith("-"):
         command = next((word for word in rest if word in COMMANDS), "COMMAND")
         what = f"{name} goes behind the command: rebaser {command} {name}"
@@ -66,7 +62,7 @@ def _no_command(name: str, rest: Sequence[str]) -> str:
 
         did = f"; did you mean rebaser run {name}?" if os.path.isdir(name) else ""
         what = f"there is no command {name!r}{did_you_mean(name, COMMANDS) or did}"
-    return f"{what} (see rebaser --help)"
+    raise UsageError(f"{what} (see rebaser --help)")
 
 
 def main(words: Sequence[str] | None = None) -> NoReturn:
@@ -161,9 +157,20 @@ def _what_failed(error: OSError) -> str:
 
 
 def _bug(error: Exception) -> str:
-    from rebaser.bug import report_bug
+    """Write the traceback to a new file in the temporary folder; return the line to print."""
+    import tempfile
+    import traceback
 
-    return report_bug(error)
+    what = f"this is a bug in rebaser ({type(error).__name__}: {error})"
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="rebaser-bug-", suffix=".log", delete=False, errors="backslashreplace"
+        ) as log:
+            log.write(f"rebaser {__version__}, Python {sys.version}\n{sys.argv!r}\n\n")
+            log.write("".join(traceback.format_exception(type(error), error, error.__traceback__)))
+    except OSError:
+        return f"{what}; no log could be written"
+    return f"{what}; please report it with {log.name}"
 
 
 def complain(text: str) -> None:

@@ -72,10 +72,6 @@ class Job:
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - began
 
-    def is_new(self) -> bool:
-        """Return whether no run has remembered anything of the tree."""
-        return not os.path.lexists(self.state.snapshot_file)
-
     def snapshot(self) -> Snapshot:
         """Return what the last run saw."""
         return self.state.load_snapshot(self.tell)

@@ -86,6 +86,17 @@ class Parser(argparse.ArgumentParser):
         return f"there is no option {name}{hint}"
 
 
+def seconds(text: str) -> float:
+    """Return a number of seconds, as an option has it."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds: 0 or more")
+    return value
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return a question to put behind a message about a misspelt word, or an empty text."""
     from difflib import get_close_matches  # 3 ms, and nobody misspells every day

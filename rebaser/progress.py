@@ -55,20 +55,17 @@ class Lines(Progress):
             self._name, self._dlls, self._size = name, dlls, size
             self._done = self._written = 0
 
-    def advance(self, dlls: int) -> None:
-        """Count DLLs, and show what there is to be shown."""
-        self._count(dlls, 0)
-
-    def copied(self, size: int) -> None:
-        """Count bytes, and show what there is to be shown."""
-        self._count(0, size)
-
-    def _count(self, dlls: int, size: int) -> None:
+    def advance(self, dlls: int, size: int = 0) -> None:
+        """Count DLLs and bytes, and show what there is to be shown."""
         with self._lock:
             self._done += dlls
             self._written += size
             if time.monotonic() - self._began > LASTS:
                 self._show()
+
+    def copied(self, size: int) -> None:
+        """Count bytes."""
+        self.advance(0, size)
 
     def _show(self) -> None:
         if self._dlls and self._name:
@@ -119,16 +116,15 @@ class Live(Lines):
 
 
 def _bar() -> RichProgress:
+    from rich import progress
     from rich.console import Console
-    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as RichProgress
 
-    bar = RichProgress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        TextColumn("{task.fields[amount]}"),
-        TimeRemainingColumn(),
+    bar = progress.Progress(
+        progress.SpinnerColumn(),
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(bar_width=20),
+        progress.TextColumn("{task.fields[amount]}"),
+        progress.TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
     )

@@ -139,26 +139,23 @@ def _look(job: Job, lock: TreeLock, asked: Asked) -> Report | Proposal | None:
         return is_work
 
     lock.share()
-    if job.is_new() or job.state.was_left():
+    if not os.path.lexists(job.state.snapshot_file) or job.state.was_left():
         # Nothing is known, or a killed run's copies are in the way: there is work for certain.
         if alone():
             job.state.make()
         else:
             lock.share()
-    done = records.covering(job.state, job.request, asked)
-    if done:
+    if done := records.covering(job.state, job.request, asked):
         return _covered(job, done)
     before = job.snapshot()
     try:
         found = _scan(job, before, None if lock.is_exclusive else at_first_work)
     except NotAloneError:
         return None
-    report = settled_report(job, found, before)
-    if report is not None:
+    if report := settled_report(job, found, before):
         found.close()
         return report
-    with job.timed("plan"):
-        proposal = job.planner().propose(found, before)
+    proposal = _plan(job, before, found)
     if proposal.plan.moves:
         alone()
     return proposal
@@ -186,8 +183,8 @@ def _work(job: Job, lock: TreeLock, found: Proposal | None) -> Report:
     return report
 
 
-def _plan(job: Job, before: Snapshot) -> Proposal:
-    found = _scan(job, before)
+def _plan(job: Job, before: Snapshot, found: Scan | None = None) -> Proposal:
+    found = found or _scan(job, before)
     with job.timed("plan"):
         return job.planner().propose(found, before)
 

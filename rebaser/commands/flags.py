@@ -33,27 +33,22 @@ def add_arguments(parser: Parser) -> None:
     parser.intermixed = True
     parser.value_hint = _BOOLS
     parser.usage = "%(prog)s [--NAME[=BOOL]] ... [-v] [-T LIST] [PATH ...]"
-    names = parser.add_argument_group("flags", "-L, --NAME; with a value -L0, --NAME=0")
+    group = "flags"
+    parser.add_argument_group(group, "-L, --NAME; with a value -L0, --NAME=0")
     for flag in (flag for flag in FLAGS if flag.letter):
         short, long = f"-{flag.letter}", f"--{flag.name}"
-        names.add_argument(
-            short, long, action="append_const", dest="show", const=flag, help=flag.text
-        )
+        append = "append_const"
+        parser.add(group, f"{short} {long}", flag.text, action=append, dest="show", const=flag)
         # Each spelling with a value is an option of its own: argparse's optional values would take
         # the PATH that follows `--dynamicbase`.
         for value, texts in ((True, YES), (False, NO)):
-            spellings = [f"{short}{text}" for text in texts] + [f"{long}={text}" for text in texts]
-            names.add_argument(
-                *spellings,
-                action="append_const",
-                dest="change",
-                const=(flag, value),
-                help=argparse.SUPPRESS,
-            )
-    parser.add_argument("-v", "--verbose", action="store_true", help="name all flags that are set")
-    list_help = "a file of paths, one a line, before PATH; - is stdin"
-    parser.add_argument("-T", "--filelist", metavar="LIST", help=list_help)
-    parser.add_argument("paths", metavar="PATH", nargs="*", help="a PE file: EXE or DLL")
+            spellings = " ".join(f"{short}{text} {long}={text}" for text in texts)
+            what = {"dest": "change", "const": (flag, value)}
+            parser.add(group, spellings, argparse.SUPPRESS, action=append, **what)
+    parser.switch("", "-v --verbose", "name all flags that are set")
+    text = "a file of paths, one a line, before PATH; - is stdin"
+    parser.add("", "-T --filelist", text, metavar="LIST")
+    parser.add("", "paths", "a PE file: EXE or DLL", metavar="PATH", nargs="*")
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -16,32 +16,37 @@ exit status:
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import sys
-from argparse import ArgumentParser, Namespace
+import zlib
+from argparse import Namespace
 
+from cygwin.named_tuple import NamedTuple
+from rebaser import hooks
 from rebaser.errors import UsageError
-from rebaser.hooks import Hook, cygwin_hook, pacman_hook, sage_hook
+from rebaser.parser import Parser
 from rebaser.text import printable
 from rebaser.tree import find_tree
 
 
-def add_arguments(parser: ArgumentParser) -> None:
+class Hook(NamedTuple):
+    """A text, the absolute path of the file that it belongs in, and what takes it away again."""
+
+    place: str
+    text: str
+    undo: str
+
+
+def add_arguments(parser: Parser) -> None:
     """Add the operands of `rebaser hook`."""
-    parser.add_argument(
-        "manager",
-        metavar="sage|pacman|cygwin",
-        choices=("sage", "pacman", "cygwin"),
-        help="who is to call rebaser",
-    )
-    parser.add_argument(
-        "root",
-        metavar="ROOT",
-        nargs="?",
-        help="the tree; cygwin: default $SAGE_LOCAL; pacman: the folder that its paths start "
-        "from, default /; sage: the folder of SageMath's sources, default $SAGE_ROOT",
-    )
+    managers = ("sage", "pacman", "cygwin")
+    names = "|".join(managers)
+    parser.add("", "manager", "who is to call rebaser", metavar=names, choices=managers)
+    text = "the tree; cygwin: default $SAGE_LOCAL; pacman: the folder that its paths start "
+    text += "from, default /; sage: the folder of SageMath's sources, default $SAGE_ROOT"
+    parser.add("", "root", text, metavar="ROOT", nargs="?")
 
 
 def main(arguments: Namespace) -> int:
@@ -62,16 +67,44 @@ def main(arguments: Namespace) -> int:
 
 
 def _hook(manager: str, root: str | None) -> Hook:
-    rebaser = _this_program()
     if manager == "cygwin":
         tree = find_tree(root)
-        return cygwin_hook(tree.root, tree.state_dir, rebaser)
-    if manager == "pacman":
+        return cygwin_hook(tree.root, tree.state_dir, _this_program())
+    if manager == "pacman":  # alpm-hooks(5)
         folder = os.path.abspath(root or "/")
         if not os.path.isdir(folder):
             raise UsageError(f"{folder}: this root is not a folder; pacman's is /")
-        return pacman_hook(folder, rebaser)
-    return sage_hook(root or os.environ.get("SAGE_ROOT") or "$SAGE_ROOT", rebaser)
+        place = "/etc/pacman.d/hooks/rebaser.hook"
+        text = _filled("pacman.hook", place, _this_program(), ROOT=_quoted(folder))
+        return Hook(place, text, f"rm {place}")
+    sage_root = root or os.environ.get("SAGE_ROOT") or "$SAGE_ROOT"
+    place = f"{sage_root}/build/bin/sage-spkg"
+    quoted = f'"{sage_root}"' if sage_root.startswith("$") else shlex.quote(sage_root)
+    undo = f"git -C {quoted} checkout build/bin/sage-spkg"
+    return Hook(place, _filled("sage.sh", place, _this_program()), undo)
+
+
+def cygwin_hook(root: str, state_dir: str, rebaser: str) -> Hook:
+    """Return the script that setup runs last of all (its perpetual scripts `zp_*`)."""
+    # /opt/a-b and /opt/a/b are two trees, and need two names.
+    sum_ = zlib.crc32(os.fsencode(root))
+    name = f"rebaser{re.sub('[^A-Za-z0-9._]+', '-', root.rstrip('/'))}-{sum_:08x}"
+    place = f"/etc/postinstall/zp_{name}.dash"
+    advert = f"/var/lib/rebase/localpath.d/{name}"
+    words = {"ROOT": _quoted(root), "STATE": _quoted(state_dir), "ADVERT": advert}
+    return Hook(place, _filled("cygwin.dash", place, rebaser, **words), f"rm {place} {advert}")
+
+
+def _filled(name: str, place: str, rebaser: str, **words: str) -> str:
+    words.update(PLACE=place, REBASER=rebaser)
+    with open(f"{hooks.__path__[0]}/{name}", encoding="utf-8", newline="\n") as file:
+        return re.sub(r"@([A-Z]+)@", lambda found: words[found[1]], file.read())
+
+
+def _quoted(path: str) -> str:
+    if "\n" in path or "\r" in path:
+        raise UsageError(f"{path!r}: a path with a line break in it cannot stand in a hook")
+    return shlex.quote(path)
 
 
 def _this_program() -> str:

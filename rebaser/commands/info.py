@@ -65,7 +65,8 @@ def main(arguments: Namespace) -> int:
     lines.sort(key=lambda line: (line.base, line.path))
     overlapping = _overlapping(lines)
     if arguments.json:
-        _print_json(lines, overlapping, failed)
+        images = [_object(line, line.file in overlapping) for line in lines]
+        print_json({"images": images, "failed": reason_objects(failed)})
     else:
         _print(lines, overlapping)
     for path, reason in failed:
@@ -143,18 +144,12 @@ def _print(lines: Sequence[Line], overlapping: set[str]) -> None:
         )
 
 
-def _print_json(
-    lines: Sequence[Line], overlapping: set[str], failed: Sequence[tuple[str, str]]
-) -> None:
-    images = [
-        {
-            "path": line.path,
-            "base": address(line.base),
-            "size": line.size,
-            "machine": machine_name(line.machine),
-            "flags": list(line.flags),
-            "overlaps": line.file in overlapping,
-        }
-        for line in lines
-    ]
-    print_json({"images": images, "failed": reason_objects(failed)})
+def _object(line: Line, overlaps: bool) -> dict[str, object]:
+    return {
+        "path": line.path,
+        "base": address(line.base),
+        "size": line.size,
+        "machine": machine_name(line.machine),
+        "flags": list(line.flags),
+        "overlaps": overlaps,
+    }

@@ -15,9 +15,13 @@ from collections.abc import Callable
 
 from locks.flock import Flock, LockFileError, Mode
 from locks.hold import run_command, say, self_lock_warning, shell_command
-from rebaser.errors import RebaserError
-from rebaser.parser import Parser
+from rebaser.errors import BusyError, RebaserError, UsageError
+from rebaser.parser import Parser, seconds
 from rebaser.text import printable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from locks.coordinator import SharedLock
 
 EXIT_USAGE = 64
 EXIT_NOT_LOCKABLE = 65
@@ -54,45 +58,36 @@ def add_arguments(parser: Parser) -> None:
     parser.usage_status = EXIT_USAGE
     parser.usage = "rebaser lock [options] [--] COMMAND [ARG ...]"
     parser.epilog = EPILOG
-    add = parser.add_argument
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--name", type=_name, help="lock NAME.lock, beside the rebase lock")
     which.add_argument("--file", metavar="PATH", help="lock this file or folder")
     fd = _number(2**31 - 1, "number of a descriptor")
     which.add_argument("--fd", type=fd, metavar="N", help="lock the caller's descriptor and return")
-    add("--root", help="the tree (default: the environment variable SAGE_LOCAL)")
-    add(
-        "--lock-file",
-        metavar="PATH",
-        help="the rebase lock (default: REBASER_LOCK_FILE, else ROOT/var/lock/rebase.lock)",
-    )
-    for short, long, mode, text in (
-        ("-x", "--exclusive", Mode.EXCLUSIVE, "nobody else holds it (default)"),
-        ("-s", "--shared", Mode.SHARED, "others may hold it shared too"),
-        ("-u", "--unlock", None, "drop the lock, with --fd"),
+    parser.add("", "--root", "the tree (default: the environment variable SAGE_LOCAL)")
+    text = "the rebase lock (default: REBASER_LOCK_FILE, else ROOT/var/lock/rebase.lock)"
+    parser.add("", "--lock-file", text, metavar="PATH")
+    for names, mode, text in (
+        ("-x --exclusive", Mode.EXCLUSIVE, "nobody else holds it (default)"),
+        ("-s --shared", Mode.SHARED, "others may hold it shared too"),
+        ("-u --unlock", None, "drop the lock, with --fd"),
     ):
-        add(short, long, dest="mode", action="store_const", const=mode, help=text)
+        parser.add("", names, text, dest="mode", action="store_const", const=mode)
     parser.set_defaults(mode=Mode.EXCLUSIVE)
-    add("-n", "--nonblock", action="store_true", help="fail rather than wait")
-    add("-w", "--wait", type=_seconds, metavar="SECONDS", help="wait that long at most")
+    parser.switch("", "-n --nonblock", "fail rather than wait")
+    parser.add("", "-w --wait", "wait that long at most", type=seconds, metavar="SECONDS")
     text = "exit status when others hold the lock (default: 1)"
     status = _number(255, "exit status")
-    add("-E", "--conflict-exit-code", type=status, default=1, metavar="N", help=text)
+    parser.add("", "-E --conflict-exit-code", text, type=status, default=1, metavar="N")
     text = "the command does not inherit the lock: what it leaves running cannot keep it"
-    add("-o", "--close", action="store_true", help=text)
-    add("-c", "--command", dest="string", metavar="STRING", help="run STRING in $SHELL or /bin/sh")
-    talk = parser.add_mutually_exclusive_group()
-    text = "say nothing of who holds the lock"
-    talk.add_argument("-q", "--quiet", action="store_true", help=text)
+    parser.switch("", "-o --close", text)
+    text = "run STRING in $SHELL or /bin/sh"
+    parser.add("", "-c --command", text, dest="string", metavar="STRING")
     text = "say who holds it, also without a terminal"
-    talk.add_argument("-v", "--verbose", action="store_true", help=text)
-    add(
-        "--coordinator",
-        metavar="URL",
-        help="hold the lock of that name on this server too, for all machines; the command gets "
-        "SIGTERM if it is lost, and the exit status is 75",
-    )
-    add("words", nargs=argparse.REMAINDER, metavar="COMMAND", help=argparse.SUPPRESS)
+    parser.loudness("", "say nothing of who holds the lock", text)
+    text = "hold the lock of that name on this server too, for all machines; the command gets "
+    text += "SIGTERM if it is lost, and the exit status is 75"
+    parser.add("", "--coordinator", text, metavar="URL")
+    parser.add("", "words", argparse.SUPPRESS, nargs=argparse.REMAINDER, metavar="COMMAND")
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -118,46 +113,31 @@ def _run(arguments: argparse.Namespace, command: list[str]) -> int:
         lock.release()
         return 0
 
-    talk = not arguments.quiet
+    talks = arguments.verbose or (sys.stderr and sys.stderr.isatty())
 
     def on_wait() -> None:
-        if arguments.verbose or (sys.stderr and sys.stderr.isatty()):
+        if talks:
             _say(f"waiting for the {mode.value} lock {lock.path}, {_who(lock)}")
-        warning = self_lock_warning(lock, mode)
-        if warning:
+        if warning := self_lock_warning(lock, mode):
             _say(warning)
 
     wait = 0 if arguments.nonblock else arguments.wait
-    if not lock.acquire(mode, wait, on_wait if talk else None):
-        if talk:
+    if not lock.acquire(mode, wait, None if arguments.quiet else on_wait):
+        if not arguments.quiet:
             _say(f"could not take the lock {lock.path}, {_who(lock)}")
         return int(arguments.conflict_exit_code)
     if not command:
         return 0
-    if arguments.coordinator:
-        return _run_with_coordinator(arguments, lock, command)
-    return run_command(command, lock, close=arguments.close, failed=lambda e: _failed(command, e))
-
-
-def _run_with_coordinator(arguments: argparse.Namespace, lock: Flock, command: list[str]) -> int:
-    """Take the lock that other machines see, too, and run the command as long as it is ours."""
-    from rebaser.errors import BusyError, UsageError
-    from rebaser.state.machines import HELD, take_lock
-    from rebaser.tree import find_tree
-
-    wait = 0 if arguments.nonblock else arguments.wait
+    if not arguments.coordinator:
+        return run_command(
+            command, lock, close=arguments.close, failed=lambda e: _failed(command, e)
+        )
     try:
-        state = find_tree(arguments.root).state
-        talks = arguments.verbose or (sys.stderr and sys.stderr.isatty())
-        tell = _say if talks else lambda _: None
-        shared = take_lock(arguments.coordinator, state, wait, tell, arguments.name or "rebase")
-    except UsageError as error:
-        raise LockUsageError(str(error)) from error
+        shared = _coordinators(arguments, wait, _say if talks else lambda text: None)
     except BusyError as error:
         if not arguments.quiet:
             _say(str(error))
         return int(arguments.conflict_exit_code)
-    os.environ[HELD] = shared.name
     status = run_command(
         command,
         lock,
@@ -170,6 +150,22 @@ def _run_with_coordinator(arguments: argparse.Namespace, lock: Flock, command: l
         return BusyError.exit_status
     shared.release()
     return status
+
+
+def _coordinators(
+    arguments: argparse.Namespace, wait: float | None, tell: Callable[[str], None]
+) -> SharedLock:
+    """Take the lock that other machines see, too."""
+    from rebaser.state.machines import HELD, take_lock
+    from rebaser.tree import find_tree
+
+    try:
+        state = find_tree(arguments.root).state
+        shared = take_lock(arguments.coordinator, state, wait, tell, arguments.name or "rebase")
+    except UsageError as error:
+        raise LockUsageError(str(error)) from error
+    os.environ[HELD] = shared.name
+    return shared
 
 
 def _command(arguments: argparse.Namespace) -> list[str]:
@@ -199,7 +195,6 @@ def _lock_file(arguments: argparse.Namespace) -> str:
     # A lock file that is named needs no tree.
     path = arguments.lock_file or os.environ.get("REBASER_LOCK_FILE")
     if not path:
-        from rebaser.errors import UsageError
         from rebaser.tree import find_tree
 
         try:
@@ -245,16 +240,6 @@ def _name(text: str) -> str:
             "a path is given with --file"
         )
     return text
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
-    return value
 
 
 def _number(highest: int, what: str) -> Callable[[str], int]:

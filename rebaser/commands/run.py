@@ -76,6 +76,8 @@ def plain_arguments(words: Sequence[str]) -> Namespace | None:
 
 def add_arguments(parser: Parser) -> None:
     """Add the options of `rebaser run`."""
+    from rebaser.parser import seconds
+
     shared.add_root(parser)
     what, how = "what moves", "how"
     text = "only the DLLs named in FILE may move (- is standard input): one path a line, relative "
@@ -88,7 +90,7 @@ def add_arguments(parser: Parser) -> None:
     text = "end with status 1 also for overlaps that no run cures, of signed DLLs for example"
     parser.switch(how, "--strict", text)
     text = "how long the lock may take (default: any)"
-    parser.add(how, "--wait", text, metavar="SECONDS", type=_seconds)
+    parser.add(how, "--wait", text, metavar="SECONDS", type=seconds)
     text = "end with status 75 if the lock is held"
     parser.add(how, "--no-wait", text, dest="wait", action="store_const", const=0.0)
     text = "a server that keeps the lock for all machines that install into this tree: redis://, "
@@ -179,15 +181,3 @@ def _of_one_file(path: str) -> str:
         f"{path} is not a folder: a run looks at all DLLs that must keep off each other; to move "
         f"this one alone: {command} --only-from -"
     )
-
-
-def _seconds(text: str) -> float:
-    from argparse import ArgumentTypeError
-
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value < 1e9:
-        raise ArgumentTypeError(f"{text!r} is no number of seconds: 0 or more")
-    return value

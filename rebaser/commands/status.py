@@ -25,6 +25,7 @@ from rebaser.state import RUNS
 from rebaser.state.records import Record, newest_first
 from rebaser.text import address, byte_count, plural
 from rebaser.tree import Tree
+from rebaser.view.address_map import AddressMap
 from rebaser.view.overview import Overview
 from rebaser.view.picture import room, summary
 
@@ -46,7 +47,19 @@ def main(arguments: Namespace) -> int:
     others = holders(tree.lock_file)
     free = _is_free(tree.lock_file, others)
     if arguments.json:
-        _print_json(tree, found, records, others, free, settings)
+        lock = {"path": tree.lock_file, "free": free, "open_in": [_holder(one) for one in others]}
+        print_json(
+            {
+                "root": tree.root,
+                "machines": {machine_name(one.machine): _machine(one) for one in found.maps},
+                "skipped": reason_objects(found.skipped),
+                "failed": reason_objects(found.failed),
+                "lock": lock,
+                "state": tree.state_dir,
+                "settings": settings,
+                "runs": [_record(one) for one in records],
+            }
+        )
     else:
         how = "free" if free else describe_holders(tree.lock_file)
         if free is None and not others:
@@ -58,6 +71,20 @@ def main(arguments: Namespace) -> int:
         works = any(holder.mode == "exclusive" for holder in others)
         print_lines([*lines, *_of_runs(tree, records, works)], sys.maxsize)
     return failed_lines(found)
+
+
+def _holder(one: Holder) -> dict[str, object]:
+    return {name: getattr(one, name) for name in ("pid", "command", "mode", "waiting")}
+
+
+def _machine(one: AddressMap) -> dict[str, object]:
+    return {"images": len(one.images), "overlapping": one.colliding, **room_object(one)}
+
+
+def _record(one: Record) -> dict[str, object]:
+    fields = {name: getattr(one, name) for name in AS_IT_IS}
+    failed, overlaps = reason_objects(one.failed), group_objects(one.overlaps)
+    return {**fields, "failed": failed, "overlaps": overlaps}
 
 
 def _of_dlls(found: Overview) -> Iterator[str]:
@@ -72,21 +99,20 @@ def _of_dlls(found: Overview) -> Iterator[str]:
         yield f"skipped: {count} ('rebaser run --verbose' says why)"
 
 
-def _of_runs(tree: Tree, records: Sequence[Record], works: bool) -> list[str]:
+def _of_runs(tree: Tree, records: Sequence[Record], works: bool) -> Iterator[str]:
     if records:
-        heading = "runs:" if len(records) <= LAST_RUNS else f"runs (the last {LAST_RUNS}):"
-        newest = records[0]
-        return [
-            heading,
-            *(f"  {_run(one, works and one is newest)}" for one in records[:LAST_RUNS]),
-        ]
+        yield "runs:" if len(records) <= LAST_RUNS else f"runs (the last {LAST_RUNS}):"
+        for number, record in enumerate(records[:LAST_RUNS]):
+            yield f"  {_run(record, works and not number)}"
+        return
+    why = "none that had work to do"
     try:
         os.listdir(f"{tree.state_dir}/{RUNS}")
     except (FileNotFoundError, NotADirectoryError):
         pass
     except OSError as error:
-        return [f"runs: cannot be looked at ({error.strerror})"]
-    return ["runs: none that had work to do"]
+        why = f"cannot be looked at ({error.strerror})"
+    yield f"runs: {why}"
 
 
 def _is_free(path: str, others: Sequence[Holder]) -> bool | None:
@@ -128,47 +154,3 @@ def _run(record: Record, at_work: bool) -> str:
     ended = ", ".join(left) or of_all
     moved = f"moved {plural(record.moved, 'DLL')} ({byte_count(record.bytes_written)})"
     return f"{record.number}  {record.began}{asked}  {moved}, {ended}"
-
-
-def _print_json(
-    tree: Tree,
-    found: Overview,
-    records: Sequence[Record],
-    others: Sequence[Holder],
-    free: bool | None,
-    settings: str | None,
-) -> None:
-    machines = {
-        machine_name(one.machine): {
-            "images": len(one.images),
-            "overlapping": one.colliding,
-            **room_object(one),
-        }
-        for one in found.maps
-    }
-    print_json(
-        {
-            "root": tree.root,
-            "machines": machines,
-            "skipped": reason_objects(found.skipped),
-            "failed": reason_objects(found.failed),
-            "lock": {
-                "path": tree.lock_file,
-                "free": free,
-                "open_in": [
-                    {name: getattr(one, name) for name in ("pid", "command", "mode", "waiting")}
-                    for one in others
-                ],
-            },
-            "state": tree.state_dir,
-            "settings": settings,
-            "runs": [
-                {
-                    **{name: getattr(record, name) for name in AS_IT_IS},
-                    "failed": reason_objects(record.failed),
-                    "overlaps": group_objects(record.overlaps),
-                }
-                for record in records
-            ],
-        }
-    )

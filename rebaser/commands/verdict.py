@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from cygwin.address_space import ARENA
-from cygwin.fault import Fault
 from cygwin.named_tuple import NamedTuple
 from rebaser.report import Move, Report
 from rebaser.scan.skip import Skipped, Stay
@@ -97,8 +96,7 @@ def of_run(
     changed = [path for path in report.unfinished if path not in {one.path for one in told}]
     if changed:
         causes.append(f"changed meanwhile: {names(changed)}; run rebaser again")
-    curable = [path for group in report.overlaps if group.cure for path in group.paths]
-    if curable:
+    if curable := [path for group in report.overlaps if group.cure for path in group.paths]:
         causes.append(f"still in each other's way: {names(curable)}")
     if report.others:
         from shlex import quote
@@ -110,13 +108,16 @@ def of_run(
     rows: list[str] = []
     if verbose:
         rows += lines_of("skipped", [(one.path, one.reason) for one in told])
-        rows.append("; ".join(_facts(report)))
+        version = f" ({report.engine_version})" if report.engine_version else ""
+        facts = [f"tree {report.root}"]
+        facts += [f"run {report.run}"] if report.run is not None else []
+        facts += [f"engine {report.engine}{version}"] if report.engine else []
+        facts += [f"options of {report.settings}"] if report.settings else []
+        rows.append("; ".join(facts))
     else:
         causes += by_cause("skipped", told)
-    if report.planned:
-        rows = [*_table(report.moved), *rows]
-    elif verbose:
-        rows = [*map(_moved, report.moved), *rows]
+    if report.planned or verbose:
+        rows = [*(_table if report.planned else _moved)(report.moved), *rows]
     colour = RED if report.exit_status else YELLOW if report.overlaps else GREEN
     return Verdict(colour, "; ".join(parts), causes, rows)
 
@@ -152,29 +153,17 @@ def _left(report: Report, whole: bool) -> Iterator[str]:
             where = "one address range" if len(groups) == 1 else "addresses"
             what = "can still be moved apart" if cure else f"still share {where}"
             yield f"{dlls(len(paths), 'signed' if paths <= signed else '')} {what}"
-    if report.moved and not (
-        report.overlaps or report.failed or report.unfinished or report.planned
-    ):
+    some = report.overlaps or report.failed or report.unfinished
+    if report.moved and not (some or report.planned):
         yield "no overlap is left" if whole else "none of those asked for overlaps"
 
 
-def _facts(report: Report) -> Iterator[str]:
-    version = f" ({report.engine_version})" if report.engine_version else ""
-    for what, value in (
-        ("tree", report.root),
-        ("run", report.run),
-        ("engine", report.engine and report.engine + version),
-        ("options of", report.settings),
-    ):
-        if value is not None:
-            yield f"{what} {value}"
-
-
-def _moved(move: Move) -> str:
-    if move.new_base == move.old_base:
-        return f"cleared DYNAMIC_BASE of {move.path}"
-    bases = f"{address(move.old_base)} -> {address(move.new_base)}"
-    return f"moved {move.path}: {bases} ({move.reason})"
+def _moved(moves: Iterable[Move]) -> Iterator[str]:
+    for move in moves:
+        bases = f"{address(move.old_base)} -> {address(move.new_base)}"
+        relocated = f"moved {move.path}: {bases} ({move.reason})"
+        only_flag = move.new_base == move.old_base
+        yield f"cleared DYNAMIC_BASE of {move.path}" if only_flag else relocated
 
 
 def _table(moves: Sequence[Move]) -> list[str]:
@@ -189,27 +178,25 @@ def _table(moves: Sequence[Move]) -> list[str]:
 
 def where_they_lay(moves: Iterable[Move], verb: str) -> Iterator[str]:
     """Yield a line for each reason why DLLs do not stay where they lay; `verb` is lay or lie."""
-    relocated = [move for move in moves if move.new_base != move.old_base]
-    if not relocated:
-        return
-    outside = [move for move in relocated if not _is_in_arena(move)]
-    bases = Counter(move.old_base for move in outside)
-    for base, count in bases.most_common(3):
+    inside, outside = [], []
+    for move in moves:
+        arena = ARENA[move.machine]
+        if move.new_base == move.old_base:
+            continue
+        if arena.low <= move.old_base and move.old_base + move.slot_size <= arena.high:
+            inside.append(move.path)
+        else:
+            outside.append(move.old_base)
+    for base, count in Counter(outside).most_common(3):
         if count > 1:
             yield f"{count:,} {verb} at {address(base)}, where linkers put everything"
-            outside = [move for move in outside if move.old_base != base]
+            outside = [other for other in outside if other != base]
     if outside:
-        low, high = (address(f(move.old_base for move in outside)) for f in (min, max))
+        low, high = address(min(outside)), address(max(outside))
         where = low if low == high else f"{low}-{high}"
         yield f"{len(outside):,} {verb} at {where}, where one linked tomorrow may lie too"
-    inside = [move.path for move in relocated if _is_in_arena(move)]
     if inside:
         yield f"{len(inside):,} {verb} where another does: {names(inside)}"
-
-
-def _is_in_arena(move: Move) -> bool:
-    arena = ARENA[move.machine]
-    return arena.low <= move.old_base and move.old_base + move.slot_size <= arena.high
 
 
 def lines_of(what: str, pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
@@ -223,28 +210,22 @@ def by_reason(what: str, pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
     of: dict[str, list[str]] = {}
     for path, reason in pairs:
         of.setdefault(reason, []).append(path)
-    for reason, paths in sorted(of.items(), key=_many):
-        yield f"{what} {_counted(paths)}: {reason}"
+    for reason, paths in sorted(of.items(), key=lambda item: -len(item[1])):
+        many = f"{len(paths):,} files ({names(paths)})"
+        yield f"{what} {many if len(paths) > 1 else paths[0]}: {reason}"
 
 
-def by_cause(what: str, skipped: Iterable[Skipped]) -> Iterator[str]:
+def by_cause(what: str, skipped: Sequence[Skipped]) -> Iterator[str]:
     """Yield a line for each cause, with the number of files, some names, and what helps."""
-    of: dict[Fault | Stay, list[Skipped]] = {}
-    for one in skipped:
-        of.setdefault(one.cause, []).append(one)
-    for cause, some in sorted(of.items(), key=_many):
-        why = cause.sentence if len(some) > 1 else some[0].reason
+    number = Counter(one.cause for one in skipped)
+
+    def why(one: Skipped) -> str:
+        cause = one.cause
         names_option = isinstance(cause, Stay) and cause.option  # and so says what helps
         helps = f"; {cause.advice}" if cause.advice and not names_option else ""
-        yield f"{what} {_counted([one.path for one in some])}: {why}{helps}"
+        return (cause.sentence if number[cause] > 1 else one.reason) + helps
 
-
-def _many(item: tuple[object, Sequence[object]]) -> int:
-    return -len(item[1])
-
-
-def _counted(paths: Sequence[str]) -> str:
-    return paths[0] if len(paths) == 1 else f"{len(paths):,} files ({names(paths)})"
+    return by_reason(what, [(one.path, why(one)) for one in skipped])
 
 
 def dlls(count: int, kind: str = "") -> str:

@@ -42,25 +42,18 @@ def overview(
     planner = Planner(tree, options, Request(""), warn)
     surveyed = planner.survey(found.snapshot, before)
     placed = spans(surveyed.images, surveyed.dlls)
-    others = {
-        machine: [
-            Region(*one.range, one.owner, Kind.RUNTIME if one.is_runtime else Kind.OTHERS)
-            for one in of_machine
-        ]
-        for machine, of_machine in planner.reserved.ranges.items()
-    }
     stuck = {path for path, image in surveyed.images.items() if image.fixed}
+
+    def map_of(machine: int) -> AddressMap:
+        others = [
+            Region(*one.range, one.owner, Kind.RUNTIME if one.is_runtime else Kind.OTHERS)
+            for one in planner.reserved.ranges.get(machine, ())
+        ]
+        arena = options.arenas[machine]
+        return address_map(machine, arena, placed.get(machine, ()), others, stuck)
+
     return Overview(
-        maps=tuple(
-            address_map(
-                machine,
-                options.arenas[machine],
-                placed.get(machine, ()),
-                others.get(machine, ()),
-                stuck,
-            )
-            for machine in sorted(placed, reverse=True) or [X86_64]
-        ),
+        maps=tuple(map(map_of, sorted(placed, reverse=True) or [X86_64])),
         skipped=tuple((one.path, one.reason) for one in surveyed.skipped),
         failed=tuple(found.failed),
     )

@@ -72,6 +72,20 @@ class TestThePlanIsThatOfRun:
         assert "unread.dll" not in text
         assert text.startswith("BREAKS FORK: 1 of 1 DLL. ")
 
+    @pytest.mark.parametrize("options", [[], ["--suffix", "EXE"]])
+    def test_a_program_is_in_the_way_where_a_run_looks_at_it(
+        self, rebaser: Rebaser, tmp_path: Path, options: list[str]
+    ) -> None:
+        tree = make_tree(tmp_path / "tree", 0)
+        add_dll(tree / "bin/x.exe", FLOOR, characteristics=0x22, dll_characteristics=0)
+        add_dll(tree / "bin/x.dll", FLOOR, dll_characteristics=0)
+        planned = rebaser.report("run", tree, "--dry-run", *options)["moved"]
+        assert len(planned) == len(options) // 2
+        found = rebaser.report("check", tree, *options)["would_move"]
+        assert [(move["path"], move["new_base"]) for move in found] == [
+            (str(tree / move["path"]), move["new_base"]) for move in planned
+        ]
+
     def test_a_folder_that_its_outer_tree_leaves_out(self, rebaser: Rebaser, tree: Path) -> None:
         assert rebaser("run", tree, "--engine", "builtin").status == 0
         add_dlls(tree / "var/tmp", 2)

@@ -16,7 +16,7 @@ import pytest
 from cygwin_root import CygwinRoot
 from trees import read
 
-from rebaser.hooks import cygwin_hook
+from rebaser.commands.hook import cygwin_hook
 
 
 @pytest.fixture

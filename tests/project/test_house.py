@@ -17,7 +17,7 @@ rebaser.cli
 rebaser.parser
 rebaser.overview
 rebaser.api
-rebaser.bug rebaser.process rebaser.check rebaser.run rebaser.view
+rebaser.process rebaser.check rebaser.run rebaser.view
 rebaser.remember
 rebaser.job
 rebaser.apply
