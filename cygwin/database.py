@@ -130,8 +130,8 @@ def _name(data: bytes, at: int, size: int) -> str:
 def _check_slot(entry: Entry, top: int) -> None:
     if not 0 < entry.size <= entry.slot_size or entry.slot_size % GRANULARITY:
         raise ValueError(
-            f"its slot of 0x{entry.slot_size:x} bytes is not a multiple of 64 KiB "
+            f"its address range of 0x{entry.slot_size:x} bytes is not a multiple of 64 KiB "
             f"that holds its image of 0x{entry.size:x} bytes"
         )
     if entry.base + entry.slot_size > top:
-        raise ValueError(f"its slot at 0x{entry.base:x} goes beyond the last address")
+        raise ValueError(f"its address range at 0x{entry.base:x} goes beyond the last address")

@@ -61,7 +61,7 @@ def dispatch(words: Sequence[str]) -> int:
         from rebaser.parser import did_you_mean
 
         did = f"; did you mean rebaser run {name}?" if os.path.isdir(name) else ""
-        what = f"there is no command {name!r}{did_you_mean(name, COMMANDS) or did}"
+        what = f"there is no command {name!r}{did_you_mean(name, (*COMMANDS, '--version')) or did}"
     raise UsageError(f"{what} (see rebaser --help)")
 
 

@@ -90,8 +90,8 @@ def parse_arena(text: str) -> Range:
     arena = Range(-(-low // GRANULARITY) * GRANULARITY, high // GRANULARITY * GRANULARITY)
     if arena.high <= arena.low:
         raise UsageError(
-            f"--arena {text}: the second address must be a slot or more above the first; between "
-            "them is no whole slot (64 KiB, at a multiple of 64 KiB)"
+            f"--arena {text}: between these addresses are no 64 KiB that begin at a multiple of "
+            "64 KiB, and no DLL takes less: give a larger range"
         )
     return arena
 

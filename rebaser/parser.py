@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # catalogue takes an import and a dozen system calls of each run.
 argparse._ = str  # type: ignore[attr-defined]
 
+ADVANCED = "advanced"
+
 
 def _formatter(prog: str) -> argparse.HelpFormatter:
     # argparse makes one for every argument that is added, and to find the width of the terminal it
@@ -115,5 +117,9 @@ def command_parser(name: str) -> Parser:
         allow_abbrev=False,
     )
     module.add_arguments(parser)
-    parser._action_groups.sort(key=lambda group: group.title == "advanced")  # comes last
+    # What few need comes last, in the list and in the line of usage.
+    parser._action_groups.sort(key=lambda group: group.title == ADVANCED)
+    last = parser._action_groups[-1]
+    rare = last._group_actions if last.title == ADVANCED else []
+    parser._actions.sort(key=lambda action: action in rare)
     return parser

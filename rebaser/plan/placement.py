@@ -245,7 +245,7 @@ def _other_database_slot(image: Placed, database_slots: Obstacles) -> str | None
     for low, high in ((image.base, own.low), (own.high, image.end)):
         low, high = max(low, image.base), min(high, image.end)
         if low < high and (owner := database_slots.overlapping(low, high)):
-            return f"the slot that Cygwin's database keeps for {owner}"
+            return f"the addresses that Cygwin's database keeps for {owner}"
     return None
 
 

@@ -18,6 +18,7 @@ WRONG = [
     ("chekc", "there is no command 'chekc'; did you mean check? (see rebaser --help)"),
     ("rebase TREE", "there is no command 'rebase' (see rebaser --help)"),
     ("TREE", "there is no command 'TREE'; did you mean rebaser run TREE? (see rebaser --help)"),
+    ("version", "there is no command 'version'; did you mean --version? (see rebaser --help)"),
     ("help rnu", "there is no command 'rnu'; did you mean run? (see rebaser --help)"),
     (
         "--json check TREE",
@@ -47,6 +48,27 @@ WRONG = [
     ("check TREE/none", "TREE/none: no such file or folder"),
     ("run TREE --only-from none", "--only-from none: cannot be read (No such file or directory)"),
     ("run TREE --avoid none", "none: the path given to --avoid does not exist"),
+    (
+        "run TREE --arena 0x200000000-0x200000001",
+        "--arena 0x200000000-0x200000001: between these addresses are no 64 KiB",
+    ),
+    ("run TREE -0 --only-from TREE/list", "each path given to --only-from ends in a NUL character"),
+    ("run TREE --engine cygwin", "--engine cygwin needs the programs rebase and peflags on PATH"),
+    ("run TREE --database none", "--database none: cannot be read: No such file or directory"),
+    ("run /", "/: this whole system is no tree of DLLs; name the folder that holds them"),
+    ("-n status TREE", "there is no option --dry-run; it is one of rebaser run"),
+    ("map TREE --svg - --json", "--json and --svg - both want standard output: name a file"),
+    ("info", "info: give either PATHs or --db "),
+    ("info TREE --db FILE", "info: give either PATHs or --db "),
+    ("flags", "no files: name them, or give a list of them with -T"),
+    ("flags -d2 FILE", "a BOOL is one of 1, true, yes, t, y, 0, false, no, f, n"),
+    ("forget TREE --force", "there is no option --force (see rebaser forget --help)"),
+    ("hook pacman TREE/none", "TREE/none: this root is not a folder; pacman's is /"),
+    ("hook", "the following arguments are required: sage|pacman|cygwin"),
+    ("lock", "no COMMAND is given (rebaser lock --help tells more)"),
+    ("lock -w soon -- true", "argument -w/--wait: 'soon' is no number of seconds: 0 or more"),
+    ("lock --name a/b -- true", "a word without slashes, such as pip; a path is given with --file"),
+    ("lock -u", "-u drops the lock of a descriptor: name it with --fd N"),
     ("hook apt", "invalid choice: 'apt' (choose from "),
     ("lock --nme x -- true", "there is no option --nme; did you mean --name?"),
 ]
@@ -54,7 +76,9 @@ WRONG = [
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    return make_tree(tmp_path / "tree", 1)
+    tree = make_tree(tmp_path / "tree", 1)
+    (tree / "list").write_text("bin/x000.dll\n")
+    return tree
 
 
 @pytest.mark.parametrize(("line", "answer"), WRONG, ids=[line for line, _ in WRONG])

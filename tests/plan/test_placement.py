@@ -251,7 +251,7 @@ def test_appointed_slots_are_for_their_files_alone() -> None:
     assert plan([image("z", 0x4_0000_0000, 3, database_slot=slot)])["z"].new_base == slot.high
     # Whoever lies in it has to go; only afterwards, in another run, is it free.
     moves = plan([image("a", LOW), image("z", 0x4_0000_0000, 2, database_slot=slot)])
-    assert moves["a"].reason == "overlaps the slot that Cygwin's database keeps for z"
+    assert moves["a"].reason == "overlaps the addresses that Cygwin's database keeps for z"
     assert moves["z"].new_base >= slot.high
 
 
