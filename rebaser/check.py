@@ -18,7 +18,7 @@ from rebaser.plan.overlap import groups
 from rebaser.plan.placement import NoRoomError, Obstacles
 from rebaser.plan.proposal import Planner
 from rebaser.plan.reserved import in_tree
-from rebaser.plan.survey import Survey, spans
+from rebaser.plan.survey import spans
 from rebaser.report import Group, Move
 from rebaser.request import Request
 from rebaser.scan import snapshot as snapshots
@@ -110,26 +110,25 @@ def check(
     """
     options = options or Options()
     parts = _parts(_apart(paths), options, warn)
-    looks = [_look(part, parts, options, warn) for part in parts]
-    images = {path: image for look in looks for path, image in look.survey.images.items()}
-    moves = {move.path: move for look in looks for move in look.moves}
+    images = {path: image for part in parts for path, image in part.survey.images.items()}
+    moves = {move.path: move for part in parts for move in part.moves}
     files: dict[object, str] = {}  # a file that was seen under another name is no other image
-    for look in looks:
-        for path in look.survey.dlls:
-            files.setdefault(same_file(path, look.survey.sources[path].seen), path)
+    for part in parts:
+        for path in part.survey.dlls:
+            files.setdefault(same_file(path, part.survey.sources[path].seen), path)
     dlls = frozenset(files.values())
     named: set[str] = set()
     causes: dict[str, Skipped] = {}
     problems: list[Problem] = []
     incurable = [Problem("Windows", MANDATORY_ASLR)] if mandatory_aslr() else []
-    for look in looks:
-        for path in look.survey.dlls & dlls:
-            if any(map(look.part.holds, look.survey.sources[path].names)):
+    for part in parts:
+        for path in part.survey.dlls & dlls:
+            if any(map(part.holds, part.survey.sources[path].names)):
                 named.add(path)
-                problems += (Problem(path, what) for what in look.problems_of(path))
-        skipped = look.survey.skipped
-        causes.update((one.path, one) for one in skipped if look.part.holds(one.path))
-        incurable += look.incurable
+                problems += (Problem(path, what) for what in part.problems_of(path))
+        skipped = part.survey.skipped
+        causes.update((one.path, one) for one in skipped if part.holds(one.path))
+        incurable += part.incurable
     overlaps, left = (
         tuple(
             group
@@ -153,22 +152,26 @@ def check(
             for path in named - broken
         ),
         moves=moves,
-        runs=tuple(Run(look.part.path, look.others) for look in looks if look.moves),
+        runs=tuple(Run(part.path, part.others) for part in parts if part.moves),
     )
 
 
-class _Part(NamedTuple):
-    """A file or folder that was named, in the tree that it belongs to.
+class _Part:
+    """A file or folder that was named, in the tree that it belongs to, as a run on it sees it.
 
-    `before` is what the last run saw. `is_runs`: a run on this folder concerns what lies below it.
+    `now` is what was found, `before` what the last run saw, `unread` are (path, reason). `is_runs`:
+    a run on this folder concerns what lies below it. After `look`: `survey` has the images, `moves`
+    is what that run does, `others` are the parts in other trees, which it keeps off, `reserved`
+    what else lies in the address space, and `incurable` what no run cures.
     """
 
-    path: str
-    tree: Tree
-    now: Snapshot
-    before: Snapshot
-    unread: Sequence[tuple[str, str]]
-    is_runs: bool = False
+    def __init__(
+        self, path: str, tree: Tree, now: Snapshot, before: Snapshot, *, is_runs: bool = False
+    ) -> None:
+        self.path, self.tree, self.now, self.before = path, tree, now, before
+        self.is_runs = is_runs
+        self.unread: list[tuple[str, str]] = []
+        self.moves: tuple[Move, ...] = ()
 
     def holds(self, path: str) -> bool:
         """Return whether this is the file that was named, or lies below the folder."""
@@ -179,56 +182,43 @@ class _Part(NamedTuple):
         name = in_tree(self.tree)(path)
         return name if name and (self.is_runs or self.holds(self.tree.path(name))) else None
 
-
-def _parts(paths: Sequence[str], options: Options, warn: Callable[[str], None]) -> list[_Part]:
-    """Look at files and folders; files come first, so that the runs keep off them."""
-    rules = options.rules._replace(suffixes=(*options.suffixes, PROGRAM))
-    found: dict[str, Scan] = {}  # of several folders in one tree the scan is one
-    parts = [
-        _folder(path, rules, found, warn) if os.path.isdir(path) else _file(path) for path in paths
-    ]
-    return sorted(parts, key=lambda part: part.is_runs)
-
-
-def _folder(path: str, rules: Rules, found: dict[str, Scan], warn: Callable[[str], None]) -> _Part:
-    tree = find_tree(path)
-    before = tree.state.load_snapshot(warn)
-    if tree.root not in found:
-        found[tree.root] = scan(tree.root, rules, before)
-    scanned = found[tree.root]
-    is_runs = tree.scope.rstrip("/") in scanned.snapshot.folders
-    if not is_runs:  # the outer tree leaves it out, so a run would too
-        tree, before = Tree(path, "", ""), snapshots.blank()
-        scanned = scan(path, rules)
-    part = _Part(path, tree, scanned.snapshot, before, (), is_runs)
-    failed = [(tree.root if name == "." else tree.path(name), why) for name, why in scanned.failed]
-    return part._replace(unread=[pair for pair in failed if part.holds(pair[0])])
-
-
-def _file(path: str) -> _Part:
-    """Look at one file, whatever its name."""
-    folder, name = os.path.split(path)
-    blank = snapshots.blank()
-    if not os.path.isfile(path):
-        return _Part(path, Tree(folder, "", ""), blank, blank, [(path, NO_FILE)])
-    snapshot, failed = look_at_one(folder, name)
-    unread = [(path, reason) for _, reason in (*failed, *not_images(snapshot))]
-    return _Part(path, Tree(folder, "", ""), snapshot, blank, unread)
-
-
-class _Look(NamedTuple):
-    """What was found of a part: its images as a run sees them, and what that run would move.
-
-    `others` are the parts in other trees, which it keeps off; `reserved` has what else lies in the
-    address space.
-    """
-
-    part: _Part
-    survey: Survey
-    others: tuple[str, ...]
-    reserved: Mapping[int, Obstacles]
-    moves: tuple[Move, ...]
-    incurable: Sequence[Problem]
+    def look(self, parts: Sequence[_Part], options: Options, warn: Callable[[str], None]) -> None:
+        """Sort out what lies where, and plan."""
+        # What the command will say: trees that are looked at together keep off each other.
+        self.others = tuple(other.path for other in parts if other.tree.root != self.tree.root)
+        asked = options._replace(avoid=(*options.avoid, *self.others))
+        top = self.tree.path("")
+        request = Request("", self.tree.scope, None if self.is_runs else frozenset())
+        planner = Planner(self.tree, asked, request, warn, ours=self.own, top=top)
+        survey = planner.survey(self.now, self.before)
+        programs = {
+            path
+            for path, source in survey.sources.items()
+            if all(name.lower().endswith(PROGRAM) for name in source.names)
+        }
+        self.incurable = [
+            Problem(path, HIGH_ENTROPY)
+            for path in sorted(filter(self.holds, programs))
+            if survey.sources[path].seen.high_entropy_va and _is_cygwins(path)
+        ]
+        if PROGRAM not in map(str.lower, options.suffixes):  # else a run looks at programs too
+            strange = programs - {self.path}
+            images = {path: image for path, image in survey.images.items() if path not in strange}
+            survey = survey._replace(images=images, dlls=survey.dlls - strange)
+        self.survey = survey
+        self.reserved = {
+            machine: Obstacles(
+                (*one.range, one.owner)
+                for one in of_machine
+                if not (one.is_runtime or any(other.holds(one.owner) for other in parts))
+            )
+            for machine, of_machine in planner.reserved.ranges.items()
+        }
+        if self.is_runs:
+            try:
+                self.moves = planner.plan(survey).moves
+            except NoRoomError as error:
+                self.incurable.append(Problem(self.path, str(error)))
 
     def problems_of(self, path: str) -> Iterator[str]:
         """Yield what is wrong with the place of one image, whatever else is in the tree."""
@@ -247,45 +237,44 @@ class _Look(NamedTuple):
             yield LOADED_ANYWHERE
 
 
-def _look(
-    part: _Part, parts: Sequence[_Part], options: Options, warn: Callable[[str], None]
-) -> _Look:
-    # What the command will say: trees that are looked at together keep off each other.
-    others = tuple(other.path for other in parts if other.tree.root != part.tree.root)
-    asked = options._replace(avoid=(*options.avoid, *others))
-    top = part.tree.path("")
-    request = Request("", part.tree.scope, None if part.is_runs else frozenset())
-    planner = Planner(part.tree, asked, request, warn, ours=part.own, top=top)
-    survey = planner.survey(part.now, part.before)
-    programs = {
-        path
-        for path, source in survey.sources.items()
-        if all(name.lower().endswith(PROGRAM) for name in source.names)
-    }
-    incurable = [
-        Problem(path, HIGH_ENTROPY)
-        for path in sorted(filter(part.holds, programs))
-        if survey.sources[path].seen.high_entropy_va and _is_cygwins(path)
+def _parts(paths: Sequence[str], options: Options, warn: Callable[[str], None]) -> list[_Part]:
+    """Look at files and folders; files come first, so that the runs keep off them."""
+    rules = options.rules._replace(suffixes=(*options.suffixes, PROGRAM))
+    found: dict[str, Scan] = {}  # of several folders in one tree the scan is one
+    parts = [
+        _folder(path, rules, found, warn) if os.path.isdir(path) else _file(path) for path in paths
     ]
-    if PROGRAM not in map(str.lower, options.suffixes):  # else a run looks at programs too
-        strange = programs - {part.path}
-        images = {path: image for path, image in survey.images.items() if path not in strange}
-        survey = survey._replace(images=images, dlls=survey.dlls - strange)
-    reserved = {
-        machine: Obstacles(
-            (*one.range, one.owner)
-            for one in of_machine
-            if not (one.is_runtime or any(other.holds(one.owner) for other in parts))
-        )
-        for machine, of_machine in planner.reserved.ranges.items()
-    }
-    moves: tuple[Move, ...] = ()
-    if part.is_runs:
-        try:
-            moves = planner.plan(survey).moves
-        except NoRoomError as error:
-            incurable.append(Problem(part.path, str(error)))
-    return _Look(part, survey, others, reserved, moves, incurable)
+    parts.sort(key=lambda part: part.is_runs)
+    for part in parts:
+        part.look(parts, options, warn)
+    return parts
+
+
+def _folder(path: str, rules: Rules, found: dict[str, Scan], warn: Callable[[str], None]) -> _Part:
+    tree = find_tree(path)
+    before = tree.state.load_snapshot(warn)
+    if tree.root not in found:
+        found[tree.root] = scan(tree.root, rules, before)
+    scanned = found[tree.root]
+    is_runs = tree.scope.rstrip("/") in scanned.snapshot.folders
+    if not is_runs:  # the outer tree leaves it out, so a run would too
+        tree, before = Tree(path, "", ""), snapshots.blank()
+        scanned = scan(path, rules)
+    part = _Part(path, tree, scanned.snapshot, before, is_runs=is_runs)
+    failed = [(tree.root if name == "." else tree.path(name), why) for name, why in scanned.failed]
+    part.unread = [pair for pair in failed if part.holds(pair[0])]
+    return part
+
+
+def _file(path: str) -> _Part:
+    """Look at one file, whatever its name."""
+    folder, name = os.path.split(path)
+    now, failed = snapshots.blank(), [(name, NO_FILE)]
+    if os.path.isfile(path):
+        now, failed = look_at_one(folder, name)
+    part = _Part(path, Tree(folder, "", ""), now, snapshots.blank())
+    part.unread = [(path, reason) for _, reason in (*failed, *not_images(now))]
+    return part
 
 
 def _staying(

@@ -70,22 +70,17 @@ def svg(root: str, maps: Sequence[AddressMap]) -> str:
             y += 6
             parts += _legend([kind for kind in Kind if kind in used], y)
             y += STEP
-    title = "; ".join([root, *map(summary, maps)])
-    return "\n".join(
-        [
-            '<?xml version="1.0" encoding="UTF-8"?>',
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y + 10}" role="img">',
-            f"<title>{_clean(title)}</title>",
-            f"<style>{STYLE}</style>",
-            '<defs><pattern id="hatch" width="6" height="6" patternUnits="userSpaceOnUse" '
-            'patternTransform="rotate(45)"><rect class="hatch" width="6" height="6"/>'
-            '<path class="stripe" d="M0 0V6"/></pattern></defs>',
-            f'<rect class="paper" width="{WIDTH}" height="{y + 10}"/>',
-            *parts,
-            "</svg>",
-            "",
-        ]
-    )
+    title = _clean("; ".join([root, *map(summary, maps)]))
+    head = f"""\
+<?xml version="1.0" encoding="UTF-8"?>
+<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y + 10}" role="img">
+<title>{title}</title>
+<style>{STYLE}</style>
+<defs><pattern id="hatch" width="6" height="6" patternUnits="userSpaceOnUse" \
+patternTransform="rotate(45)"><rect class="hatch" width="6" height="6"/>\
+<path class="stripe" d="M0 0V6"/></pattern></defs>
+<rect class="paper" width="{WIDTH}" height="{y + 10}"/>"""
+    return "\n".join([head, *parts, "</svg>", ""])
 
 
 def _legend(kinds: Sequence[Kind], y: float) -> Iterator[str]:

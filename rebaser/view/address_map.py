@@ -95,14 +95,8 @@ class AddressMap(NamedTuple):
         images = sum(part.high - part.low for part in merged(self.images, arena))
         by_all = merged((*self.images, *self.others), arena)
         used = sum(part.high - part.low for part in by_all)
-        gaps = [
-            Range(low, high)
-            for low, high in zip(
-                [arena.low, *(part.high for part in by_all)],
-                [*(part.low for part in by_all), arena.high],
-            )
-            if high > low
-        ]
+        free = zip([arena.low, *(part.high for part in by_all)], [*by_all, Range(arena.high, 0)])
+        gaps = [Range(low, part.low) for low, part in free if part.low > low]
         return Use(
             images=images,
             others=used - images,
@@ -133,15 +127,9 @@ def address_map(
         return index < len(collisions) and collisions[index].low < span.high
 
     # In order of address, but what is reserved first: a reader of a long group must see it.
-    groups = (
-        sorted(
-            filter(collides, cluster),
-            key=lambda region: region.is_image,
-        )
-        for cluster in clusters((*placed, *kept))
-    )
-    groups_left = tuple(group for group in groups if group)
-    return AddressMap(machine, arena, placed, kept, collisions, groups_left, stuck)
+    clustered = clusters((*placed, *kept))
+    groups = (sorted(filter(collides, one), key=lambda r: r.is_image) for one in clustered)
+    return AddressMap(machine, arena, placed, kept, collisions, tuple(filter(None, groups)), stuck)
 
 
 def zones(machine: int, arena: Range) -> list[Zone]:

@@ -104,10 +104,9 @@ def _zone(found: AddressMap, zone: Zone, row_size: int, most_rows: int) -> Itera
     if not (zone.is_arena or numbers):
         return
     yield Line(f"{_extent(zone)} {zone.purpose}: {_held(found, zone)}", Style.ZONE)
-    for text in room(found) if zone.is_arena else ():
-        yield Line(text, Style.NOTE)
-    if numbers:
-        yield Line(f"a row is {address_size(row_size)}", Style.NOTE)
+    notes = [*(room(found) if zone.is_arena else ())]
+    notes += [f"a row is {address_size(row_size)}"] if numbers else []
+    yield from (Line(text, Style.NOTE) for text in notes)
     end = zone.low
     for row in [*(number * row_size for number in numbers), zone.high]:
         if row > end:
@@ -136,21 +135,17 @@ def _rows(covered: Iterable[Range], row_size: int, most: int) -> list[int]:
 
 
 def _boxes(found: AddressMap, zone: Zone, within: Range) -> Iterator[Box]:
-    if zone.is_arena:
-        yield Box(*within, Kind.FREE)
-
-    def clipped(one: Range | Region, kind: Kind, owners: Sequence[Region]) -> Box:
-        return Box(max(one.low, within.low), min(one.high, within.high), kind, owners)
-
     def inside(one: Range | Region) -> bool:
         return one.low < within.high and one.high > within.low
 
     here = [region for region in (*found.others, *found.images) if inside(region)]
-    for region in here:
-        yield clipped(region, region.kind, [region])
+    boxes = [Box(*within, Kind.FREE)] if zone.is_arena else []
+    boxes += [Box(one.low, one.high, one.kind, [one]) for one in here]
     for part in filter(inside, found.collisions):
         sharers = [one for one in here if one.low < part.high and one.high > part.low]
-        yield clipped(part, Kind.OVERLAP, sharers)
+        boxes.append(Box(*part, Kind.OVERLAP, sharers))
+    for box in boxes:
+        yield box._replace(low=max(box.low, within.low), high=min(box.high, within.high))
 
 
 def _overlaps(root: str, found: AddressMap, every_name: bool) -> Iterator[Line]:
@@ -176,11 +171,8 @@ def _overlaps(root: str, found: AddressMap, every_name: bool) -> Iterator[Line]:
 
 
 def _extent(one: Range | Region | Zone) -> str:
-    return (
-        f"{address(one.low)}-{address(one.high)}"
-        if one.high < 1 << 47
-        else (f"{address(one.low)} and up")
-    )
+    end = f"-{address(one.high)}" if one.high < 1 << 47 else " and up"
+    return f"{address(one.low)}{end}"
 
 
 def _held(found: AddressMap, zone: Zone) -> str:
