@@ -90,8 +90,8 @@ def parse_arena(text: str) -> Range:
     arena = Range(-(-low // GRANULARITY) * GRANULARITY, high // GRANULARITY * GRANULARITY)
     if arena.high <= arena.low:
         raise UsageError(
-            f"--arena {text}: between these addresses are no 64 KiB that begin at a multiple of "
-            "64 KiB, and no DLL takes less: give a larger range"
+            f"--arena {text}: the second address must lie above the first, with 64 KiB between "
+            "them that begin at a multiple of 64 KiB: no DLL takes less"
         )
     return arena
 

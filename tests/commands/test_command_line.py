@@ -50,7 +50,7 @@ WRONG = [
     ("run TREE --avoid none", "none: the path given to --avoid does not exist"),
     (
         "run TREE --arena 0x200000000-0x200000001",
-        "--arena 0x200000000-0x200000001: between these addresses are no 64 KiB",
+        "--arena 0x200000000-0x200000001: the second address must lie above the first, with 64 KiB",
     ),
     ("run TREE -0 --only-from TREE/list", "each path given to --only-from ends in a NUL character"),
     ("run TREE --engine cygwin", "--engine cygwin needs the programs rebase and peflags on PATH"),

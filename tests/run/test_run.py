@@ -405,7 +405,7 @@ def test_arena(rebaser: Rebaser, tree: Path) -> None:
         ("0x1-0x2-0x3", "with 0x before each"),
         ("0x400000000-0x300000000", "above the first"),
         ("0x300000000-0x300000001", "above the first"),
-        ("0x300000001-0x300010002", "are no 64 KiB that begin at a multiple of 64 KiB"),
+        ("0x300000001-0x300010002", "with 64 KiB between them that begin at a multiple of 64 KiB"),
         (
             "0x200000000-0x700000000",
             "for x86_64 lies within 0x200000000-0x600000000",
