@@ -4,7 +4,8 @@ bin/test --cygwin [--ci] [--jobs N] [--minutes N] [tests/… …] [words for pyt
 
 Each file of tests is a pytest of its own, because a fault of Wine may end or hang one. A test that
 hangs has failed, and the rest of its file goes on in another pytest. What each one said is in
-build/cygwin/. --ci runs the files that concern what differs there; --minutes ends the run, and what
+build/cygwin/. --ci runs the files that concern what differs there, and of a parametrized test the
+first and the last case; --minutes ends the run, and what
 was not reached has failed.
 """
 
@@ -29,7 +30,17 @@ CYGWIN = HERE / "bin" / "cygwin"
 WORDS = HERE / "build" / "cygwin"
 #: Seconds that one test may take before the file's pytest is killed; pytest's own time-out is less.
 HUNG = 600
-PYTEST = ("python3", "-m", "pytest", "-p", "no:cacheprovider", "-o", "timeout=400", "-v")
+PYTEST = (
+    "python3",
+    "-m",
+    "pytest",
+    "-p",
+    "no:cacheprovider",
+    "-o",
+    "timeout=400",
+    "-v",
+    "--durations=20",
+)
 QUICK = ("-m", "not long")
 
 #: What --ci runs: what differs there.
@@ -215,6 +226,8 @@ def main() -> int:
     deadline = time.time() + 60 * options.minutes
     targets = [word for word in words if word.startswith("tests/") or word == "tests"]
     words = [word for word in words if word not in targets]
+    if options.ci:
+        os.environ["REBASER_TEST_PART"] = "1"
     files = [name for one in targets or (CI if options.ci else ["tests"]) for name in files_of(one)]
 
     WORDS.mkdir(parents=True, exist_ok=True)

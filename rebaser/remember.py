@@ -34,12 +34,13 @@ class Rest(NamedTuple):
     pending: tuple[str, ...] = ()
 
 
-def settled_report(job: Job, found: Scan, before: Snapshot) -> Report | None:
-    """Return the report of a tree that has not changed since only its rest was left.
+def settled_report(job: Job, lock: TreeLock, found: Scan) -> Report | None:
+    """Return the report of a tree whose DLLs have not changed since only its rest was left.
 
     Nothing is planned for it. None: it has to be planned.
     """
-    if not found.unchanged or before.settled != _key(job):
+    before = found.snapshot
+    if before.settled != _key(job):
         return None
     files, images, skipped = count_images(
         before, force_signed=job.options.force_signed, excludes=job.excludes
@@ -51,6 +52,8 @@ def settled_report(job: Job, found: Scan, before: Snapshot) -> Report | None:
         if len(used) < len(before.pending):
             return None
         skipped += [Skipped(name, Stay.IN_USE, used[name]) for name in before.pending]
+    if not found.unchanged:  # a folder, though none of its DLLs
+        _save_alone(job, lock, before, None)
     names, pending = job.request.names, frozenset(before.pending)
     left = []
     for overlap in before.overlaps:
@@ -73,12 +76,15 @@ def remember_look(job: Job, lock: TreeLock, found: Proposal, report: Report) -> 
     rest = None
     if job.request.is_for_all and not report.exit_status and not job.options.avoid:
         rest = Rest(report.overlaps)
-    if found.scan.unchanged and (rest is None or found.scan.snapshot.settled == _key(job)):
-        return
+    if not found.scan.unchanged or (rest and found.scan.snapshot.settled != _key(job)):
+        _save_alone(job, lock, found.scan.snapshot, rest)
+
+
+def _save_alone(job: Job, lock: TreeLock, seen: Snapshot, rest: Rest | None) -> None:
     try:
         if lock.upgrade():
             job.state.make()
-            _save(job, found.scan.snapshot, before_the_scan(job), rest)
+            _save(job, seen, before_the_scan(job), rest)
     except (LockError, StateError) as error:
         job.tell(f"{error}; the next run reads every image again")
 

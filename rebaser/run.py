@@ -152,7 +152,7 @@ def _look(job: Job, lock: TreeLock, asked: Asked) -> Report | Proposal | None:
         found = _scan(job, before, None if lock.is_exclusive else at_first_work)
     except NotAloneError:
         return None
-    if report := settled_report(job, found, before):
+    if report := settled_report(job, lock, found):
         found.close()
         return report
     proposal = _plan(job, before, found)

@@ -126,6 +126,11 @@ class Snapshot(NamedTuple):
                 yield top + name, Seen._make(row)
 
 
+def images(snapshot: Snapshot) -> dict[str, tuple[list[str], list[tuple[int, ...]]]]:
+    """Return what was seen of the files in each folder that has any of interest."""
+    return {path: (names, rows) for path, (_, names, rows) in snapshot.folders.items() if names}
+
+
 def blank() -> Snapshot:
     """Return the snapshot of somebody who has seen nothing."""
     return Snapshot("", "", {}, [""])

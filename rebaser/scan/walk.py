@@ -169,7 +169,7 @@ class _Scanner:
         try:
             for path, folder in self.folders():
                 found[path] = self.files(path, folder) if folder.names else folder
-            snapshot = self.snapshot_of(found) if self.changed else self.snapshot
+            snapshot = self.as_settled(self.snapshot_of(found)) if self.changed else self.snapshot
         except BaseException:
             self.result(self.snapshot).close()
             raise
@@ -192,6 +192,16 @@ class _Scanner:
             list(self.details),
             self.host,
             tuple(sorted(state for state in self.states if os.path.isdir(self.top + state))),
+        )
+
+    def as_settled(self, now: Snapshot) -> Snapshot:
+        """Return what is there now, with what was left when nothing but its folders has changed."""
+        before = self.snapshot
+        as_before = self.comparable and not self.failed and now.inner == before.inner
+        if not as_before or snapshots.images(now) != snapshots.images(before):
+            return now
+        return now._replace(
+            settled=before.settled, overlaps=before.overlaps, pending=before.pending
         )
 
     # Folders.

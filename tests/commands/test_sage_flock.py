@@ -18,6 +18,7 @@ from lock_programs import (
     SAGE_FLOCK,
     eventually,
     held,
+    holds,
     is_free,
     needs_flock,
     run,
@@ -363,7 +364,7 @@ def test_what_it_says_when_asked_to_be_verbose(tmp_path: Path) -> None:
         with started(words, stderr=subprocess.PIPE) as child:
             assert child.stderr
             assert child.stderr.readline().startswith(
-                f"sage-flock: {lock} is held shared by pid {holder.pid} (flock -s "
+                f"sage-flock: {lock} is {holds('shared')} pid {holder.pid} (flock -s "
             )
             assert holder.stdin
             holder.stdin.close()

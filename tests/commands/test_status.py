@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from lock_programs import holds
 from placed import SLOT, put
 from trees import FLOOR, Rebaser
 from users import ROOT_ONLY, as_nobody
@@ -84,7 +85,7 @@ def test_who_holds_the_lock(tree: Path, capsys: pytest.CaptureFixture[str]) -> N
             while "sleep 60" not in (text := status(capsys, tree)):
                 assert time.monotonic() < deadline, text
                 time.sleep(0.05)
-            assert f" by pid {holder.pid} (sleep 60)" in text
+            assert f"{holds()} pid {holder.pid} (sleep 60)" in text
             found = json.loads(status(capsys, tree, "--json"))
             (one,) = found["lock"]["open_in"]
             assert one["pid"] == holder.pid

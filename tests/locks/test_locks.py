@@ -149,7 +149,7 @@ def test_a_signal_just_before_the_wait_is_not_lost(tmp_path: Path) -> None:
         text=True,
         timeout=20,
     )
-    assert result.stdout == f"{signal.SIG_DFL} (0.0, 0.0)\n", result.stderr
+    assert result.stdout == f"{signal.SIG_DFL!s} (0.0, 0.0)\n", result.stderr
 
 
 @pytest.mark.parametrize("where", ["in another thread", "under somebody's alarm"])

@@ -167,7 +167,7 @@ class TestDatabase:
         rebaser("check", str(known.path), *self.options(known)[:2])
 
     def test_info_lists_what_rebase_wrote(self, known: CygwinRoot) -> None:
-        listed = rebaser("info", "--db", self.options(known)[1])
+        listed = rebaser("info", "--db", self.options(known)[1])["images"]
         names = {known.name(file): file for file in known.images()}
         assert {line["path"] for line in listed} == names.keys()
         for line in listed:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pe import Shape, build, section_header
@@ -32,6 +33,31 @@ def tree(tmp_path: Path) -> Path:
 def memory(tree: Path) -> snapshots.Snapshot:
     """Return what the last run has remembered."""
     return snapshots.load((tree / SEEN).read_bytes())
+
+
+def had_to_plan(report: dict[str, Any]) -> bool:
+    """Return whether a run had to plan, and did not know before that nothing is to be done."""
+    return bool(report["seconds"].get("plan"))
+
+
+def test_a_folder_that_changes_without_a_dll_is_no_work(rebaser: Rebaser, tree: Path) -> None:
+    for _ in range(2):
+        assert rebaser("run", tree).status == 0
+    assert memory(tree).settled
+    (tree / "lib/new").mkdir(parents=True)
+    (tree / "lib/new/text").touch()
+    (tree / "bin/text").touch()
+    assert not had_to_plan(rebaser.report("run", tree))
+    assert {"lib", "lib/new"} <= memory(tree).folders.keys()
+    assert memory(tree).settled
+    add_dll(tree / "lib/new/one.dll")
+    report = rebaser.report("run", tree)
+    assert had_to_plan(report)
+    assert [move["path"] for move in report["moved"]] == ["lib/new/one.dll"]
+    # Another one gone, too.
+    assert not had_to_plan(rebaser.report("run", tree))
+    (tree / "lib/new/one.dll").unlink()
+    assert had_to_plan(rebaser.report("run", tree))
 
 
 LOCALES = [

@@ -186,7 +186,7 @@ def pristine(name: str) -> CygwinRoot:
 def copied(pristine_root: CygwinRoot) -> Iterator[CygwinRoot]:
     """Make a root whose DLLs (called .dll or .so) a test may change.
 
-    Other files are hard links to the pristine root, without its documentation.
+    Other files are hard links to the pristine root, without documentation and the like.
     """
     with tempfile.TemporaryDirectory(prefix="cygwin-", dir=pristine_root.path.parent) as room:
         path = Path(room, "root")
@@ -195,7 +195,7 @@ def copied(pristine_root: CygwinRoot) -> Iterator[CygwinRoot]:
             path,
             symlinks=True,
             copy_function=_link_or_copy,
-            ignore=shutil.ignore_patterns("share", "include", "*.a"),
+            ignore=_what_no_program_needs,
         )
         yield CygwinRoot(path, pristine_root.release)
 
@@ -247,6 +247,12 @@ def real_programs(pristine_root: CygwinRoot, monkeypatch: pytest.MonkeyPatch) ->
 def new_programs(pristine_new_root: CygwinRoot, monkeypatch: pytest.MonkeyPatch) -> str:
     """Put rebase and peflags 4.6.6 first on PATH; return their folder."""
     return put_on_path(pristine_new_root, monkeypatch)
+
+
+def _what_no_program_needs(folder: str, names: list[str]) -> list[str]:
+    if os.path.basename(folder) == "share":
+        return [name for name in names if name != "perl5"]
+    return [name for name in names if name == "include" or name.endswith(".a")]
 
 
 def _link_or_copy(source: str, target: str) -> None:

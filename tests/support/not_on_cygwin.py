@@ -25,8 +25,14 @@ SITE = "what the tests' root has for Python imports more when it starts"
 OPEN_FOLDER = "Wine keeps a folder that was removed while somebody has it open"
 EXECUTES = "Wine lets its one user execute every file"
 SIGNALS = "Cygwin's Python cannot hold signals back: it has no pthread_sigmask"
+HAS_REBASE = "Cygwin has the program without which it is to be tried"
+NETWORK = "needs a package registry, which the tests' root knows no certificates for"
 STRACE = "needs Linux's strace; Cygwin's is another program"
-PROGRAM = "needs a program that Cygwin does not have"
+PROGRAM = "needs a program that the tests' root does not have"
+BY_NAME = "Cygwin's calls that take a folder's descriptor go by that folder's name"
+LIMITS = "Cygwin bounds neither the memory of a process nor the size of its files"
+LINKS = "Wine follows a symbolic link of Linux and shows what it leads to"
+DEEP = "Wine ends a child that a shell forks where its stack is deep"
 
 #: Marks of tests, and why those cannot run on Cygwin.
 MARKS = {
@@ -47,6 +53,8 @@ SKIPS = {
     "*chromium*": PROGRAM,
     "*zsh*": PROGRAM,
     "*shtab*": PROGRAM,
+    "*mingw32-gcc*": PROGRAM,
+    "the checkout's own environment is not made*": "bin/test --cygwin makes no environment",
     "*pyyaml*": PROGRAM,
     "*tooz*": "needs tooz, which the tests' root has not",
     "*fdinfo*": LINUX,
@@ -76,12 +84,16 @@ ON_CYGWIN = {
         "needs tooz, which the tests' root has not"
     ),
     "tests/apply/test_durability.py::test_order_of_system_calls": STRACE,
+    "tests/commands/test_info.py::test_what_a_run_has_seen_is_not_read_again*": STRACE,
+    "tests/commands/test_forget.py::test_a_folder_that_becomes_a_link_at_the_last_*": BY_NAME,
+    "tests/commands/test_command_line.py::test_too_little_memory_is_a_sentence": LIMITS,
+    "tests/commands/test_map.py::TestSvg::test_where_there_is_no_room_*": LIMITS,
     "tests/apply/test_durability.py::test_order_of_pythons_calls": NAMES,
     "tests/apply/test_durability.py::test_a_folder_that_knows_no_fsync": NAMES,
     "tests/run/test_run.py::test_nothing_to_do_writes_and_locks_nothing": STRACE,
-    "tests/state/test_record.py::test_without_the_program_nothing_is_recorded": (
-        "Cygwin has the program without which it is to be tried"
-    ),
+    "tests/state/test_record.py::test_without_the_program_nothing_is_recorded": HAS_REBASE,
+    "tests/commands/test_sage_rebase.py::TestAll::test_there_is_no_rebase": HAS_REBASE,
+    "tests/project/test_packaging.py::TestWheel*": NETWORK,
     "tests/locks/test_locks.py::test_a_file_that_may_only_be_read_is_locked*": ANOTHER_USER,
     "tests/locks/test_locks.py::test_no_permission_is_an_error*": ANOTHER_USER,
     "tests/locks/test_locks.py::test_a_new_file_in_a_read_only_folder*": ANOTHER_USER,
@@ -96,12 +108,18 @@ UNDER_WINE = {
     "tests/run/test_protocol.py::test_a_waiting_runs_own_dlls_are_not_in_use": LOADED,
     "tests/commands/test_lock_command.py::test_status_of_a_command_that_cannot_run*": EXECUTES,
     "tests/commands/test_lock_command.py::test_a_free_lock_needs_none*": SITE,
+    "tests/project/test_bench.py::test_a_run_with_nothing_to_do_imports_little": SITE,
+    "tests/commands/test_sage_flock.py::test_it_runs_through_a_symbolic_link": LINKS,
+    "tests/project/test_checkout.py*": DEEP,
+    "tests/cygwin/test_programs.py::test_what_hangs_is_killed_with_its_children": DEEP,
     "tests/commands/test_process.py::test_a_folder_that_is_gone": OPEN_FOLDER,
     "tests/state/test_covered.py::TestRecords::test_cleared_away*": OPEN_FOLDER,
     "tests/apply/test_in_use.py::test_on_cygwin_rebasers_own_dlls_do_not_count": LOADED,
 }
 
 REASON = "not on Cygwin: "
+#: Seconds that each test may take at the least.
+LEAST = 400
 
 
 def reason(test: str, marks: set[str]) -> str | None:
@@ -117,8 +135,17 @@ def reason(test: str, marks: set[str]) -> str | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out what the list names."""
+    """Leave out what the list names, and in CI all but the first and last of a test's cases."""
+    if os.environ.get("REBASER_TEST_PART"):
+        cases: dict[str, list[pytest.Item]] = {}
+        for item in items:
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+        items[:] = [item for same in cases.values() for item in (same[:1] + same[1:][-1:])]
     for item in items:
+        # Each process takes its time there.
+        limit = item.get_closest_marker("timeout")
+        if limit and limit.args[0] < LEAST:
+            item.add_marker(pytest.mark.timeout(LEAST), append=False)
         why = reason(item.nodeid, {mark.name for mark in item.iter_markers()})
         if why:
             item.add_marker(pytest.mark.skip(reason=REASON + why), append=False)
