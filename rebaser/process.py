@@ -7,11 +7,6 @@ import os
 import signal
 import sys
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from types import FrameType
-    from typing import NoReturn
-
 STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))  # by descriptor
 ENDING = ("SIGTERM", "SIGHUP")
 
@@ -81,7 +76,7 @@ def _ending() -> list[int]:
     return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
 
 
-def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
+def _terminate(number: int, _frame: object) -> None:
     # What ends a session sends both, and some send them twice: cleaning up goes on.
     for other in _ending():
         signal.signal(other, signal.SIG_IGN)

@@ -5,10 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import NoReturn
-
 USAGE = """\
 usage: sage-rebase [--all] [DIR] [-- FLAG ...]
 
@@ -31,7 +27,7 @@ LONGEST = 600.0
 IMPLIED = ("-n", "--no-dynamicbase")
 
 
-def main() -> NoReturn:
+def main() -> None:
     """Run the program and exit."""
     from rebaser.cli import start
 
