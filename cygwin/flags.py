@@ -16,64 +16,45 @@ CHARACTERISTICS = 22
 
 
 class Flag(NamedTuple):
-    """One bit of Characteristics (`coff`) or of DllCharacteristics."""
+    """One bit of the flags as `image_flags` has them."""
 
     name: str
     letter: str  # of peflags' short option; none: peflags only shows it
-    coff: bool
     bit: int
     text: str = ""
-
-
-class Flags(NamedTuple):
-    """The two fields of an image that hold flags, as numbers."""
-
-    coff: int
-    pe: int
-
-    def has(self, flag: Flag) -> bool:
-        """Return whether `flag` is set."""
-        return bool((self.coff if flag.coff else self.pe) & flag.bit)
-
-    def but(self, flag: Flag, value: bool) -> Flags:
-        """Return these flags with `flag` set or cleared."""
-        coff, pe = (flag.bit, 0) if flag.coff else (0, flag.bit)
-        if value:
-            return Flags(self.coff | coff, self.pe | pe)
-        return Flags(self.coff & ~coff, self.pe & ~pe)
 
 
 # PE/COFF specification, "Characteristics" and "DLL Characteristics"; names, letters and order are
 # those of peflags 4.6.3.
 FLAGS = (
-    Flag("relocs_stripped", "", True, 0x0001),
-    Flag("executable_image", "", True, 0x0002),
-    Flag("line_nums_stripped", "", True, 0x0004),
-    Flag("local_syms_stripped", "", True, 0x0008),
-    Flag("wstrim", "w", True, 0x0010, "the working set is trimmed aggressively"),
-    Flag("bigaddr", "l", True, 0x0020, "it can handle addresses above 2 GiB"),
-    Flag("32bit_machine", "", True, 0x0100),
-    Flag("sepdbg", "S", True, 0x0200, "its debugging information is in another file"),
-    Flag("dll", "", True, 0x2000),
-    Flag("high-entropy-va", "e", False, 0x0020, "64-bit address space randomization"),
-    Flag("dynamicbase", "d", False, 0x0040, "Windows may load it anywhere (ASLR)"),
-    Flag("forceinteg", "f", False, 0x0080, "code integrity checks are enforced"),
-    Flag("nxcompat", "n", False, 0x0100, "data execution prevention (DEP)"),
-    Flag("no-isolation", "i", False, 0x0200, "no side-by-side isolation"),
-    Flag("no-seh", "s", False, 0x0400, "no structured exception handling"),
-    Flag("no-bind", "b", False, 0x0800, "must not be bound"),
-    Flag("wdmdriver", "W", False, 0x2000, "a driver of the WDM model"),
-    Flag("control-flow-guard", "c", False, 0x4000, "Control Flow Guard"),
-    Flag("tsaware", "t", False, 0x8000, "Terminal Server aware"),
+    Flag("relocs_stripped", "", 0x0001),
+    Flag("executable_image", "", 0x0002),
+    Flag("line_nums_stripped", "", 0x0004),
+    Flag("local_syms_stripped", "", 0x0008),
+    Flag("wstrim", "w", 0x0010, "the working set is trimmed aggressively"),
+    Flag("bigaddr", "l", 0x0020, "it can handle addresses above 2 GiB"),
+    Flag("32bit_machine", "", 0x0100),
+    Flag("sepdbg", "S", 0x0200, "its debugging information is in another file"),
+    Flag("dll", "", 0x2000),
+    Flag("high-entropy-va", "e", 0x0020 << 16, "64-bit address space randomization"),
+    Flag("dynamicbase", "d", 0x0040 << 16, "Windows may load it anywhere (ASLR)"),
+    Flag("forceinteg", "f", 0x0080 << 16, "code integrity checks are enforced"),
+    Flag("nxcompat", "n", 0x0100 << 16, "data execution prevention (DEP)"),
+    Flag("no-isolation", "i", 0x0200 << 16, "no side-by-side isolation"),
+    Flag("no-seh", "s", 0x0400 << 16, "no structured exception handling"),
+    Flag("no-bind", "b", 0x0800 << 16, "must not be bound"),
+    Flag("wdmdriver", "W", 0x2000 << 16, "a driver of the WDM model"),
+    Flag("control-flow-guard", "c", 0x4000 << 16, "Control Flow Guard"),
+    Flag("tsaware", "t", 0x8000 << 16, "Terminal Server aware"),
 )
 
 
-def image_flags(image: Image) -> Flags:
-    """Return the flags of an image."""
-    return Flags(image.characteristics, image.dll_characteristics)
+def image_flags(image: Image) -> int:
+    """Return the flags of an image: Characteristics, and 16 bits higher DllCharacteristics."""
+    return image.characteristics | image.dll_characteristics << 16
 
 
-def change_flags(descriptor: int, image: Image, wanted: Flags) -> None:
+def change_flags(descriptor: int, image: Image, wanted: int) -> None:
     """Write `wanted` into a file that is open for reading and writing and holds `image`.
 
     In place, as peflags does: the file keeps its inode, its hard links and its metadata. The
@@ -86,14 +67,15 @@ def change_flags(descriptor: int, image: Image, wanted: Flags) -> None:
     now = image_flags(image)
     if wanted == now:
         return
-    if image.machine == ARM64 and now.pe & DYNAMIC_BASE and not wanted.pe & DYNAMIC_BASE:
+    if image.machine == ARM64 and now & ~wanted & DYNAMIC_BASE << 16:
         raise ImageError("Windows loads no ARM64 image without dynamicbase")
     total, length = sum_file(descriptor), os.fstat(descriptor).st_size
     start = image.header_offset + CHARACTERISTICS
     field = image.checksum_offset - start
     old = os.pread(descriptor, image.flags_offset + 2 - start, start)
     new = bytearray(old)
-    new[:2], new[-2:] = wanted.coff.to_bytes(2, "little"), wanted.pe.to_bytes(2, "little")
+    fields = wanted.to_bytes(4, "little")
+    new[:2], new[-2:] = fields[:2], fields[2:]
     new[field : field + WIDTH] = bytes(WIDTH)
     right = checksum(total - sum_words(old, start) + sum_words(new, start), length)
     new[field : field + WIDTH] = right.to_bytes(WIDTH, "little")
@@ -101,22 +83,22 @@ def change_flags(descriptor: int, image: Image, wanted: Flags) -> None:
     os.fsync(descriptor)
 
 
-def describe(before: Flags, after: Flags, shown: Collection[Flag], *, verbose: bool) -> str:
+def describe(before: int, after: int, shown: Collection[Flag], *, verbose: bool) -> str:
     """Return the flags as peflags prints them, `coff(0x2026) pe(0x0160[+dynamicbase]) `.
 
     `shown` are named with their sign, set or not; `verbose` names all that were set. A field that
     was changed is shown as it was and as it is.
     """
-    named = [flag for flag in FLAGS if flag in shown or (verbose and before.has(flag))]
     text = ""
-    for field, coff in (("coff", True), ("pe", False)):
-        here = [flag for flag in named if flag.coff == coff]
-        old, new = (_field(flags, coff, here) for flags in (before, after))
-        text += f"{field}({old if old == new else f'{old}==>{new}'}) "
+    for field, shift in (("coff", 0), ("pe", 16)):
+        mask = 0xFFFF << shift
+        here = [flag for flag in FLAGS if flag.bit & mask]
+        here = [flag for flag in here if flag in shown or (verbose and before & flag.bit)]
+        was, now = (_field((flags & mask) >> shift, flags, here) for flags in (before, after))
+        text += f"{field}({was if was == now else f'{was}==>{now}'}) "
     return text
 
 
-def _field(flags: Flags, coff: bool, named: Collection[Flag]) -> str:
-    value = f"0x{flags.coff if coff else flags.pe:04x}"
-    names = ",".join(("+" if flags.has(flag) else "-") + flag.name for flag in named)
-    return f"{value}[{names}]" if names else value
+def _field(value: int, flags: int, named: Collection[Flag]) -> str:
+    names = ",".join(("+" if flags & flag.bit else "-") + flag.name for flag in named)
+    return f"0x{value:04x}[{names}]" if names else f"0x{value:04x}"

@@ -93,7 +93,7 @@ def _treat(
         image = read_image(descriptor, found.st_size)
         before = after = image_flags(image)
         for flag, value in change.items():
-            after = after.but(flag, value)
+            after = after | flag.bit if value else after & ~flag.bit
         if after != before:
             change_flags(descriptor, image, after)
             if image.signed:
