@@ -15,7 +15,6 @@ from cygwin.relocation_table import Block, Reader, Section, read_blocks
 # Directories".
 RELOCS_STRIPPED = 0x0001
 DLL = 0x2000
-HIGH_ENTROPY_VA = 0x0020
 DYNAMIC_BASE = 0x0040
 CERTIFICATE_TABLE = 4
 BASE_RELOCATION_TABLE = 5
@@ -78,16 +77,6 @@ class Image(NamedTuple):
         return bool(self.characteristics & DLL)
 
     @property
-    def dynamic_base(self) -> bool:
-        """Whether Windows may load it anywhere, whatever its base."""
-        return bool(self.dll_characteristics & DYNAMIC_BASE)
-
-    @property
-    def high_entropy_va(self) -> bool:
-        """Whether Windows may spread its address space over all of the 47 bits."""
-        return bool(self.dll_characteristics & HIGH_ENTROPY_VA)
-
-    @property
     def checksum_offset(self) -> int:
         """Where the CheckSum field lies, 4 bytes ("Optional Header": at 64, the flags at 70)."""
         return self.flags_offset - 6
@@ -96,11 +85,6 @@ class Image(NamedTuple):
     def slot_size(self) -> int:
         """Bytes of address space that it occupies: its size rounded up to 64 KiB."""
         return slot_size(self.size)
-
-    @property
-    def end(self) -> int:
-        """The first address behind its slot."""
-        return self.base + self.slot_size
 
     def without_marks(self) -> Image:
         """Return the image without what takes most memory: its words are then found again."""

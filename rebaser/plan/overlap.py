@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, TypeVar
 
 from cygwin.named_tuple import NamedTuple
 from rebaser.report import Group
 
-Spanned = TypeVar("Spanned", bound=Any)  # a Span, or what has its fields and more
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, TypeVar
+
+    Spanned = TypeVar("Spanned", bound=Any)  # a Span, or what has its fields and more
 
 
 class Span(NamedTuple):

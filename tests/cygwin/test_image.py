@@ -41,8 +41,8 @@ def test_fields(machine: int, e_lfanew: int, tmp_path: Path) -> None:
     )
     assert image.fault is None
     assert (image.machine, image.base, image.size) == (machine, BASE[machine], 0x4000)
-    assert image.end == BASE[machine] + 0x10000
-    assert (image.is_dll, image.dynamic_base, image.high_entropy_va) == (True, True, True)
+    assert image.base + image.slot_size == BASE[machine] + 0x10000
+    assert (image.is_dll, image.dll_characteristics & 0x60) == (True, 0x60)
     assert (image.timestamp, image.signed) == (0x12345678, False)
     assert image.header_offset == e_lfanew
     assert image.timestamp_offset == e_lfanew + 8
@@ -363,7 +363,7 @@ def test_programs_are_no_dlls(pristine_root: CygwinRoot) -> None:
 def test_an_exe_with_faults_keeps_its_flags(tmp_path: Path) -> None:
     shape = replace(SHAPE, characteristics=0x0022, dll_characteristics=0x8120)
     image = read_data(build(shape), tmp_path / "x.exe")
-    assert (image.is_dll, image.high_entropy_va, image.dynamic_base) == (False, True, False)
+    assert (image.is_dll, image.dll_characteristics & 0x60) == (False, 0x20)
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def test_ten_more_move_only_where_they_must(rebaser: Rebaser, tree: Path) -> Non
     now = bases(tree)
     assert {path: now[path] for path in before} == before
     assert overlaps(tree) == set()
-    assert not any(image.dynamic_base for image in images(tree).values())
+    assert not any(image.dll_characteristics & 0x40 for image in images(tree).values())
 
 
 def test_without_dynamic_base_what_fits_is_left_alone(rebaser: Rebaser, tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_machines_in_one_tree(rebaser: Rebaser, tmp_path: Path) -> None:
     assert min(by_machine["i386"]) == 0x3800_0000
     assert min(by_machine["x86_64"]) == FLOOR
     assert {s["path"] for s in report["skipped"]} == {"arm.dll", "arm2.dll"}
-    assert images(tmp_path)["arm.dll"].dynamic_base
+    assert images(tmp_path)["arm.dll"].dll_characteristics & 0x40
     assert {i.machine for i in images(tmp_path).values()} == {I386, X86_64, 0xAA64}
 
 
@@ -294,12 +294,12 @@ def test_keep_aslr(rebaser: Rebaser, tree: Path) -> None:
     add_dll(tree / "lib/flag.dll", 0x3_4000_0000)
     report = rebaser.report("run", tree, "--keep-aslr")
     assert len(report["moved"]) == 6
-    assert all(image.dynamic_base for image in images(tree).values())
+    assert all(image.dll_characteristics & 0x40 for image in images(tree).values())
     report = rebaser.report("run", tree)
     assert len(report["moved"]) == 7
     assert all(m["old_base"] == m["new_base"] for m in report["moved"])
     assert {m["reason"] for m in report["moved"]} == {"DYNAMIC_BASE is set"}
-    assert not any(image.dynamic_base for image in images(tree).values())
+    assert not any(image.dll_characteristics & 0x40 for image in images(tree).values())
 
 
 def add_signed(path: Path, base: int) -> bytes:
@@ -458,7 +458,9 @@ def test_avoid(rebaser: Rebaser, tree: Path, tmp_path: Path) -> None:
     taken = images(tree)
     for image in taken.values():
         assert image.base >= FLOOR + 0x3_0000
-        assert not (image.base < FLOOR + 0x6_0000 and image.end > FLOOR + 0x5_0000)
+        assert not (
+            image.base < FLOOR + 0x6_0000 and image.base + image.slot_size > FLOOR + 0x5_0000
+        )
     assert rebaser.report("run", tree, *avoid)["moved"] == []
     assert rebaser("run", tree, "--avoid", tmp_path / "nowhere").status == 2
 

@@ -49,8 +49,8 @@ def whole_job(rebaser: Rebaser, source: Path, root: Path, at_least: int) -> None
         if path in moved:
             assert image.base == int(moved[path]["new_base"], 16)
             assert image.base > 0x2_0000_0000
-            assert image.end <= 0x4_0000_0000
-            assert not image.dynamic_base
+            assert image.base + image.slot_size <= 0x4_0000_0000
+            assert not image.dll_characteristics & 0x40
     skipped = {item["path"] for item in report["skipped"]}
     now = contents(root)
     assert {path for path in before if now[path] == before[path]} >= skipped

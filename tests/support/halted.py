@@ -21,7 +21,9 @@ PACE = 15 if sys.platform in ("cygwin", "msys") else 1
 
 def sharing(root: Path) -> set[tuple[str, str]]:
     """Return the pairs of names whose images share a slot, further names of one file included."""
-    spans = [Span(image.base, image.end, path) for path, image in images(root).items()]
+    spans = [
+        Span(image.base, image.base + image.slot_size, path) for path, image in images(root).items()
+    ]
     return {(min(a.path, b.path), max(a.path, b.path)) for a, b in overlapping_pairs(spans)}
 
 

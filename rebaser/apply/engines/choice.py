@@ -16,19 +16,18 @@ def choose_engine(name: str, warn: Callable[[str], None]) -> Engine:
     engine behind them, else the builtin engine; `warn` takes what such a fall-back has to say.
     Raises UsageError when a named one cannot run.
     """
-    if name == "builtin" or (name == "auto" and not on_cygwin()):
-        return BuiltinEngine()
-    # They import shutil and tempfile: 4 ms.
-    from cygwin.programs import Programs
-    from rebaser.apply.engines.cygwin import CygwinEngine, Fallback
+    if name == "cygwin" or (name == "auto" and on_cygwin()):
+        # They import shutil and tempfile: 4 ms.
+        from cygwin.programs import Programs
+        from rebaser.apply.engines.cygwin import CygwinEngine, Fallback
 
-    programs = Programs.find()
-    if programs is not None:
-        fallback = Fallback(BuiltinEngine(), warn) if name == "auto" else None
-        return CygwinEngine(programs, fallback)
-    if name == "auto":
-        return BuiltinEngine()
-    raise UsageError(
-        "--engine cygwin needs the programs rebase and peflags on PATH: install Cygwin's or "
-        "MSYS2's package 'rebase', or take --engine builtin"
-    )
+        programs = Programs.find()
+        if programs is not None:
+            fallback = Fallback(BuiltinEngine(), warn) if name == "auto" else None
+            return CygwinEngine(programs, fallback)
+        if name == "cygwin":
+            raise UsageError(
+                "--engine cygwin needs the programs rebase and peflags on PATH: install Cygwin's "
+                "or MSYS2's package 'rebase', or take --engine builtin"
+            )
+    return BuiltinEngine()
