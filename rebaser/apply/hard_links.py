@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 
 from rebaser.plan.survey import Source
 from rebaser.report import Move
@@ -27,19 +28,17 @@ def with_all_names(
     inodes = {inode for _, inode in missing}
     found = dict(sources)
     top = root.rstrip("/") + "/"
-    for folder, folders, _ in os.walk(top):
-        folders[:] = [name for name in folders if name != PRUNED_NAME]
-        try:
-            entries = list(os.scandir(folder))
-        except OSError:
-            continue
-        for entry in entries:
-            # The inode comes with the name; the device takes a look at the file.
-            if entry.inode() not in inodes or not entry.is_file(follow_symlinks=False):
-                continue
-            path = missing.get((entry.stat(follow_symlinks=False).st_dev, entry.inode()))
-            name = entry.path[len(top) :]
-            if path is not None and name not in found[path].names:
-                source = found[path]
-                found[path] = source._replace(names=(*source.names, name))
+    stack = [top]
+    while stack:
+        with suppress(OSError), os.scandir(stack.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    stack += [entry.path] if entry.name != PRUNED_NAME else []
+                elif entry.inode() in inodes:
+                    # The inode comes with the name; the device takes a look at the file.
+                    device = os.lstat(entry.path).st_dev
+                    path, name = missing.get((device, entry.inode())), entry.path[len(top) :]
+                    if path is not None and name not in found[path].names:
+                        names = (*found[path].names, name)
+                        found[path] = found[path]._replace(names=names)
     return found
