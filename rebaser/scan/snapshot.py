@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from cygwin.address_space import ARENA
@@ -261,13 +261,11 @@ def _lead_out(paths: Sequence[str], names: Sequence[str]) -> bool:
     return "/" in files or "/../" in f"/{folders}/"
 
 
-def _are_possible(rows: Iterable[tuple[int, ...]], details: int) -> bool:
+def _are_possible(rows: Sequence[tuple[int, ...]], details: int) -> bool:
     """Return whether all rows can be of files that were looked at."""
-    faults = {0, *FAULTS}
-    return all(
-        row[7] in (0, 4, 8)
-        and (not row[8] & FORKS or row[6] in ARENA)
-        and row[13] in faults
-        and row[14] < details
-        for row in rows
+    return (
+        {row[7] for row in rows} <= {0, 4, 8}
+        and {row[6] for row in rows if row[8] & FORKS} <= ARENA.keys()
+        and {row[13] for row in rows} <= {0, *FAULTS}
+        and max((row[14] for row in rows), default=0) < details
     )
