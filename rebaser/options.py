@@ -19,12 +19,6 @@ ENGINES = ("auto", "builtin", "cygwin")
 # Where --arena may lie. i386: programs lie at 0x40_0000 with their heap and stacks above, DLLs of
 # Windows from 0x7000_0000 (from where Cygwin's rebaseall fills downward).
 LIMITS = {X86_64: SAFE[X86_64], I386: Range(0x1000_0000, 0x7000_0000)}
-OUTSIDE = {
-    X86_64: "below are programs and the Cygwin runtime, above stacks and heap "
-    "(one for i386 lies below 0x70000000)",
-    I386: "below are programs with their heap, above the DLLs of Windows "
-    "(one for x86_64 begins at 0x200000000 or above)",
-}
 
 
 class Options(NamedTuple):
@@ -82,10 +76,11 @@ def parse_arena(text: str) -> Range:
     machine = I386 if low < FOUR_GIB else X86_64
     limits = LIMITS[machine]
     if low < limits.low or high > limits.high:
-        raise UsageError(
-            f"--arena {text}: an address range for {machine_name(machine)} lies within "
-            f"{address(limits.low)}-{address(limits.high)}; {OUTSIDE[machine]}"
+        lies = " and one ".join(
+            f"for {machine_name(one)} lies within {address(low)}-{address(high)}"
+            for one, (low, high) in sorted(LIMITS.items(), key=lambda item: item[0] != machine)
         )
+        raise UsageError(f"--arena {text}: an address range {lies}")
     low = max(low, ARENA[X86_64].low) if machine == X86_64 else low
     arena = Range(-(-low // GRANULARITY) * GRANULARITY, high // GRANULARITY * GRANULARITY)
     if arena.high <= arena.low:

@@ -9,10 +9,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import TextIO
-
 
 def printable(text: str) -> str:
     r"""Return `text` with control characters and undecodable bytes shown as \xNN.
@@ -96,12 +92,6 @@ def shortened(line: str, width: int) -> str:
     """Return a line with its middle left out, so that no terminal breaks it."""
     half = (width - 1) // 2
     return line if len(line) <= width else f"{line[:half]}…{line[-half:]}"
-
-
-def painted(text: str, colour: str, out: TextIO) -> str:
-    """Return a text for `out` in a colour (SGR parameters), if it is a terminal that has some."""
-    plain = not (colour and out.isatty()) or os.environ.get("NO_COLOR")
-    return text if plain or os.environ.get("TERM") == "dumb" else f"\x1b[{colour}m{text}\x1b[0m"
 
 
 def terminal_width() -> int:

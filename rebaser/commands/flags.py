@@ -18,11 +18,8 @@ from cygwin.fault import ImageError
 from cygwin.flags import FLAGS, Flag, change_flags, describe, image_flags
 from cygwin.image import read_image
 from rebaser.errors import RebaserError, UsageError
+from rebaser.parser import Parser
 from rebaser.text import printable
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from rebaser.parser import Parser
 
 YES, NO = ("1", "true", "yes", "t", "y"), ("0", "false", "no", "f", "n")
 _BOOLS = f"a BOOL is one of {', '.join(YES + NO)}"

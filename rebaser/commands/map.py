@@ -19,12 +19,13 @@ from collections.abc import Iterator, Sequence
 from cygwin.address_space import machine_name
 from rebaser.commands import shared
 from rebaser.commands.json_output import group_objects, print_json, range_object, reason_objects
+from rebaser.commands.verdict import painted
 from rebaser.errors import RebaserError, UsageError
 from rebaser.files import write_file
 from rebaser.parser import Parser
 from rebaser.progress import make_progress
 from rebaser.report import Group
-from rebaser.text import address, painted, printable, shortened, terminal_width
+from rebaser.text import address, printable, shortened, terminal_width
 from rebaser.tree import Tree
 from rebaser.view.address_map import AddressMap, Kind
 from rebaser.view.overview import Overview, overview
@@ -87,10 +88,13 @@ def look_as_asked(arguments: Namespace) -> tuple[Tree, Overview, str | None]:
     return tree, found, arguments.settings
 
 
-def failed_lines(found: Overview) -> int:
-    """Print what could not be looked at; return the exit status of the look."""
-    lines = [f"{path}: {reason}" for path, reason in found.failed]
-    shared.print_lines(lines, shared.SHOWN, sys.stderr)
+def say_failed(found: Overview) -> int:
+    """Say what could not be looked at, twenty at most; return the exit status of the look."""
+    lines = [f"{path}: {reason}" for path, reason in found.failed[:20]]
+    if more := len(found.failed) - len(lines):
+        lines.append(f"... and {more:,} more like these ('rebaser run --verbose' names all)")
+    for line in lines:
+        print(printable(line), file=sys.stderr)
     return int(bool(lines))
 
 
@@ -108,7 +112,7 @@ def main(arguments: Namespace) -> int:
             print(printable(f"wrote {arguments.svg}"))
     else:
         _show(tree.root, found, every_name=arguments.verbose)
-    return failed_lines(found)
+    return say_failed(found)
 
 
 def _write_svg(path: str, root: str, found: Overview) -> None:

@@ -1,22 +1,17 @@
-"""What several commands have in common: options, and how many lines they print."""
+"""The options that several commands have."""
 
 from __future__ import annotations
 
 from rebaser.errors import UsageError
 from rebaser.options import Options, parse_arena
 from rebaser.state.settings import SETTINGS, read_settings
-from rebaser.text import printable
 from rebaser.tree import Tree, find_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
-    from typing import TextIO
 
     from rebaser.parser import Parser
-
-# So many lines of a kind are shown; --verbose shows all.
-SHOWN = 20
 
 
 def add_root(parser: Parser) -> None:
@@ -101,14 +96,6 @@ def options_from(arguments: Namespace) -> Options:
         suffixes=tuple(arguments.suffix),
         excludes=tuple(arguments.exclude),
     )
-
-
-def print_lines(lines: list[str], most: int, file: TextIO | None = None) -> None:
-    """Print lines, the first `most` of them, whatever their names hold."""
-    for line in lines[:most]:
-        print(printable(line), file=file)
-    if len(lines) > most:
-        print(f"... and {len(lines) - most:,} more like these (--verbose lists all)", file=file)
 
 
 def _suffix(text: str) -> str:

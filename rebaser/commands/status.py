@@ -18,12 +18,11 @@ from collections.abc import Iterator, Sequence
 from cygwin.address_space import machine_name
 from locks.holders import Holder, describe_holders, holders
 from rebaser.commands.json_output import group_objects, print_json, reason_objects
-from rebaser.commands.map import add_look_options, failed_lines, look_as_asked, room_object
-from rebaser.commands.shared import print_lines
+from rebaser.commands.map import add_look_options, look_as_asked, room_object, say_failed
 from rebaser.parser import Parser
 from rebaser.state import RUNS
 from rebaser.state.records import Record, newest_first
-from rebaser.text import address, byte_count, plural
+from rebaser.text import address, byte_count, plural, printable
 from rebaser.tree import Tree
 from rebaser.view.address_map import AddressMap
 from rebaser.view.overview import Overview
@@ -69,8 +68,9 @@ def main(arguments: Namespace) -> int:
         if settings:
             lines.append(f"settings: {settings} was read")
         works = any(holder.mode == "exclusive" for holder in others)
-        print_lines([*lines, *_of_runs(tree, records, works)], sys.maxsize)
-    return failed_lines(found)
+        for line in (*lines, *_of_runs(tree, records, works)):
+            print(printable(line))
+    return say_failed(found)
 
 
 def _holder(one: Holder) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -14,7 +15,6 @@ from rebaser.text import (
     address_size,
     byte_count,
     names,
-    painted,
     plural,
     printable,
     shortened,
@@ -59,6 +59,12 @@ def show(verdict: Verdict, *, verbose: bool, out: TextIO) -> None:
             lines = [shortened(line, width) for line in lines]
     for line in lines:
         print(line, file=out)
+
+
+def painted(text: str, colour: str, out: TextIO) -> str:
+    """Return a text for `out` in a colour (SGR parameters), if it is a terminal that has some."""
+    plain = not (colour and out.isatty()) or os.environ.get("NO_COLOR")
+    return text if plain or os.environ.get("TERM") == "dumb" else f"\x1b[{colour}m{text}\x1b[0m"
 
 
 def _fitted(text: str, width: int, first: str, indent: str) -> list[str]:
