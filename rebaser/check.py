@@ -23,7 +23,7 @@ from rebaser.report import Group, Move
 from rebaser.request import Request
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.skip import Skipped, not_images, same_file
-from rebaser.scan.snapshot import Snapshot
+from rebaser.scan.snapshot import Folder, Snapshot
 from rebaser.scan.walk import Rules, Scan, look_at_one, scan
 from rebaser.text import address
 from rebaser.tree import Tree, find_tree
@@ -162,7 +162,8 @@ class _Part:
     `now` is what was found, `before` what the last run saw, `unread` are (path, reason). `is_runs`:
     a run on this folder concerns what lies below it. After `look`: `survey` has the images, `moves`
     is what that run does, `others` are the parts in other trees, which it keeps off, `reserved`
-    what else lies in the address space, and `incurable` what no run cures.
+    what else lies in the address space, and `incurable` what no run cures. `programs` have
+    HIGH_ENTROPY_VA.
     """
 
     def __init__(
@@ -170,6 +171,11 @@ class _Part:
     ) -> None:
         self.path, self.tree, self.now, self.before = path, tree, now, before
         self.is_runs = is_runs
+        self.programs = {
+            same_file(name, seen): tree.path(name)
+            for name, seen in now.files()
+            if seen.high_entropy_va and name.lower().endswith(PROGRAM)
+        }
         self.unread: list[tuple[str, str]] = []
         self.moves: tuple[Move, ...] = ()
 
@@ -190,22 +196,12 @@ class _Part:
         top = self.tree.path("")
         request = Request("", self.tree.scope, None if self.is_runs else frozenset())
         planner = Planner(self.tree, asked, request, warn, ours=self.own, top=top)
-        survey = planner.survey(self.now, self.before)
-        programs = {
-            path
-            for path, source in survey.sources.items()
-            if all(name.lower().endswith(PROGRAM) for name in source.names)
-        }
+        self.survey = planner.survey(self.now, self.before)
         self.incurable = [
             Problem(path, HIGH_ENTROPY)
-            for path in sorted(filter(self.holds, programs))
-            if survey.sources[path].seen.high_entropy_va and _is_cygwins(path)
+            for path in sorted(self.programs.values())
+            if self.holds(path) and _is_cygwins(path)
         ]
-        if PROGRAM not in map(str.lower, options.suffixes):  # else a run looks at programs too
-            strange = programs - {self.path}
-            images = {path: image for path, image in survey.images.items() if path not in strange}
-            survey = survey._replace(images=images, dlls=survey.dlls - strange)
-        self.survey = survey
         self.reserved = {
             machine: Obstacles(
                 (*one.range, one.owner)
@@ -216,7 +212,7 @@ class _Part:
         }
         if self.is_runs:
             try:
-                self.moves = planner.plan(survey).moves
+                self.moves = planner.plan(self.survey).moves
             except NoRoomError as error:
                 self.incurable.append(Problem(self.path, str(error)))
 
@@ -239,10 +235,10 @@ class _Part:
 
 def _parts(paths: Sequence[str], options: Options, warn: Callable[[str], None]) -> list[_Part]:
     """Look at files and folders; files come first, so that the runs keep off them."""
-    rules = options.rules._replace(suffixes=(*options.suffixes, PROGRAM))
     found: dict[str, Scan] = {}  # of several folders in one tree the scan is one
     parts = [
-        _folder(path, rules, found, warn) if os.path.isdir(path) else _file(path) for path in paths
+        _folder(path, options, found, warn) if os.path.isdir(path) else _file(path)
+        for path in paths
     ]
     parts.sort(key=lambda part: part.is_runs)
     for part in parts:
@@ -250,8 +246,10 @@ def _parts(paths: Sequence[str], options: Options, warn: Callable[[str], None]) 
     return parts
 
 
-def _folder(path: str, rules: Rules, found: dict[str, Scan], warn: Callable[[str], None]) -> _Part:
-    tree = find_tree(path)
+def _folder(
+    path: str, options: Options, found: dict[str, Scan], warn: Callable[[str], None]
+) -> _Part:
+    tree, rules = find_tree(path), Rules((*options.suffixes, PROGRAM))
     before = tree.state.load_snapshot(warn)
     if tree.root not in found:
         found[tree.root] = scan(tree.root, rules, before)
@@ -263,6 +261,17 @@ def _folder(path: str, rules: Rules, found: dict[str, Scan], warn: Callable[[str
     part = _Part(path, tree, scanned.snapshot, before, is_runs=is_runs)
     failed = [(tree.root if name == "." else tree.path(name), why) for name, why in scanned.failed]
     part.unread = [pair for pair in failed if part.holds(pair[0])]
+    own = tuple(map(str.lower, options.suffixes))
+
+    def is_runs_own(name: str) -> bool:
+        """Return whether a run looks at a file: at no program, unless it is told to."""
+        return not name.lower().endswith(PROGRAM) or name.lower().endswith(own)
+
+    folders = {}
+    for name, folder in scanned.snapshot.folders.items():
+        kept = [pair for pair in zip(folder.names, folder.files) if is_runs_own(pair[0])]
+        folders[name] = Folder(folder.stat, [one for one, _ in kept], [row for _, row in kept])
+    part.now = scanned.snapshot._replace(folders=folders)
     return part
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pe
@@ -24,6 +25,10 @@ from trees import (
     make_tree,
 )
 from users import ROOT_ONLY, as_nobody
+
+from rebaser.check import check
+from rebaser.run import run
+from rebaser.tree import find_tree
 
 SLOT = 0x10000
 SIGNED = {4: (0x400, 8)}  # the security directory: a file offset, not an RVA
@@ -85,6 +90,31 @@ class TestThePlanIsThatOfRun:
         assert [(move["path"], move["new_base"]) for move in found] == [
             (str(tree / move["path"]), move["new_base"]) for move in planned
         ]
+
+    @pytest.mark.parametrize("seed", range(25))
+    def test_whatever_lies_in_a_tree(self, tmp_path: Path, seed: int) -> None:
+        random = Random(seed)
+        shapes: list[Any] = [{}, {}, {"dll_characteristics": 0}, {"directories": SIGNED}]
+        shapes += [{"characteristics": 0x2023}, {"characteristics": 0x22}]  # stripped; a program
+        for number in range(15):
+            folder = random.choice(("bin", "lib/x", "var/tmp", "venv"))
+            name = f"{number}{random.choice(('.dll', '.so', '.exe', '.EXE', '.txt'))}"
+            base = random.choice((FLOOR, 0x1_8000_0000, 0x4_0000_0000)) + SLOT * random.randrange(3)
+            path = tmp_path / folder / name
+            data = add_dll(path, base, data_size=random.randrange(0x28000), **random.choice(shapes))
+            if not random.randrange(8):
+                path.write_bytes(data[: len(data) // 2])
+            if not random.randrange(8):
+                os.link(path, path.with_name(f"again-{number}{random.choice(('.dll', '.exe'))}"))
+        planned = run(find_tree(str(tmp_path)), dry_run=True)
+        found = check([str(tmp_path)])
+        moves = {move.path: (move.new_base, move.clear_dynamic_base) for move in planned.moved}
+        assert moves == {
+            os.path.relpath(move.path, tmp_path): (move.new_base, move.clear_dynamic_base)
+            for move in found.moves.values()
+        }
+        left = {path for group in planned.overlaps for path in group.paths}
+        assert {str(tmp_path / path) for path in left} <= found.broken
 
     def test_a_folder_that_its_outer_tree_leaves_out(self, rebaser: Rebaser, tree: Path) -> None:
         assert rebaser("run", tree, "--engine", "builtin").status == 0
