@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn
 
 from rebaser.overview import COMMANDS, command_module
 from rebaser.text import terminal_width
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 # Messages are English whatever the language: half of them in another is no help, and looking for a
 # catalogue takes an import and a dozen system calls of each run.
