@@ -114,12 +114,9 @@ def _seen_last(tree: Tree) -> snapshots.Snapshot:
 
 
 def _line(path: str, seen: snapshots.Seen) -> Line:
-    is_set = {
-        "dynamicbase": seen.dynamic_base,
-        "high-entropy-va": seen.high_entropy_va,
-        "signed": seen.flags & snapshots.SIGNED,
-    }
-    flags = [name for name in is_set if is_set[name]]
+    flags = ["dynamicbase"] if seen.dynamic_base else []
+    flags += ["high-entropy-va"] if seen.high_entropy_va else []
+    flags += ["signed"] if seen.flags & snapshots.SIGNED else []
     return Line(path, seen.machine, seen.base, seen.image_size, flags, str(same_file(path, seen)))
 
 

@@ -78,13 +78,8 @@ def look_as_asked(arguments: Namespace) -> tuple[Tree, Overview, str | None]:
     """Look at the tree that the arguments name; return it, what was found, and its settings."""
     tree = shared.tree_of(arguments, arguments.root)
     arguments = shared.with_settings(arguments, tree)
-    options = shared.options_from(arguments)
     progress = make_progress("auto", arguments.json)
-    progress.phase("looking at the tree")
-    try:
-        found = overview(tree, options, warn=progress.tell, progress=progress.advance)
-    finally:
-        progress.close()
+    found = overview(tree, shared.options_from(arguments), progress)
     return tree, found, arguments.settings
 
 

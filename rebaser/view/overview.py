@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from cygwin.address_space import X86_64
 from cygwin.named_tuple import NamedTuple
 from rebaser.options import Options
 from rebaser.plan.proposal import Planner
 from rebaser.plan.survey import spans
+from rebaser.progress import Progress
 from rebaser.request import Request
 from rebaser.scan.walk import scan
 from rebaser.tree import Tree
@@ -26,20 +25,18 @@ class Overview(NamedTuple):
     failed: tuple[tuple[str, str], ...]
 
 
-def overview(
-    tree: Tree,
-    options: Options,
-    *,
-    warn: Callable[[str], None],
-    progress: Callable[[int], None] | None = None,
-) -> Overview:
+def overview(tree: Tree, options: Options, progress: Progress) -> Overview:
     """Look at the whole tree. What the last run saw and what has not changed is not read again.
 
     Raises UsageError where an --avoid path does not exist.
     """
-    before = tree.state.load_snapshot(warn)
-    found = scan(tree.root, options.rules, before, progress=progress)
-    planner = Planner(tree, options, Request(""), warn)
+    progress.phase("looking at the tree")
+    before = tree.state.load_snapshot(progress.tell)
+    try:
+        found = scan(tree.root, options.rules, before, progress=progress.advance)
+        planner = Planner(tree, options, Request(""), progress.tell)
+    finally:
+        progress.close()
     surveyed = planner.survey(found.snapshot, before)
     placed = spans(surveyed.images, surveyed.dlls)
     stuck = {path for path, image in surveyed.images.items() if image.fixed}

@@ -44,7 +44,7 @@ def tell_all(error: Exception) -> str:
     raise error
 
 
-def run(*words: str) -> tuple[int, str]:
+def _run(*words: str) -> tuple[int, str]:
     """Run a command in this process; return its status and what it printed."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
@@ -65,7 +65,7 @@ class Fuzz:
         cut = build(patches={section_header(Shape(), 1): b"a\0\0b\0\0\0\0"})[:-1]
         (self.root / "bin/cut.dll").write_bytes(cut)
         self.command = ["run", str(self.root), "--no-wait", "--cygwin-root", str(top)]
-        run(*self.command)
+        _run(*self.command)
         self.state = State(str(self.root / "var/lib/rebaser"), str(self.root))
         self.seen = Path(self.state.snapshot_file)
         self.good = self.seen.read_bytes()
@@ -76,7 +76,7 @@ class Fuzz:
         for path, old in self.files.items():
             new = path.read_bytes()
             assert new == old or new == moved(old, base_in(new)), path
-        run(*self.command)
+        _run(*self.command)
         self.good = self.seen.read_bytes()
 
     def look(self) -> None:
@@ -86,7 +86,7 @@ class Fuzz:
             words = [*words, str(self.root)]
         if words[0] == "run" and self.choose.random() < 0.5:
             words = [*words, "--dry-run"]
-        _, out = run(*words, *self.choose.choice(((), ("--json",))))
+        _, out = _run(*words, *self.choose.choice(((), ("--json",))))
         if out.startswith("{"):
             json.loads(out)
 
@@ -215,7 +215,7 @@ class Fuzz:
         with contextlib.suppress(OSError, OverflowError):  # what the file system has not
             os.utime(folder + name, ns=(time, time))
         try:
-            _, out = run(*self.command, "--json")
+            _, out = _run(*self.command, "--json")
             with open(folder + name, "rb") as file:
                 now = file.read()
             assert now in (new, moved(old, base_in(now))), "damaged"
@@ -229,7 +229,7 @@ class Fuzz:
         return "moved" if now != new else "left"
 
 
-def fuzz(part: str, seed: int, executions: int) -> Counter[str]:
+def fuzz_state(part: str, seed: int, executions: int) -> Counter[str]:
     """Run; raises what the code under test raised, and says at which execution."""
     cli._bug = tell_all
     results: Counter[str] = Counter()
@@ -250,5 +250,5 @@ def fuzz(part: str, seed: int, executions: int) -> Counter[str]:
 
 if __name__ == "__main__":
     numbers = [int(word) for word in sys.argv[2:]] + [0, 10_000][len(sys.argv) - 2 :]
-    for result, times in sorted(fuzz(sys.argv[1], *numbers).items()):
+    for result, times in sorted(fuzz_state(sys.argv[1], *numbers).items()):
         print(f"{times:>9,} {result}")
