@@ -116,17 +116,8 @@ def with_moves(
     for move in moved:
         source, st = sources[move.path], stats.get(move.path)
         if st is not None:
-            seen = source.seen
-            if move.clear_dynamic_base:
-                seen = seen.without_dynamic_base()
-            seen = seen._replace(
-                mtime_ns=st.st_mtime_ns,
-                ctime_ns=st.st_ctime_ns,
-                inode=st.st_ino,
-                device=st.st_dev,
-                links=st.st_nlink,
-                base=move.new_base,
-            )
+            seen = source.seen.without_dynamic_base() if move.clear_dynamic_base else source.seen
+            seen = Seen(*snapshots.of_stat(st), *seen[6:])._replace(base=move.new_base)
             rows.update(dict.fromkeys(source.names, seen))
     folders = dict(now.folders)
     for folder in {path.rpartition("/")[0] for path in rows}:

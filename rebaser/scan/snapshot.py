@@ -78,6 +78,11 @@ class Seen(NamedTuple):
         return self._replace(dll_characteristics=self.dll_characteristics & ~_DYNAMIC_BASE)
 
 
+def of_stat(st: os.stat_result) -> tuple[int, int, int, int, int, int]:
+    """Return the fields of `Seen` that a file's stat gives: the first six."""
+    return st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino, st.st_dev, st.st_nlink
+
+
 class Folder(NamedTuple):
     """One folder: (mtime_ns, ctime_ns, inode, device), and its files of interest.
 

@@ -371,9 +371,8 @@ class _Scanner:
             fields = *what, image.base, image.size, image.base_offset
         except NotAnImage as error:
             fault, detail = error.fault, error.detail
-        stat = st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino, st.st_dev, st.st_nlink
         number = self.details.setdefault(detail, len(self.details))
-        seen = Seen(*stat, *fields, fault.number if fault else 0, number)
+        seen = Seen(*snapshots.of_stat(st), *fields, fault.number if fault else 0, number)
         if image:
             self.keep(path, image, descriptor)
             if self.at_first_work and self.at_first_work(path, seen, fault):
@@ -400,13 +399,8 @@ _FLAGS_BEHIND = 40
 
 def has_times(st: os.stat_result, row: tuple[int, ...]) -> bool:
     """Return whether a file has the size, the times and the place that were seen."""
-    return (
-        st.st_mtime_ns == row[1]
-        and st.st_size == row[0]
-        and st.st_ctime_ns == row[2]
-        and st.st_ino == row[3]
-        and st.st_dev == row[4]
-    )
+    seen = st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino, st.st_dev
+    return seen == row[:5]
 
 
 def _is_placed(descriptor: int, row: tuple[int, ...]) -> bool:

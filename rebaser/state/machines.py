@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from rebaser.errors import BusyError, UsageError
 from rebaser.state.folder import State
@@ -63,17 +64,16 @@ def _word(state: State) -> str:
 
 def network_file_system(path: str) -> str | None:
     """Return the type of the file system of an absolute path where it is a network's."""
-    best = "", ""
-    try:
-        with open(MOUNTS, errors="surrogateescape") as file:
-            for line in file:
-                where, kind = line.split(" ")[1:3]
-                where = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), where)
-                if f"{path}/".startswith(f"{where.rstrip('/')}/") and len(where) >= len(best[0]):
-                    best = where, kind
-    except (OSError, ValueError):
-        pass
-    return best[1] if best[1] in NETWORK else None
+    found = [(0, "")]
+    with suppress(OSError, ValueError), open(MOUNTS, errors="surrogateescape") as file:
+        for line in file:
+            where, kind = line.split(" ")[1:3]
+            where = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), where)
+            if f"{path}/".startswith(f"{where.rstrip('/')}/"):
+                found.append((len(where), kind))
+    # The last of the longest: one mount may hide another.
+    kind = sorted(found, key=lambda one: one[0])[-1][1]
+    return kind if kind in NETWORK else None
 
 
 def warn_of_network(root: str, tell: Callable[[str], None]) -> None:

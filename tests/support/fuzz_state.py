@@ -95,24 +95,19 @@ class Fuzz:
     def damage(self, body: bytearray) -> None:
         """Damage the numbers or the texts of a memory."""
         choose = self.choose
-        counts = list(struct.unpack_from("<7Q", body))
-        files_at = 56 + counts[0] * 40
-        texts = 3 + sum(counts) - counts[5]
-        overlaps_at = files_at + counts[1] * snapshot._FILE.size
-        lengths_at = overlaps_at + counts[5] * 26
+        folders, files, *_, overlaps = struct.unpack_from("<6Q", body)
+        texts_at = 48 + folders * 40 + files * snapshot._FILE.size + overlaps * 26
         kind = choose.random()
         if kind < 0.6:  # a field of a row
-            at = choose.randrange(56 if choose.random() < 0.95 else 0, lengths_at)
+            at = choose.randrange(48 if choose.random() < 0.95 else 0, texts_at)
             size = choose.choice((1, 1, 2, 4, 8))
             value = choose.choice((*NUMBERS, choose.getrandbits(64))) % (1 << 8 * size)
-            body[at : at + size] = value.to_bytes(size, "little")[: lengths_at - at]
+            body[at : at + size] = value.to_bytes(size, "little")[: texts_at - at]
         elif kind < 0.9:  # a text, of any length
-            number = choose.randrange(texts)
-            lengths = struct.unpack_from(f"<{texts}I", body, lengths_at)
-            at = lengths_at + 4 * texts + sum(lengths[:number])
+            texts = bytes(body[texts_at:]).split(b"\0")
             new = choose.choice((*TEXTS, choose.randbytes(choose.randrange(9))))
-            body[at : at + lengths[number]] = new
-            struct.pack_into("<I", body, lengths_at + 4 * number, len(new))
+            texts[choose.randrange(len(texts))] = new
+            body[texts_at:] = b"\0".join(texts)
         else:
             at = choose.randrange(len(body))
             body[at : at + choose.randrange(9)] = choose.randbytes(choose.randrange(9))
@@ -124,7 +119,9 @@ class Fuzz:
         with contextlib.suppress(struct.error, IndexError, ValueError, OverflowError, MemoryError):
             for _ in range(self.choose.choice((1, 1, 1, 2, 4))):
                 self.damage(body)
-        header = struct.pack("<8sIIQ", snapshot.MAGIC, 2, zlib.crc32(body), len(body))
+        header = struct.pack(
+            "<8sIIQ", snapshot.MAGIC, snapshot.VERSION, zlib.crc32(body), len(body)
+        )
         try:
             snapshot.load(header + body)
         except snapshot.SnapshotLostError:
