@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import shutil
+import struct
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from bench.material import make_tree, settle
 from bench.measure import by_turns, python, rebaser, report, run, timed
 from bench.session import Session
 from bench.table import Row, megabytes, milliseconds, not_measured, ratio
@@ -20,21 +22,23 @@ def rows(session: Session) -> Iterator[Row]:
     """Yield the rows of both trees, and of the system calls."""
     sizes = session.sizes
     yield from _start(session, sizes.small_tree)
+    yield _million_names(session, sizes.small_tree)
     yield _against_find(session, sizes.tree)
     yield _against_find(session, sizes.large_tree)
+    yield from _looking(session, sizes.small_tree)
+    yield from _looking(session, sizes.large_tree)
     yield _system_calls(session, sizes.tree)
 
 
 def _start(session: Session, shape: tuple[int, int, int]) -> Iterator[Row]:
-    """Yield what a hook costs in a small tree, and what looks at the same tree without a run."""
+    """Yield what a hook costs in a small tree, and what overlaps cost there that stay."""
     root = session.tree(shape)
     session.say("nothing to do, beside Python's start")
     times = by_turns(
         2 * session.sizes.rounds,
         ours=timed(rebaser("run", root, "--quiet")),
         python=timed(python("pass")),
-        check=timed(rebaser("check", root)),
-        info=timed(rebaser("info", root)),
+        signed=timed(rebaser("run", _with_signed(session, shape), "--quiet")),
     )
     net = times["ours"].processor - times["python"].processor
     yield Row(
@@ -46,10 +50,67 @@ def _start(session: Session, shape: tuple[int, int, int]) -> Iterator[Row]:
         "≤ 18 ms",
         net <= 0.018,
     )
+    more = times["signed"].processor - times["ours"].processor
+    yield Row(
+        "the same with three signed DLLs that overlap",
+        "without them",
+        f"{1e3 * more:+.1f} ms of processor",
+        "no more (within 2 ms)",
+        more <= 0.002,
+    )
+
+
+def _with_signed(session: Session, shape: tuple[int, int, int]) -> Path:
+    """Return such a tree with three signed DLLs at one address, which no run moves."""
+    dlls, files, folders = shape
+    root = session.scratch / "signed"
+    make_tree(root, session.material.small(dlls), files, folders)
+    settle(root)
+    data = bytearray(session.material.small(1)[0].read_bytes())
+    optional = int.from_bytes(data[0x3C:0x40], "little") + 24
+    # The security directory of PE32+ (PE/COFF specification, "Optional Header Data Directories").
+    data[optional + 144 : optional + 152] = struct.pack("<II", len(data), 8)
+    for name in "abc":
+        (root / "bin" / f"signed-{name}.dll").write_bytes(data + bytes(8))
+    settle(root)
+    return root
+
+
+def _million_names(session: Session, shape: tuple[int, int, int]) -> Row:
+    """Return what a long manifest costs; its last name is there."""
+    count = 1_000_000
+    session.say(f"{count:,} names of --only-from")
+    root = session.tree(shape)
+    there = next((root / "bin").iterdir())
+    manifest = session.scratch / "manifest"
+    with manifest.open("w") as file:
+        file.writelines(f"lib/package{n % 977}/module{n}.dll\n" for n in range(count - 1))
+        file.write(f"bin/{there.name}\n")
+    words = rebaser("run", root, "--quiet", "--only-from", manifest)
+    times = by_turns(session.sizes.disk_rounds, ours=timed(words))["ours"]
+    return Row(
+        f"nothing to do, {count:,} names of --only-from",
+        "",
+        f"{milliseconds(times.processor)} of processor (wall {milliseconds(times.median)})",
+        "≤ 1 s",
+        times.processor <= 1,
+    )
+
+
+def _looking(session: Session, shape: tuple[int, int, int]) -> Iterator[Row]:
+    """Yield what looks at a tree without a run, beside the run that has seen it."""
+    root = session.tree(shape)
+    session.say("check and info, beside a run")
+    times = by_turns(
+        session.sizes.rounds,
+        ours=timed(rebaser("run", root, "--quiet")),
+        check=timed(rebaser("check", root)),
+        info=timed(rebaser("info", root)),
+    )
     for command in ("check", "info"):
         result = times[command].processor / times["ours"].processor
         yield Row(
-            f"`rebaser {command}` of {shape[0]:,} DLLs that a run has seen",
+            f"`rebaser {command}` of {shape[0]:,} DLLs in {shape[1]:,} files that a run has seen",
             "a run with nothing to do",
             f"{ratio(result)} of processor (wall "
             f"{ratio(times[command].median / times['ours'].median)})",

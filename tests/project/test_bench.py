@@ -85,8 +85,12 @@ def test_the_small_edition_prints_every_row_and_cleans_up(tmp_path: Path) -> Non
     rows = [line for line in done.stdout.splitlines() if line.startswith("| ")][1:]
     for start in (
         "nothing to do, 230 DLLs, beyond",
-        "`rebaser check`",
-        "`rebaser info`",
+        "the same with three signed DLLs",
+        "nothing to do, 1,000,000 names of --only-from",
+        "`rebaser check` of 230 DLLs",
+        "`rebaser check` of 500 DLLs",
+        "`rebaser info` of 230 DLLs",
+        "`rebaser info` of 500 DLLs",
         "nothing to do, 200 DLLs in 3,000 files, net",
         "nothing to do, 500 DLLs in 20,000 files, net",
         "system calls of a run with nothing to do",
