@@ -75,11 +75,12 @@ def named_paths(listed: bytes, tree_root: str, scope: str, *, nul: bool) -> froz
             "with -0 each path given to --only-from ends in a NUL character, and there is none: "
             "leave -0 out for a list of lines"
         )
-    names = os.fsdecode(listed if nul else listed.replace(b"\r\n", b"\n").rstrip(b"\r"))
+    if not nul and b"\r" in listed:
+        listed = listed.replace(b"\r\n", b"\n").rstrip(b"\r")
     # By folder, to ask once for each where it really is, relative to the tree's root, which is a
     # real path (the file itself may be a link): a manifest may have a million lines.
     by_folder: dict[str, list[str]] = {}
-    for name in filter(None, names.split("\0" if nul else "\n")):
+    for name in filter(None, os.fsdecode(listed).split("\0" if nul else "\n")):
         folder = name[: name.rfind("/") + 1]
         if folder in by_folder:
             by_folder[folder].append(name)

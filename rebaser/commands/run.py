@@ -136,7 +136,7 @@ def main(arguments: Namespace) -> int:
     report = report._replace(settings=arguments.settings)
     if arguments.json:
         print_report_json(report)
-    else:
+    elif report.exit_status or report.failed or not arguments.quiet:  # else nothing to import
         print_report(report, tree, arguments, is_first=is_first)
     return report.exit_status
 
