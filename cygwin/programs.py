@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Sequence
 from typing import IO
@@ -162,11 +163,11 @@ def run(argv: Sequence[str], *, timeout: float, cwd: str | None = None) -> Outco
 def _words(file: IO[bytes]) -> str:
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - _MOST_OUTPUT))
-    text = file.read(_MOST_OUTPUT).decode("utf-8", "backslashreplace")
+    text = file.read(_MOST_OUTPUT).decode(sys.getfilesystemencoding(), "backslashreplace")
     return _FAST_CWD.sub("", text).strip()
 
 
 def _shortened(argv: Sequence[str]) -> str:
     if len(argv) > 12:
-        argv = [*argv[:8], f"… {len(argv) - 9} more …", argv[-1]]
-    return " ".join(word if word.startswith("… ") else shlex.quote(word) for word in argv)
+        argv = [*argv[:8], f"... {len(argv) - 9} more ...", argv[-1]]
+    return " ".join(word if word.startswith("... ") else shlex.quote(word) for word in argv)

@@ -8,8 +8,7 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 try:
     import fcntl
@@ -133,8 +132,7 @@ class Flock:
         if on_wait is not None:
             on_wait()
         if timeout is None:
-            with _interrupted():
-                self._flock(fcntl.LOCK_SH if mode is Mode.SHARED else fcntl.LOCK_EX)
+            self._block(fcntl.LOCK_SH if mode is Mode.SHARED else fcntl.LOCK_EX)
             return True
         try:
             from locks.timed import tried_for
@@ -145,6 +143,28 @@ class Flock:
     def release(self) -> None:
         """Drop the lock and keep the file open. Raises LockFileError."""
         self._flock(fcntl.LOCK_UN)
+
+    def _block(self, operation: int) -> None:
+        """Wait in flock(2), which goes back to Python now and then.
+
+        A signal that comes between Python's last look for one and the system call is only noted: a
+        ^C would be lost. Nothing is done where somebody else uses this alarm, or in another thread
+        than the first, which alone handles signals.
+        """
+        from threading import current_thread, main_thread  # most locks are had without a wait
+
+        alarm, timer = signal.SIGALRM, signal.ITIMER_REAL
+        used = signal.getsignal(alarm) is not signal.SIG_DFL or any(signal.getitimer(timer))
+        if used or current_thread() is not main_thread():
+            self._flock(operation)
+            return
+        signal.signal(alarm, lambda *_: None)
+        try:
+            signal.setitimer(timer, LONGEST_DEAFNESS, LONGEST_DEAFNESS)
+            self._flock(operation)
+        finally:
+            signal.setitimer(timer, 0)
+            signal.signal(alarm, signal.SIG_DFL)
 
     def _flock(self, operation: int) -> None:
         try:
@@ -169,30 +189,6 @@ class Flock:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-@contextmanager
-def _interrupted() -> Iterator[None]:
-    """Have flock(2) go back to Python now and then while it blocks.
-
-    A signal that comes between Python's last look for one and the system call is only noted: a ^C
-    would be lost. Nothing is done where somebody else uses this alarm, or in another thread than
-    the first, which alone handles signals.
-    """
-    from threading import current_thread, main_thread  # most locks are had without a wait
-
-    alarm, timer = signal.SIGALRM, signal.ITIMER_REAL
-    used = signal.getsignal(alarm) is not signal.SIG_DFL or any(signal.getitimer(timer))
-    if used or current_thread() is not main_thread():
-        yield
-        return
-    signal.signal(alarm, lambda *_: None)
-    try:
-        signal.setitimer(timer, LONGEST_DEAFNESS, LONGEST_DEAFNESS)
-        yield
-    finally:
-        signal.setitimer(timer, 0)
-        signal.signal(alarm, signal.SIG_DFL)
 
 
 def _tried_for(seconds: float, longest_step: float, attempt: Callable[[], bool]) -> bool:

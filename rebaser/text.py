@@ -41,10 +41,7 @@ def recoded(value: Any, how: Callable[[str], str]) -> Any:
 
 def to_utf8(text: str) -> str:
     """Return text with the file names in it read as UTF-8, whatever this user's locale is."""
-    try:
-        return os.fsencode(text).decode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # what a program printed: no name has such letters here
-        return text
+    return os.fsencode(text).decode("utf-8", "surrogateescape")
 
 
 def from_utf8(text: str) -> str:

@@ -107,8 +107,7 @@ def _run(arguments: argparse.Namespace, command: list[str]) -> int:
     if arguments.fd is not None:
         lock = Flock.of_descriptor(_callers(arguments.fd))
     else:
-        # As flock(1), no folder is made for a name that may be misspelt.
-        lock = Flock.open(_lock_file(arguments), make_parents=arguments.file is None)
+        lock = _opened(arguments)
     if mode is None:
         lock.release()
         return 0
@@ -189,19 +188,27 @@ def _command(arguments: argparse.Namespace) -> list[str]:
     return words
 
 
-def _lock_file(arguments: argparse.Namespace) -> str:
+def _opened(arguments: argparse.Namespace) -> Flock:
+    """Open the lock that was named, or that of the tree: there no link on the way is followed."""
     if arguments.file is not None:
-        return str(arguments.file)
-    # A lock file that is named needs no tree.
-    path = arguments.lock_file or os.environ.get("REBASER_LOCK_FILE")
-    if not path:
-        from rebaser.tree import find_tree
+        return Flock.open(arguments.file)  # as flock(1), for a name may be misspelt: no folder
+    path = arguments.lock_file or os.environ.get("REBASER_LOCK_FILE")  # that needs no tree
+    beside = f"{arguments.name}.lock" if arguments.name else None
+    if path:
+        path = os.path.join(os.path.dirname(path), beside) if beside else path
+        return Flock.open(path, make_parents=True)
+    from rebaser.state.folder import StateError
+    from rebaser.tree import find_tree
 
-        try:
-            path = find_tree(arguments.root).lock_file
-        except UsageError as error:
-            raise LockUsageError(f"{error}; or name a lock with --file") from error
-    return f"{os.path.dirname(path) or '.'}/{arguments.name}.lock" if arguments.name else str(path)
+    try:
+        tree = find_tree(arguments.root)
+        path = os.path.join(os.path.dirname(tree.lock_file), beside) if beside else tree.lock_file
+        return Flock.open(path, dir_fd=tree.state.folder_of(path))
+    except UsageError as error:
+        raise LockUsageError(f"{error}; or name a lock with --file") from error
+    except StateError as error:
+        error.exit_status = EXIT_NO_LOCK_FILE
+        raise
 
 
 def _who(lock: Flock) -> str:

@@ -177,7 +177,7 @@ def test_many_files_go_through_a_list(recorder: Programs, tmp_path: Path) -> Non
 def test_a_long_command_is_shown_in_part(recorder: Programs, tmp_path: Path) -> None:
     names = [f"{number}" for number in range(100)]
     words = str(recorder.clear_dynamic_base(names, cwd=str(tmp_path), timeout=60))
-    assert "peflags -d0 -- 0 1 2 3 4 … 94 more … 99 ended with status 0" in words
+    assert "peflags -d0 -- 0 1 2 3 4 ... 94 more ... 99 ended with status 0" in words
 
 
 @pytest.mark.cygwin

@@ -69,7 +69,11 @@ def test_a_lock_link_to_a_file_changes_nothing_in_it(
 
 @pytest.mark.parametrize("user", [0, NOBODY])
 @pytest.mark.parametrize(
-    "link", ["var", "var/lib", "var/lib/rebaser", "var/lib/rebaser/staging", "var/lib/rebaser/runs"]
+    "link",
+    [
+        *("var", "var/lock", "var/lib", "var/lib/rebaser"),
+        *("var/lib/rebaser/staging", "var/lib/rebaser/runs"),
+    ],
 )
 def test_links_on_the_way_to_the_state_are_not_followed(
     rebaser: Rebaser, tree: Path, victim: Path, link: str, user: int
@@ -87,6 +91,11 @@ def test_links_on_the_way_to_the_state_are_not_followed(
     assert listing(victim) == before
     assert result.status == 1, result.words
     assert "symbolic link" in result.err
+    locked = rebaser("lock", "--root", tree, "--", "true")
+    assert locked.status == (66 if link in ("var", "var/lock") else 0), locked.words
+    for command in ("status", "check", "map", "info"):
+        rebaser(command, tree)
+    assert listing(victim) == before
     assert len(overlaps(tree)) == 15
     assert os.path.islink(tree / link)
 
