@@ -18,6 +18,7 @@ from locks.hold import run_command, say, self_lock_warning, shell_command
 from rebaser.errors import BusyError, RebaserError, UsageError
 from rebaser.parser import Parser, seconds
 from rebaser.text import printable
+from rebaser.tree import find_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,15 +43,6 @@ class LockUsageError(RebaserError):
     """The options do not go together, or no lock is named."""
 
     exit_status = EXIT_USAGE
-
-
-class NoLockFileError(RebaserError):
-    """The lock file cannot be opened or locked at all; the statuses are flock(1)'s."""
-
-    def __init__(self, error: LockFileError) -> None:
-        named = "" if error.path.startswith("descriptor ") else " with --file or --lock-file"
-        super().__init__(f"{error}{named}")
-        self.exit_status = EXIT_NO_LOCK_FILE if error.action == "open" else EXIT_NOT_LOCKABLE
 
 
 def add_arguments(parser: Parser) -> None:
@@ -99,15 +91,16 @@ def main(arguments: argparse.Namespace) -> int:
     try:
         return _run(arguments, command)
     except LockFileError as error:
-        raise NoLockFileError(error) from error
+        named = "" if error.path.startswith("descriptor ") else " with --file or --lock-file"
+        failure = RebaserError(f"{error}{named}")
+        opening = error.action == "open"
+        failure.exit_status = EXIT_NO_LOCK_FILE if opening else EXIT_NOT_LOCKABLE  # as flock(1)
+        raise failure from error
 
 
 def _run(arguments: argparse.Namespace, command: list[str]) -> int:
     mode: Mode | None = arguments.mode
-    if arguments.fd is not None:
-        lock = Flock.of_descriptor(_callers(arguments.fd))
-    else:
-        lock = _opened(arguments)
+    lock = _opened(arguments)
     if mode is None:
         lock.release()
         return 0
@@ -156,7 +149,6 @@ def _coordinators(
 ) -> SharedLock:
     """Take the lock that other machines see, too."""
     from rebaser.state.machines import HELD, take_lock
-    from rebaser.tree import find_tree
 
     try:
         state = find_tree(arguments.root).state
@@ -190,23 +182,21 @@ def _command(arguments: argparse.Namespace) -> list[str]:
 
 def _opened(arguments: argparse.Namespace) -> Flock:
     """Open the lock that was named, or that of the tree: there no link on the way is followed."""
+    if arguments.fd is not None:
+        return Flock.of_descriptor(_callers(arguments.fd))
     if arguments.file is not None:
         return Flock.open(arguments.file)  # as flock(1), for a name may be misspelt: no folder
-    path = arguments.lock_file or os.environ.get("REBASER_LOCK_FILE")  # that needs no tree
-    beside = f"{arguments.name}.lock" if arguments.name else None
-    if path:
-        path = os.path.join(os.path.dirname(path), beside) if beside else path
-        return Flock.open(path, make_parents=True)
-    from rebaser.state.folder import StateError
-    from rebaser.tree import find_tree
-
+    path: str = arguments.lock_file or os.environ.get("REBASER_LOCK_FILE") or ""
     try:
-        tree = find_tree(arguments.root)
-        path = os.path.join(os.path.dirname(tree.lock_file), beside) if beside else tree.lock_file
-        return Flock.open(path, dir_fd=tree.state.folder_of(path))
+        tree = None if path else find_tree(arguments.root)
+        path = tree.lock_file if tree else path
+        if arguments.name:
+            path = os.path.join(os.path.dirname(path), f"{arguments.name}.lock")
+        folder = tree.state.folder_of(path) if tree else None
+        return Flock.open(path, make_parents=not tree, dir_fd=folder)
     except UsageError as error:
         raise LockUsageError(f"{error}; or name a lock with --file") from error
-    except StateError as error:
+    except RebaserError as error:
         error.exit_status = EXIT_NO_LOCK_FILE
         raise
 
