@@ -23,7 +23,7 @@ from trees import (
     overlaps,
 )
 
-from rebaser.report import Report
+from rebaser.report import Group, Report
 from rebaser.request import Request
 from rebaser.state import records
 from rebaser.state.folder import State
@@ -317,6 +317,18 @@ class TestRecords:
             assert records.covering(state, Request(""), later) is None
         kept = sorted(record.number for record in records.newest_first(state))
         assert kept == list(range(11, 41))
+
+    def test_what_was_left_to_do_is_told_to_who_asked_for_just_that(self, state: State) -> None:
+        """Whether it can be done by moving what another was asked for, the record does not say."""
+        group = Group(0x8664, 0, 1 << 16, ("signed.dll", "other.dll"), "run")
+        record = records.begin(state, Request(""), next_tick())
+        records.finish(state, record, DONE._replace(overlaps=(group,), others=3))
+        asked = records.Asked(0, 0.0)
+        named = Request("", only=frozenset(("signed.dll",)))
+        assert records.covering(state, named, asked) is None
+        found = records.covering(state, Request(""), asked)
+        assert found is not None
+        assert (found.overlaps, found.others) == ((group,), 3)
 
     def test_cleared_away_while_a_run_is_at_work(self, state: State) -> None:
         for _ in range(5):
