@@ -16,6 +16,7 @@ from typing import Any
 import pe
 import pytest
 from cygwin_root import FAKE_PROGRAMS
+from halted import PACE
 
 from cygwin.image import Image, read_image
 from cygwin.programs import Outcome, Programs
@@ -98,7 +99,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., CygwinEngine]:
         programs = Programs.find(str(FAKE_PROGRAMS / character))
         assert programs is not None
         fallback = Fallback(BuiltinEngine(), warn) if warn else None
-        return CygwinEngine(programs, fallback, seconds_a_call=2 if character == "hangs" else 60)
+        return CygwinEngine(programs, fallback, seconds_a_call=SECONDS.get(character, 60))
 
     return make
 
@@ -106,6 +107,9 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., CygwinEngine]:
 def bytes_of(staged: Sequence[Staged]) -> dict[str, bytes]:
     return {item.staged: Path(item.staged).read_bytes() for item in staged}
 
+
+#: On Cygwin a program may take two seconds to start.
+SECONDS = {"hangs": 2 if PACE == 1 else 10}
 
 CHARACTERS = {
     # how many of the seven are done, and words that each reason has
