@@ -126,6 +126,9 @@ import _bz2, _ctypes, _ssl, _sqlite3, os, sys
 def forks():
     return sum(os.waitpid(os.fork() or os._exit(7), 0)[1] == 7 << 8 for _ in range(10))
 if len(sys.argv) > 1:
+    # All that rebaser loads only for work: Wine lets nobody rename over it, and so it is in use
+    # when nobody works, too.
+    import fcntl, heapq, json, lzma, mmap, random, resource, subprocess, tempfile, uuid, zlib
     print("ready", flush=True)
     sys.stdin.readline()
 print(forks(), flush=True)
