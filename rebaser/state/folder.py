@@ -151,7 +151,10 @@ class State:
 
         Where that fails, it is left to the next run.
         """
-        self.staging = None
+        if self.staging is not None:
+            # What was interrupted may have it still, and Wine keeps a folder that is open.
+            self.staging.close()
+            self.staging = None
         with suppress(OSError):
             self._remove_staging()
 

@@ -40,10 +40,16 @@ class StagingFolder:
                 os.unlink(name, dir_fd=self.descriptor)
         self._there.clear()
 
+    def close(self) -> None:
+        """Close the descriptor; it is of no use any more."""
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor != -1:
+            os.close(descriptor)
+
     def __del__(self) -> None:
-        """Close the descriptor."""
-        with suppress(AttributeError, OSError):
-            os.close(self.descriptor)
+        """Close it at the latest here."""
+        with suppress(AttributeError):  # it could not be made
+            self.close()
 
 
 def remove_staging(name: str, parent: int) -> None:
