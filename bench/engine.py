@@ -71,19 +71,19 @@ def _relocating(session: Session) -> Row:
     return Row(
         f"{what} {len(files)} DLLs, {words:,} words",
         f"{against} (one addition a block)",
-        f"{ratio(result)}: {cost('ours')} against {cost('numpy')}; numpy with all words of a file "
-        f"in one array, unchecked: {cost('at_once')}; of each, reading and writing the files "
-        f"{milliseconds(times['floor'].best)}",
+        f"{ratio(result)} of processor: {cost('ours')} against {cost('numpy')}; numpy with all "
+        f"words of a file in one array, unchecked: {cost('at_once')}; of each, reading and "
+        f"writing the files {milliseconds(times['floor'].best)}",
         goal,
         result <= 1.5,
     )
 
 
 def _each(files: list[tuple[Path, Image]], move: Callable[[Path, Image], object]) -> float:
-    began = time.perf_counter()
+    began = time.process_time()
     for path, image in files:
         move(path, image)
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 def _by_rebaser(path: Path, here: Image, there: Image) -> None:
@@ -173,7 +173,7 @@ def _planning(session: Session) -> Row:
     return Row(
         "planning that many images, all to be moved",
         "",
-        listed,
+        f"processor: {listed}",
         "100,000 images ≤ 1 s; n log n",
         seconds[100_000] <= 1 and straight,
     )
@@ -194,8 +194,8 @@ def _plan_once(count: int) -> float:
         )
         for number in range(count)
     ]
-    began = time.perf_counter()
+    began = time.process_time()
     plan = make_plan(images, {X86_64: arena}, {})
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     assert len(plan.moves) == count
     return seconds
