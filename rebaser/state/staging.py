@@ -42,14 +42,11 @@ class StagingFolder:
 
     def close(self) -> None:
         """Close the descriptor; it is of no use any more."""
-        descriptor, self.descriptor = self.descriptor, -1
-        if descriptor != -1:
-            os.close(descriptor)
+        with suppress(AttributeError, OSError):  # it could not be made, or is closed
+            os.close(self.descriptor)
+        self.descriptor = -1
 
-    def __del__(self) -> None:
-        """Close it at the latest here."""
-        with suppress(AttributeError):  # it could not be made
-            self.close()
+    __del__ = close
 
 
 def remove_staging(name: str, parent: int) -> None:

@@ -128,7 +128,7 @@ def forks():
 if len(sys.argv) > 1:
     # All that rebaser loads only for work: Wine lets nobody rename over it, and so it is in use
     # when nobody works, too.
-    import fcntl, heapq, json, lzma, mmap, random, resource, struct, tempfile, uuid, zlib
+    import fcntl, hashlib, heapq, json, lzma, mmap, random, resource, struct, tempfile, uuid, zlib
     print("ready", flush=True)
     sys.stdin.readline()
 print(forks(), flush=True)
