@@ -198,6 +198,7 @@ def test_a_person_is_asked(tree: Path, answer: str, status: int) -> None:
         with subprocess.Popen(
             [sys.executable, "-m", "rebaser", "forget", str(tree)],
             stdin=slave,
+            start_new_session=True,  # Cygwin lets nobody read another session's terminal
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
