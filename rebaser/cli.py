@@ -114,7 +114,7 @@ def status_of_work(work: Callable[[], int]) -> int:
         return 1
     except OSError as error:
         status, text = 1, _what_failed(error)
-    except MemoryError:
+    except (MemoryError, SystemError):  # CPython's own, where it has no room for the former
         status, text = 1, NO_MEMORY
     except Exception as error:
         status, text = 1, _not_imported(error) or _bug(error)
