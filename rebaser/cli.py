@@ -73,6 +73,8 @@ def main(words: Sequence[str] | None = None) -> NoReturn:
 
 def start(work: Callable[[], int]) -> NoReturn:
     """Do what a program is for and exit with the status that `work` returns, or its failure's."""
+    # A generator that had no room to end is closed, and Python would print that of its own accord.
+    sys.unraisablehook = lambda _: None
     gc.disable()  # no command makes circles worth looking for, and looking takes 10 ms of a run
     try:
         catch_signals()
