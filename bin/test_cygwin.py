@@ -5,8 +5,7 @@ bin/test --cygwin [--ci] [--jobs N] [--minutes N] [tests/… …] [words for pyt
 Each file of tests is a pytest of its own, because a fault of Wine may end or hang one. A test that
 hangs has failed, and the rest of its file goes on in another pytest. What each one said is in
 build/cygwin/. --ci runs the tests that concern what differs there, and of one with parameters the
-first and the last case; --minutes ends the run, and what
-was not reached has failed.
+first and the last case; --minutes ends the run, and what was not reached has failed.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ UNDER_WINE = {
     "tests/commands/test_lock_command.py::test_a_free_lock_needs_none*": SITE,
     "tests/project/test_bench.py::test_a_run_with_nothing_to_do_imports_little": SITE,
     "tests/commands/test_sage_flock.py::test_it_runs_through_a_symbolic_link": LINKS,
-    "tests/project/test_checkout.py*": DEEP,
+    "tests/project/test_checkout.py::*": DEEP,
     "tests/cygwin/test_programs.py::test_what_hangs_is_killed_with_its_children": DEEP,
     "tests/commands/test_process.py::test_a_folder_that_is_gone": OPEN_FOLDER,
     "tests/state/test_covered.py::TestRecords::test_cleared_away*": OPEN_FOLDER,
