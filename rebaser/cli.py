@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import sys
@@ -115,7 +116,7 @@ def status_of_work(work: Callable[[], int]) -> int:
         discard_output()
         return 1
     except OSError as error:
-        status, text = 1, _what_failed(error)
+        status, text = 1, NO_MEMORY if error.errno == errno.ENOMEM else _what_failed(error)
     except (MemoryError, SystemError):  # CPython's own, where it has no room for the former
         status, text = 1, NO_MEMORY
     except Exception as error:
