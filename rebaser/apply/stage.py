@@ -230,10 +230,10 @@ def _check_and_seal(item: Replacement, staged: Staged, touch: bool) -> None:
 
 
 def _extended_attributes(descriptor: int) -> Mapping[str, bytes]:
+    if not hasattr(os, "listxattr"):  # as Cygwin's Python
+        return {}
     try:
         return {name: os.getxattr(descriptor, name) for name in os.listxattr(descriptor)}
-    except AttributeError:  # this Python has none
-        return {}
     except OSError as error:
         if error.errno in (errno.ENOTSUP, errno.ENODATA, errno.EINVAL):
             return {}

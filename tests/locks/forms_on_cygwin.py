@@ -16,6 +16,11 @@ import time
 REBASER = [sys.executable, "-m", "rebaser"]
 LOCK = [*REBASER, "lock", "--file", "L"]
 SAGE_FLOCK = [sys.executable, "-c", "from locks.sage_flock import main; main()"]
+# Leaves a program behind that has all descriptors; a shell's, under Wine, sometimes never starts.
+LEAVE = """
+from subprocess import DEVNULL, Popen
+print(Popen(["sleep", "1000"], stdout=DEVNULL, stderr=DEVNULL, close_fds=False).pid)
+"""
 UNTIL_END = ["sh", "-c", "echo ready; read line || :"]
 
 
@@ -72,9 +77,11 @@ def forms() -> dict[str, object]:
         if name == "sage-flock":
             continue
         for option, shown in (("-o", "-o"), ("-s", "without -o")):
-            leave = ["sh", "-c", "sleep 1000 >/dev/null 2>&1 & echo $!"]
             daemon = subprocess.run(
-                [*words, option, *lock, *leave], stdout=subprocess.PIPE, text=True, timeout=200
+                [*words, option, *lock, sys.executable, "-c", LEAVE],
+                stdout=subprocess.PIPE,
+                text=True,
+                timeout=200,
             )
             told[f"{name} {shown} and a daemon"] = taken()
             os.kill(int(daemon.stdout), signal.SIGKILL)
