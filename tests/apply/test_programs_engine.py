@@ -119,7 +119,7 @@ CHARACTERS = {
     "liar": (0, "ended with status 0, saying: 0000000.dll: new base = 200010000"),
     "stops": (5, "ended with status 2, saying: rebase: cannot do 0000002.dll: Device"),
     "killed": (0, "was killed by SIGKILL, saying: "),
-    "hangs": (0, "was killed after 2"),
+    "hangs": (0, f"was killed after {SECONDS['hangs']}"),
 }
 
 
