@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import stat
+import sys
 import time
 from collections.abc import Callable
 
@@ -155,7 +156,8 @@ class Flock:
 
         alarm, timer = signal.SIGALRM, signal.ITIMER_REAL
         used = signal.getsignal(alarm) is not signal.SIG_DFL or any(signal.getitimer(timer))
-        if used or current_thread() is not main_thread():
+        # Runs that waited so were seen to wait for ever by Cygwin's Python under Wine.
+        if used or sys.platform in ("cygwin", "msys") or current_thread() is not main_thread():
             self._flock(operation)
             return
         signal.signal(alarm, lambda *_: None)
