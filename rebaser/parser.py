@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 # catalogue takes an import and a dozen system calls of each run.
 argparse._ = str  # type: ignore[attr-defined]
 
-ADVANCED = "advanced"
-
 
 def _formatter(prog: str) -> argparse.HelpFormatter:
     # argparse makes one for every argument that is added, and to find the width of the terminal it
@@ -37,10 +35,8 @@ class Parser(argparse.ArgumentParser):
     """The file and line that the words come from, where that is not the command line."""
 
     def add(self, group: str, names: str, text: str, **how: Any) -> None:
-        """Add an option to a group of the help; "" is the first. `names` are its spellings."""
-        groups = {each.title: each for each in self._action_groups} if group else {"": self}
-        to = groups.get(group) or self.add_argument_group(group)
-        to.add_argument(*names.split(), help=text, **how)
+        """Add an option to a group of the help. `names` are its spellings."""
+        self._in(group).add_argument(*names.split(), help=text, **how)
 
     def switch(self, group: str, names: str, text: str) -> None:
         """Add an option without a value."""
@@ -52,10 +48,14 @@ class Parser(argparse.ArgumentParser):
 
     def loudness(self, group: str, quiet: str, verbose: str) -> None:
         """Add --quiet and --verbose, of which one at a time may be given."""
-        loud = self.add_argument_group(group) if group else self
-        either = loud.add_mutually_exclusive_group()
+        either = self._in(group).add_mutually_exclusive_group()
         either.add_argument("-q", "--quiet", action="store_true", help=quiet)
         either.add_argument("-v", "--verbose", action="store_true", help=verbose)
+
+    def _in(self, group: str) -> argparse._ActionsContainer:
+        """Return a group of the help by its heading, made if it is missing; "" is the first."""
+        groups = {each.title: each for each in self._action_groups} if group else {"": self}
+        return groups.get(group) or self.add_argument_group(group)
 
     def error(self, message: str) -> NoReturn:
         """Print one line that says where to read on, and exit with `usage_status`."""
@@ -118,8 +118,8 @@ def command_parser(name: str) -> Parser:
     )
     module.add_arguments(parser)
     # What few need comes last, in the list and in the line of usage.
-    parser._action_groups.sort(key=lambda group: group.title == ADVANCED)
+    parser._action_groups.sort(key=lambda group: group.title == "advanced")
     last = parser._action_groups[-1]
-    rare = last._group_actions if last.title == ADVANCED else []
+    rare = last._group_actions if last.title == "advanced" else []
     parser._actions.sort(key=lambda action: action in rare)
     return parser
