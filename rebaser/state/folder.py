@@ -36,7 +36,7 @@ TREES_OWN = ".rebaser"  # our folder where a tree has no `var`, and on each file
 LARGEST_SNAPSHOT = 256 << 20  # bytes; a tree of a million DLLs has 130 MB
 
 # Windows keeps the name of what was removed while anybody has it open, a killed program too.
-_GOING = (errno.EEXIST, errno.ENOTEMPTY, *MOMENTARY)
+_GOING = (errno.EEXIST, errno.ENOTEMPTY, *MOMENTARY) if on_cygwin() else ()
 
 # Nobody waits longer than this for the file system's clock to tick (FAT: two seconds).
 LONGEST_TICK = 0.06  # seconds
@@ -101,7 +101,7 @@ class State:
             self.staging = StagingFolder(path, self._open())
 
         try:
-            patiently(make_anew, _GOING if on_cygwin() else ())
+            patiently(make_anew, _GOING)
         except OSError as error:
             raise StateError(
                 f"{path}, where copies are made, cannot be made anew ({error.strerror}); nothing "
@@ -158,7 +158,7 @@ class State:
             self.staging.close()
             self.staging = None
         with suppress(OSError):
-            patiently(self._remove_staging, _GOING if on_cygwin() else ())
+            patiently(self._remove_staging, _GOING)
 
     def _remove_staging(self) -> None:
         from rebaser.state.staging import NOTE, remove_staging
