@@ -108,6 +108,12 @@ def bytes_of(staged: Sequence[Staged]) -> dict[str, bytes]:
     return {item.staged: Path(item.staged).read_bytes() for item in staged}
 
 
+@pytest.fixture
+def right(staged: list[Staged], tmp_path: Path) -> dict[str, bytes]:
+    """Return by the path of each copy the bytes that it must have at the end."""
+    return {item.staged: expected(item, tmp_path) for item in staged}
+
+
 #: On Cygwin a program may take two seconds to start.
 SECONDS = {"hangs": 2 if PACE == 1 else 10}
 
@@ -128,11 +134,11 @@ def test_what_is_not_done_right_is_reported_and_left_as_it_was(
     engine: Callable[..., CygwinEngine],
     staged: list[Staged],
     tmp_path: Path,
+    right: dict[str, bytes],
     character: str,
 ) -> None:
     done, words = CHARACTERS[character]
     before = bytes_of(staged)
-    right = {item.staged: expected(item, tmp_path) for item in staged}
     reasons = engine(character).relocate(staged)
     after = bytes_of(staged)
     for path in before:
@@ -148,10 +154,9 @@ def test_what_is_not_done_right_is_reported_and_left_as_it_was(
 def test_the_second_engine_does_what_the_first_left(
     engine: Callable[..., CygwinEngine],
     staged: list[Staged],
-    tmp_path: Path,
+    right: dict[str, bytes],
     character: str,
 ) -> None:
-    right = {item.staged: expected(item, tmp_path) for item in staged}
     warnings: list[str] = []
     fallback = engine(character, warnings.append)
     staged.sort(key=lambda item: item.new_base)
@@ -169,9 +174,9 @@ def test_without_a_temporary_folder_the_second_engine_does_all(
     engine: Callable[..., CygwinEngine],
     staged: list[Staged],
     tmp_path: Path,
+    right: dict[str, bytes],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    right = {item.staged: expected(item, tmp_path) for item in staged}
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     warnings: list[str] = []
     assert engine("obedient", warnings.append).relocate(staged) == {}
@@ -219,10 +224,9 @@ def test_the_programs_get_files_that_nobody_has_open(
 def test_a_fork_that_fails_ends_the_programs_for_good(
     engine: Callable[..., CygwinEngine],
     staged: list[Staged],
-    tmp_path: Path,
+    right: dict[str, bytes],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    right = {item.staged: expected(item, tmp_path) for item in staged}
     warnings: list[str] = []
     fallback = engine("obedient", warnings.append)
     assert fallback.relocate(staged[:2]) == {}
@@ -291,11 +295,10 @@ def test_what_rebase_would_damage_it_never_gets(staged: list[Staged]) -> None:
 def test_a_folder_that_windows_does_not_let_go_yet_costs_nothing(
     engine: Callable[..., CygwinEngine],
     staged: list[Staged],
-    tmp_path: Path,
+    right: dict[str, bytes],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """All is done by then: the second engine found moved copies, and took them for changed ones."""
-    right = {item.staged: expected(item, tmp_path) for item in staged}
     warnings: list[str] = []
 
     def busy(path: object, **words: object) -> None:
