@@ -16,19 +16,22 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 
-from cygwin.address_space import machine_name
+from cygwin.address_space import X86_64, machine_name
+from cygwin.named_tuple import NamedTuple
 from rebaser.commands import shared
 from rebaser.commands.json_output import group_objects, print_json, range_object, reason_objects
 from rebaser.commands.verdict import painted
 from rebaser.errors import RebaserError, UsageError
 from rebaser.files import write_file
 from rebaser.parser import Parser
+from rebaser.plan.proposal import Planner
+from rebaser.plan.survey import spans
 from rebaser.progress import make_progress
-from rebaser.report import Group
+from rebaser.request import Request
+from rebaser.scan.walk import scan
 from rebaser.text import address, printable, shortened, terminal_width
 from rebaser.tree import Tree
-from rebaser.view.address_map import AddressMap, Kind
-from rebaser.view.overview import Overview, overview
+from rebaser.view.address_map import AddressMap, Kind, Part, Region, address_map, within
 from rebaser.view.picture import Line, Row, Style, picture
 
 # A character for each content of a cell, in Unicode and in ASCII, and its colour on a terminal.
@@ -74,17 +77,56 @@ def add_look_options(parser: Parser) -> None:
     parser.switch("output", "--json", "print one JSON object")
 
 
-def look_as_asked(arguments: Namespace) -> tuple[Tree, Overview, str | None]:
-    """Look at the tree that the arguments name; return it, what was found, and its settings."""
+class Look(NamedTuple):
+    """What was found. `maps` has the machines that the tree has DLLs of; x86_64 if it has none.
+
+    `skipped` and `failed` are (path, reason), the paths relative to the root. `settings` is the
+    file of options that was read, or None.
+    """
+
+    tree: Tree
+    settings: str | None
+    maps: Sequence[AddressMap]
+    skipped: Sequence[tuple[str, str]]
+    failed: Sequence[tuple[str, str]]
+
+
+def look_as_asked(arguments: Namespace) -> Look:
+    """Look at the whole tree that the arguments name: without its lock, and without waiting."""
     tree = shared.tree_of(arguments, arguments.root)
     arguments = shared.with_settings(arguments, tree)
+    options = shared.options_from(arguments)
     progress = make_progress("auto", arguments.json)
-    found = overview(tree, shared.options_from(arguments), progress)
-    return tree, found, arguments.settings
+    progress.phase("looking at the tree")
+    before = tree.state.load_snapshot(progress.tell)
+    try:
+        found = scan(tree.root, options.rules, before, progress=progress.advance)
+        planner = Planner(tree, options, Request(""), progress.tell)
+    finally:
+        progress.close()
+    surveyed = planner.survey(found.snapshot, before)
+    placed = spans(surveyed.images, surveyed.dlls)
+    stuck = {path for path, image in surveyed.images.items() if image.fixed}
+
+    def map_of(machine: int) -> AddressMap:
+        others = [
+            Region(*one.range, one.owner, Kind.RUNTIME if one.is_runtime else Kind.OTHERS)
+            for one in planner.reserved.ranges.get(machine, ())
+        ]
+        arena = options.arenas[machine]
+        return address_map(machine, arena, placed.get(machine, ()), others, stuck)
+
+    return Look(
+        tree,
+        arguments.settings,
+        maps=[map_of(machine) for machine in sorted(placed, reverse=True) or [X86_64]],
+        skipped=[(one.path, one.reason) for one in surveyed.skipped],
+        failed=found.failed,
+    )
 
 
-def say_failed(found: Overview) -> int:
-    """Say what could not be looked at, twenty at most; return the exit status of the look."""
+def end_of_look(found: Look) -> int:
+    """Say what could not be looked at, twenty at most; return the exit status."""
     lines = [f"{path}: {reason}" for path, reason in found.failed[:20]]
     if more := len(found.failed) - len(lines):
         lines.append(f"... and {more:,} more like these ('rebaser run --verbose' names all)")
@@ -97,23 +139,22 @@ def main(arguments: Namespace) -> int:
     """Look, draw, and return the exit status."""
     if arguments.json and arguments.svg == "-":
         raise UsageError("--json and --svg - both want standard output: name a file for the SVG")
-    tree, found, _ = look_as_asked(arguments)
+    found = look_as_asked(arguments)
     if arguments.svg:
-        _write_svg(arguments.svg, tree.root, found)
+        _write_svg(arguments.svg, found)
     if arguments.json:
-        _print_json(tree.root, found)
-    elif arguments.svg:
-        if arguments.svg != "-":
-            print(printable(f"wrote {arguments.svg}"))
-    else:
-        _show(tree.root, found, every_name=arguments.verbose)
-    return say_failed(found)
+        _print_json(found)
+    elif not arguments.svg:
+        _show(found, every_name=arguments.verbose)
+    elif arguments.svg != "-":
+        print(printable(f"wrote {arguments.svg}"))
+    return end_of_look(found)
 
 
-def _write_svg(path: str, root: str, found: Overview) -> None:
+def _write_svg(path: str, found: Look) -> None:
     from rebaser.commands.svg import svg
 
-    drawn = svg(root, found.maps)
+    drawn = svg(found.tree.root, found.maps)
     if path == "-":
         print(drawn)
         return
@@ -131,12 +172,14 @@ def _write_svg(path: str, root: str, found: Overview) -> None:
         ) from error
 
 
-def _show(root: str, found: Overview, *, every_name: bool) -> None:
+def _show(found: Look, *, every_name: bool) -> None:
     """Print the picture: in colour on a terminal, else as plain text."""
     width = terminal_width()
     cells = 128 if width >= LABEL + 140 else 64 if width >= LABEL + 68 else 32
     most = width if sys.stdout.isatty() else sys.maxsize  # no terminal breaks a name then
-    drawn = picture(root, found.maps, cells=cells, most_rows=MOST_ROWS, every_name=every_name)
+    drawn = picture(
+        found.tree.root, found.maps, cells=cells, most_rows=MOST_ROWS, every_name=every_name
+    )
     for line in _lines(drawn, cells, most):
         print(line.rstrip(" "))
 
@@ -154,7 +197,9 @@ def _lines(drawn: Iterator[Line | Row], cells: int, width: int) -> Iterator[str]
     used: set[Kind | None] = set()
     for line in drawn:
         if isinstance(line, Row):
-            shown = _contents(line, cells)
+            size = line.size // cells
+            lows = range(line.low, line.low + line.size, size)
+            shown = [_content(within(line.parts, low, low + size), size) for low in lows]
             used.update(shown)
             mark = painted(" <X", GLYPHS[Kind.OVERLAP][2], sys.stdout) if line.overlaps else ""
             yield f"{address(line.low):>{LABEL}} {''.join(map(glyph, shown))}{mark}"
@@ -167,23 +212,16 @@ def _lines(drawn: Iterator[Line | Row], cells: int, width: int) -> Iterator[str]
         yield "".join(legend[first : first + 4])
 
 
-def _contents(row: Row, cells: int) -> Sequence[Kind | None]:
-    """Return what each cell shows. One with an overlap in it shows nothing else, however small."""
-    size = row.size // cells
-    shown: list[Kind | None] = [None] * cells
-    filled = [0] * cells
-    for box in row.boxes:
-        for index in range((box.low - row.low) // size, -((row.low - box.high) // size)):
-            shown[index] = box.kind
-            if box.kind in (Kind.IMAGE, Kind.NEXT_IMAGE):
-                low = row.low + index * size
-                several = filled[index] > 0
-                filled[index] += min(box.high, low + size) - max(box.low, low)
-                if filled[index] < size:
-                    shown[index] = Kind.PARTLY
-                elif several:
-                    shown[index] = Kind.IMAGE
-    return shown
+def _content(parts: Sequence[Part], size: int) -> Kind | None:
+    """Return what a cell of `size` addresses shows: any overlap in it, however small."""
+    if any(part.kind is Kind.OVERLAP for part in parts):
+        return Kind.OVERLAP
+    images = [part for part in parts if part.kind in (Kind.IMAGE, Kind.NEXT_IMAGE)]
+    if not images:
+        return parts[-1].kind if parts else None
+    if sum(part.high - part.low for part in images) < size:
+        return Kind.PARTLY
+    return images[0].kind if len(images) == 1 else Kind.IMAGE
 
 
 def room_object(found: AddressMap) -> dict[str, object]:
@@ -198,17 +236,15 @@ def room_object(found: AddressMap) -> dict[str, object]:
     }
 
 
-def _print_json(root: str, found: Overview) -> None:
-    machines = {}
-    for one in found.maps:
-        groups = [
-            Group(one.machine, *one.extent(group), tuple(r.path for r in group), one.cure(group))
-            for group in one.groups
-        ]
-        machines[machine_name(one.machine)] = {
+def _print_json(found: Look) -> None:
+    machines = {
+        machine_name(one.machine): {
             **room_object(one),
             "images": [{"path": r.path, **range_object(r.low, r.high)} for r in one.images],
             "reserved": [{"owner": r.path, **range_object(r.low, r.high)} for r in one.others],
-            "overlaps": group_objects(groups),
+            "overlaps": group_objects(map(one.told, one.groups)),
         }
-    print_json({"root": root, "machines": machines, "failed": reason_objects(found.failed)})
+        for one in found.maps
+    }
+    failed = reason_objects(found.failed)
+    print_json({"root": found.tree.root, "machines": machines, "failed": failed})

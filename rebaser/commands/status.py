@@ -18,14 +18,13 @@ from collections.abc import Iterator, Sequence
 from cygwin.address_space import machine_name
 from locks.holders import Holder, describe_holders, holders
 from rebaser.commands.json_output import group_objects, print_json, reason_objects
-from rebaser.commands.map import add_look_options, look_as_asked, room_object, say_failed
+from rebaser.commands.map import Look, add_look_options, end_of_look, look_as_asked, room_object
 from rebaser.parser import Parser
 from rebaser.state import RUNS
 from rebaser.state.records import Record, newest_first
 from rebaser.text import address, byte_count, plural, printable
 from rebaser.tree import Tree
 from rebaser.view.address_map import AddressMap
-from rebaser.view.overview import Overview
 from rebaser.view.picture import room, summary
 
 # The last runs that are printed.
@@ -41,7 +40,8 @@ def add_arguments(parser: Parser) -> None:
 
 def main(arguments: Namespace) -> int:
     """Look, print, and return the exit status."""
-    tree, found, settings = look_as_asked(arguments)
+    found = look_as_asked(arguments)
+    tree, settings = found.tree, found.settings
     records = list(newest_first(tree.state))
     others = holders(tree.lock_file)
     free = _is_free(tree.lock_file, others)
@@ -70,7 +70,7 @@ def main(arguments: Namespace) -> int:
         works = any(holder.mode == "exclusive" for holder in others)
         for line in (*lines, *_of_runs(tree, records, works)):
             print(printable(line))
-    return say_failed(found)
+    return end_of_look(found)
 
 
 def _holder(one: Holder) -> dict[str, object]:
@@ -87,7 +87,7 @@ def _record(one: Record) -> dict[str, object]:
     return {**fields, "failed": failed, "overlaps": overlaps}
 
 
-def _of_dlls(found: Overview) -> Iterator[str]:
+def _of_dlls(found: Look) -> Iterator[str]:
     for one in found.maps:
         hint = " ('rebaser check' says what helps)" if one.colliding else ""
         yield f"{summary(one)}{hint}"

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from xml.sax.saxutils import escape
 
 from rebaser.text import address, address_size, printable
-from rebaser.view.address_map import AddressMap, Kind, Region
-from rebaser.view.picture import Box, Row, Style, picture, summary
+from rebaser.view.address_map import AddressMap, Kind, Part, Region
+from rebaser.view.picture import Row, Style, picture, summary
 
 # All in units of the picture, which is as wide as its window.
 WIDTH = 1000
@@ -55,7 +55,7 @@ def svg(root: str, maps: Sequence[AddressMap]) -> str:
     Whatever the names hold, the document is well-formed XML.
     """
     lines = list(picture(root, maps, cells=256, most_rows=32))
-    used = {box.kind for line in lines if isinstance(line, Row) for box in line.boxes}
+    used = {part.kind for line in lines if isinstance(line, Row) for part in line.parts}
     y = 10
     parts: list[str] = []
     for number, line in enumerate(lines):
@@ -93,13 +93,13 @@ def _legend(kinds: Sequence[Kind], y: float) -> Iterator[str]:
 
 def _row(root: str, row: Row, y: float) -> Iterator[str]:
     yield _text(address(row.low), 'soft" text-anchor="end', LEFT - 8, y)
-    for box in row.boxes:
-        x = LEFT + (box.low - row.low) / row.size * ROW_WIDTH
-        width = (box.high - box.low) / row.size * ROW_WIDTH
-        wide = max(width, LEAST_OVERLAP if box.kind is Kind.OVERLAP else LEAST)
-        if box.kind is Kind.OVERLAP:
+    for part in sorted(row.parts, key=lambda part: part.kind is Kind.OVERLAP):  # painted over all
+        x = LEFT + (part.low - row.low) / row.size * ROW_WIDTH
+        width = (part.high - part.low) / row.size * ROW_WIDTH
+        wide = max(width, LEAST_OVERLAP if part.kind is Kind.OVERLAP else LEAST)
+        if part.kind is Kind.OVERLAP:
             x = max(LEFT, x - (wide - width) / 2)
-        yield _rect(box.kind, x, y, wide, _title(root, box))
+        yield _rect(part.kind, x, y, wide, _title(root, part))
     if row.overlaps:
         x = LEFT + ROW_WIDTH + 6
         yield f'<path class="mark" d="M{x} {y + ROW_HEIGHT / 2:g}l11 -6v12z"/>'
@@ -119,26 +119,26 @@ def _text(text: str, style: str, x: float, y: float) -> str:
     return f'<text class="{style}" x="{x:g}" y="{y + 12:g}">{_clean(text)}</text>'
 
 
-def _title(root: str, box: Box) -> str:
+def _title(root: str, part: Part) -> str:
     """Return what is shown of a rectangle on hover: name, folder and address."""
-    if box.kind is Kind.OVERLAP:
-        lines = [f"OVERLAP {_range(box)}"]
-        lines += [f"{_range(one)} {one.path}" for one in box.owners[:NAMED]]
-        if len(box.owners) > NAMED:
-            lines.append(f"and {len(box.owners) - NAMED:,} more")
-    elif box.owners:
-        (one,) = box.owners
+    if part.kind is Kind.OVERLAP:
+        lines = [f"OVERLAP {_range(part)}"]
+        lines += [f"{_range(one)} {one.path}" for one in part.owners[:NAMED]]
+        if len(part.owners) > NAMED:
+            lines.append(f"and {len(part.owners) - NAMED:,} more")
+    elif part.owners:
+        (one,) = part.owners
         folder, _, name = one.path.rpartition("/")
         lines = [one.path]
         if one.is_image:
             lines = [name, f"in {root.rstrip('/')}/{folder}"]
         lines.append(f"{_range(one)} ({address_size(one.high - one.low)})")
     else:
-        lines = [f"free {_range(box)}"]
+        lines = [f"free {_range(part)}"]
     return "\n".join(map(_clean, lines))
 
 
-def _range(one: Box | Region) -> str:
+def _range(one: Part | Region) -> str:
     return f"{address(one.low)}-{address(one.high)}"
 
 

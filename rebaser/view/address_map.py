@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from enum import Enum
 from itertools import cycle
 
 from cygwin.address_space import GRANULARITY, I386, RUNTIME, X86_64, Range, is_runtime
 from cygwin.named_tuple import NamedTuple
 from rebaser.plan.overlap import Span, clusters
+from rebaser.report import Group
 
 
 class Kind(Enum):
@@ -38,6 +38,15 @@ class Region(NamedTuple):
         return self.kind in (Kind.IMAGE, Kind.NEXT_IMAGE)
 
 
+class Part(NamedTuple):
+    """Addresses `[low, high)` that are of one kind, and whose they are."""
+
+    low: int
+    high: int
+    kind: Kind
+    owners: Sequence[Region] = ()
+
+
 class Zone(NamedTuple):
     """A part of the address space with one purpose."""
 
@@ -59,50 +68,51 @@ class Use(NamedTuple):
 class AddressMap(NamedTuple):
     """The address space of one machine.
 
-    `images`, every other one a NEXT_IMAGE, and `others` are sorted by address. `collisions` are
-    the addresses that two have, `groups` the regions that share them: in each what is reserved,
-    then the DLLs by address. No run moves the images whose paths are in `stuck`.
+    `images`, every other one a NEXT_IMAGE, and `others` are sorted by address. `parts` are the
+    addresses that anybody has, cut up by whose they are, upward. No run moves the images whose
+    paths are in `stuck`.
     """
 
     machine: int
     arena: Range
     images: tuple[Region, ...]
     others: tuple[Region, ...]
-    collisions: tuple[Range, ...]
-    groups: tuple[Sequence[Region], ...]
+    parts: tuple[Part, ...]
     stuck: Collection[str] = ()
+
+    @property
+    def groups(self) -> list[list[Region]]:
+        """What hangs together by overlaps, upward; in each what is reserved, then the DLLs."""
+        shared = {one for part in self.parts if part.kind is Kind.OVERLAP for one in part.owners}
+        return [sorted(group, key=lambda one: one.is_image) for group in clusters(shared)]
 
     @property
     def colliding(self) -> int:
         """The number of DLLs that share an address with another one or with a reserved range."""
         return sum(region.is_image for group in self.groups for region in group)
 
-    def cure(self, group: Sequence[Region]) -> str | None:
-        """Return "run" where a run moves a DLL of a group, else None."""
-        free = any(one.is_image and one.path not in self.stuck for one in group)
-        return "run" if free else None
-
-    def extent(self, group: Sequence[Region]) -> Range:
-        """Return the addresses from the first to the last that two of a group have."""
-        images = [region for region in group if region.is_image]
-        low, high = min(image.low for image in images), max(image.high for image in images)
-        shared = [part for part in self.collisions if part.low < high and part.high > low]
-        return Range(shared[0].low, shared[-1].high)
+    def told(self, group: Sequence[Region]) -> Group:
+        """Return a group as a run and a check tell it."""
+        images = [one for one in group if one.is_image]
+        low, high = min(one.low for one in images), max(one.high for one in images)
+        cure = "run" if any(one.path not in self.stuck for one in images) else None
+        return Group(self.machine, low, high, tuple(one.path for one in group), cure)
 
     def use(self) -> Use:
         """Return how much of the arena is used and free."""
-        arena = self.arena
-        images = sum(part.high - part.low for part in merged(self.images, arena))
-        by_all = merged((*self.images, *self.others), arena)
-        used = sum(part.high - part.low for part in by_all)
-        free = zip([arena.low, *(part.high for part in by_all)], [*by_all, Range(arena.high, 0)])
-        gaps = [Range(low, part.low) for low, part in free if part.low > low]
-        return Use(
-            images=images,
-            others=used - images,
-            free=arena.high - arena.low - used,
-            largest_gap=max(gaps, key=lambda gap: (gap.high - gap.low, -gap.low), default=None),
-        )
+        low, high = self.arena
+        images = others = 0
+        gaps = []
+        for part in (*within(self.parts, low, high), Part(high, high, Kind.FREE)):
+            gaps.append(Range(low, part.low))
+            low = part.high
+            if part.kind in (Kind.RUNTIME, Kind.OTHERS):
+                others += part.high - part.low
+            else:
+                images += part.high - part.low
+        free = [gap.high - gap.low for gap in gaps]
+        largest = gaps[free.index(max(free))] if any(free) else None
+        return Use(images, others, sum(free), largest)
 
 
 def address_map(
@@ -112,24 +122,37 @@ def address_map(
     others: Iterable[Region],
     stuck: Collection[str] = (),
 ) -> AddressMap:
-    """Sort out who lies where. The runtime's own DLL in the runtime's range is no collision."""
+    """Sort out who lies where. The runtime's own DLL in the runtime's range is no overlap."""
     turns = cycle((Kind.IMAGE, Kind.NEXT_IMAGE))
-    placed = tuple(
-        Region(one.low, one.high, one.path, kind)
-        for one, kind in zip(sorted(images, key=_by_address), turns)
-    )
-    kept = tuple(sorted(others, key=_by_address))
-    collisions = tuple(_collisions(placed, kept))
-    highs = [part.high for part in collisions]
+    placed = tuple(Region(*one[:3], kind) for one, kind in zip(sorted(images), turns))
+    kept = tuple(sorted(others, key=lambda one: one[:3]))
+    return AddressMap(machine, arena, placed, kept, tuple(_parts((*placed, *kept))), stuck)
 
-    def collides(span: Region) -> bool:
-        index = bisect_right(highs, span.low)
-        return index < len(collisions) and collisions[index].low < span.high
 
-    # In order of address, but what is reserved first: a reader of a long group must see it.
-    clustered = clusters((*placed, *kept))
-    groups = (sorted(filter(collides, one), key=lambda r: r.is_image) for one in clustered)
-    return AddressMap(machine, arena, placed, kept, collisions, tuple(filter(None, groups)), stuck)
+def _parts(regions: Sequence[Region]) -> Iterator[Part]:
+    """Cut the addresses wherever a region begins or ends."""
+    here: list[Region] = []
+    to_come = sorted(regions, key=lambda one: one[:3], reverse=True)
+    edges = sorted({edge for one in regions for edge in one[:2]})
+    for low, high in zip(edges, edges[1:]):
+        here = [one for one in here if one.high > low]
+        while to_come and to_come[-1].low == low:
+            here.append(to_come.pop())
+        images = [one for one in here if one.is_image]
+        # The runtime's own images lie in its range by right.
+        alone = len(images) == 1 and (len(here) == 1 or is_runtime(images[0].path))
+        if here:
+            kind = Kind.OVERLAP if images and not alone else (images or here)[-1].kind
+            yield Part(low, high, kind, here)
+
+
+def within(parts: Iterable[Part], low: int, high: int) -> list[Part]:
+    """Return what of the parts lies in an address range."""
+    return [
+        part._replace(low=max(part.low, low), high=min(part.high, high))
+        for part in parts
+        if part.low < high and part.high > low
+    ]
 
 
 def zones(machine: int, arena: Range) -> list[Zone]:
@@ -159,45 +182,4 @@ _PARTS = {
         (0x3800_0000, "for rebased DLLs elsewhere"),
         (0x7000_0000, "for DLLs of Windows"),
     ),
-}
-
-
-def _by_address(region: Span | Region) -> tuple[int, int, str]:
-    return region.low, region.high, region.path
-
-
-def merged(regions: Iterable[Region], within: Range) -> list[Range]:
-    """Return the addresses that any of `regions` has, within a range, as few ranges as possible."""
-    found: list[Range] = []
-    for region in sorted(regions, key=_by_address):
-        low, high = max(region.low, within.low), min(region.high, within.high)
-        if low >= high:
-            continue
-        if found and low <= found[-1].high:
-            found[-1] = Range(found[-1].low, max(found[-1].high, high))
-        else:
-            found.append(Range(low, high))
-    return found
-
-
-def _collisions(images: Iterable[Region], others: Iterable[Region]) -> list[Range]:
-    """Return the addresses that two images have, or an image and somebody else."""
-    reach = {"image": 0, "runtime": 0, "others": 0}  # how far those that began below reach
-    shared = []
-    for region in sorted((*images, *others), key=_by_address):
-        # The runtime's own images lie in its range by right.
-        own = "runtime" if is_runtime(region.path) else "image"
-        kind = own if region.is_image else "others"
-        low, high = region.low, min(region.high, max(reach[one] for one in _AGAINST[kind]))
-        if high > low:
-            shared.append(Region(low, high, ""))
-        reach[kind] = max(reach[kind], region.high)
-    return merged(shared, Range(0, 1 << 64))
-
-
-# Who is in whose way.
-_AGAINST = {
-    "image": ("image", "runtime", "others"),
-    "runtime": ("image", "runtime"),
-    "others": ("image",),
 }

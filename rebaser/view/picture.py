@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
 
-from cygwin.address_space import GRANULARITY, Range, is_runtime, machine_name
+from cygwin.address_space import GRANULARITY, is_runtime, machine_name
 from cygwin.named_tuple import NamedTuple
+from rebaser.report import Group
 from rebaser.text import address, address_size, plural, printable
-from rebaser.view.address_map import AddressMap, Kind, Region, Zone, merged, zones
+from rebaser.view.address_map import AddressMap, Kind, Part, Region, Zone, within, zones
 
 # So many overlaps, and so many names of each, are listed below a picture.
 LISTED = 10
@@ -34,26 +36,17 @@ class Line(NamedTuple):
     style: Style
 
 
-class Box(NamedTuple):
-    """A rectangle of a row: addresses `[low, high)`, and whose they are."""
-
-    low: int
-    high: int
-    kind: Kind
-    owners: Sequence[Region] = ()
-
-
 class Row(NamedTuple):
-    """The `size` addresses from `low` on; what overlaps comes last, to be painted over the rest."""
+    """The `size` addresses from `low` on. Behind the others lies what is FREE, the first part."""
 
     low: int
     size: int
-    boxes: tuple[Box, ...]
+    parts: Sequence[Part]
 
     @property
     def overlaps(self) -> bool:
         """Whether any of its addresses are two's."""
-        return bool(self.boxes) and self.boxes[-1].kind is Kind.OVERLAP
+        return any(part.kind is Kind.OVERLAP for part in self.parts)
 
 
 def picture(
@@ -96,10 +89,10 @@ def room(found: AddressMap) -> tuple[str, str]:
 
 def _zone(found: AddressMap, zone: Zone, row_size: int, most_rows: int) -> Iterator[Line | Row]:
     """Yield a heading and the rows; nothing for an address range other than the arena without."""
+    parts = within(found.parts, zone.low, zone.high)
     # The runtime's range is that large that nothing else would be seen beside it.
-    regions = [one for one in (*found.others, *found.images) if one.kind is not Kind.RUNTIME]
-    covered = merged(regions, Range(zone.low, zone.high))
-    while len(numbers := _rows(covered, row_size, most_rows)) > most_rows:
+    shown = [part for part in parts if part.kind is not Kind.RUNTIME]
+    while len(numbers := _rows(shown, row_size, most_rows)) > most_rows:
         row_size *= 2
     if not (zone.is_arena or numbers):
         return
@@ -111,17 +104,18 @@ def _zone(found: AddressMap, zone: Zone, row_size: int, most_rows: int) -> Itera
     for row in [*(number * row_size for number in numbers), zone.high]:
         if row > end:
             what = ["free"] if zone.is_arena else []
-            if any(one.low < row and one.high > end for one in found.others):
-                what.append("kept for the runtime")  # others have rows
+            if within(parts, end, row):
+                what.append("kept for the runtime")  # all else has rows
             size = address_size(row - end)
             yield Line(f"... {size} {' or '.join(what) or 'empty'} ...", Style.GAP)
         if row < zone.high:
-            within = Range(max(row, zone.low), min(row + row_size, zone.high))
-            yield Row(row, row_size, tuple(_boxes(found, zone, within)))
+            low, high = max(row, zone.low), min(row + row_size, zone.high)
+            free = [Part(low, high, Kind.FREE)] if zone.is_arena else []
+            yield Row(row, row_size, [*free, *within(parts, low, high)])
         end = row + row_size
 
 
-def _rows(covered: Iterable[Range], row_size: int, most: int) -> list[int]:
+def _rows(covered: Iterable[Part], row_size: int, most: int) -> list[int]:
     """Return the numbers of the rows that hold any of `covered`; one more than `most` suffice."""
     rows: list[int] = []
     for part in covered:
@@ -134,43 +128,29 @@ def _rows(covered: Iterable[Range], row_size: int, most: int) -> list[int]:
     return rows
 
 
-def _boxes(found: AddressMap, zone: Zone, within: Range) -> Iterator[Box]:
-    def inside(one: Range | Region) -> bool:
-        return one.low < within.high and one.high > within.low
-
-    here = [region for region in (*found.others, *found.images) if inside(region)]
-    boxes = [Box(*within, Kind.FREE)] if zone.is_arena else []
-    boxes += [Box(one.low, one.high, one.kind, [one]) for one in here]
-    for part in filter(inside, found.collisions):
-        sharers = [one for one in here if one.low < part.high and one.high > part.low]
-        boxes.append(Box(*part, Kind.OVERLAP, sharers))
-    for box in boxes:
-        yield box._replace(low=max(box.low, within.low), high=min(box.high, within.high))
-
-
 def _overlaps(root: str, found: AddressMap, every_name: bool) -> Iterator[Line]:
     """Yield what overlaps, and what moves it apart."""
-    if not found.groups:
+    groups = found.groups
+    if not groups:
         return
     yield Line("Overlaps: a process that loads two of these cannot fork", Style.ALARM)
-    listed = len(found.groups) if every_name else LISTED
-    for group in found.groups[:listed]:
+    listed, named = (sys.maxsize, sys.maxsize) if every_name else (LISTED, NAMED)
+    for group in groups[:listed]:
         count = plural(sum(one.is_image for one in group), "DLL")
-        yield Line(f"{_extent(found.extent(group))}: {count}", Style.NAME)
-        named = len(group) if every_name else NAMED
+        yield Line(f"{_extent(found.told(group))}: {count}", Style.NAME)
         for region in group[:named]:
             yield Line(f"  {_extent(region)} {printable(region.path)}", Style.NAME)
         if len(group) > named:
             yield Line(f"  and {len(group) - named:,} more here", Style.NAME)
-    if len(found.groups) > listed:
-        yield Line(f"and {plural(len(found.groups) - listed, 'more place')}", Style.NAME)
-    if any(map(found.cure, found.groups)):
+    if len(groups) > listed:
+        yield Line(f"and {plural(len(groups) - listed, 'more place')}", Style.NAME)
+    if any(found.told(group).cure for group in groups):
         yield Line(f"rebaser run {printable(root)} moves them apart", Style.NAME)
     else:
         yield Line("No run moves these; 'rebaser check' says why", Style.NAME)
 
 
-def _extent(one: Range | Region | Zone) -> str:
+def _extent(one: Group | Region | Zone) -> str:
     end = f"-{address(one.high)}" if one.high < 1 << 47 else " and up"
     return f"{address(one.low)}{end}"
 

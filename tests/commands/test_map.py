@@ -162,7 +162,7 @@ def test_json(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     machine = found["machines"]["x86_64"]
     (group,) = machine["overlaps"]
     assert group["paths"] == ["lib/a.dll", "lib/b.dll"]
-    assert (group["low"], group["high"], group["cure"]) == ("0x200030000", "0x200040000", "run")
+    assert (group["low"], group["high"], group["cure"]) == ("0x200010000", "0x200050000", "run")
     assert machine["range"] == {"low": "0x200010000", "high": "0x400000000"}
     assert machine["used"] == 5 * SLOT
     assert machine["largest_gap"] == {"low": "0x200060000", "high": "0x400000000"}
@@ -209,7 +209,7 @@ class TestSvg:
         for number, name in enumerate(names):
             put(root / name, FLOOR + number * SLOT, 2)
         picture = self.picture(root, tmp_path / "map.svg")
-        titles = [*self.rects(picture, "image"), *self.rects(picture, "next_image")]
+        titles = [*self.rects(picture, "image"), *self.rects(picture, "overlap")]
         assert any("<script>.dll" in title for title in titles)
         assert any("&amp;\\x01\\x1b\\ufffe.dll" in title for title in titles)
         assert any("\\xfe\\xff.dll" in title for title in titles)

@@ -13,15 +13,21 @@ from rebaser.view.address_map import Kind, Region, address_map, zones
 class TestCollisions:
     def test_neighbours_do_not_collide(self) -> None:
         found = made(image(0, 2), image(2, 3), image(5))
-        assert found.collisions == ()
+        assert [part.kind for part in found.parts if part.low >= LOW] == [
+            Kind.IMAGE,
+            Kind.NEXT_IMAGE,
+            Kind.IMAGE,
+        ]
         assert found.colliding == 0
 
     def test_a_shared_slot(self) -> None:
         found = made(image(0, 2, "a"), image(1, 3, "b"), image(9, 1, "c"))
-        assert found.collisions == (Range(LOW + GRANULARITY, LOW + 2 * GRANULARITY),)
+        (shared,) = [part for part in found.parts if part.kind is Kind.OVERLAP]
+        assert (shared.low, shared.high) == (LOW + GRANULARITY, LOW + 2 * GRANULARITY)
         assert [[r.path for r in group] for group in found.groups] == [["a", "b"]]
         assert found.colliding == 2
-        assert found.extent(found.groups[0]) == (LOW + GRANULARITY, LOW + 2 * GRANULARITY)
+        told = found.told(found.groups[0])
+        assert (told.low, told.high, told.paths) == (LOW, LOW + 4 * GRANULARITY, ("a", "b"))
 
     def test_an_image_on_a_reserved_range(self) -> None:
         kept = Region(LOW, LOW + 8 * GRANULARITY, "theirs", Kind.OTHERS)
@@ -32,14 +38,14 @@ class TestCollisions:
     def test_what_a_run_cures(self) -> None:
         images = [image(0, 2, "a"), image(1, 3, "b"), image(9, 2, "c"), image(10, 1, "d")]
         found = address_map(X86_64, ARENA_64, images, (), stuck={"a", "b", "c"})
-        assert [found.cure(group) for group in found.groups] == [None, "run"]
+        assert [found.told(group).cure for group in found.groups] == [None, "run"]
 
     def test_reserved_ranges_may_overlap_each_other(self) -> None:
         kept = [Region(LOW, LOW + 8 * GRANULARITY, name, Kind.OTHERS) for name in "ab"]
-        assert made(image(9), others=tuple(kept)).groups == ()
+        assert made(image(9), others=tuple(kept)).groups == []
 
     def test_the_runtime_in_its_own_range_is_none(self) -> None:
-        assert made(Region(0x1_8004_0000, 0x1_8034_0000, "bin/cygwin1.dll")).groups == ()
+        assert made(Region(0x1_8004_0000, 0x1_8034_0000, "bin/cygwin1.dll")).groups == []
         other = Region(0x1_8034_0000, 0x1_8035_0000, "bin/other.dll")
         assert made(other).colliding == 1
 
@@ -64,7 +70,10 @@ class TestCollisions:
                 of_slot[low] = counts[0] + is_image, counts[1] + (not is_image)
         plain = {low for low, (some, rest) in of_slot.items() if some > 1 or (some and rest)}
         slots = {
-            low for part in found.collisions for low in range(part.low, part.high, GRANULARITY)
+            low
+            for part in found.parts
+            if part.kind is Kind.OVERLAP
+            for low in range(part.low, part.high, GRANULARITY)
         }
         assert slots == plain
         named = {region.path for group in found.groups for region in group}
