@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
 from cygwin.address_space import ARENA, GRANULARITY, SAFE, X86_64, is_runtime
@@ -23,8 +23,8 @@ from rebaser.report import Group, Move
 from rebaser.request import Request
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.skip import Skipped, not_images, same_file
-from rebaser.scan.snapshot import Folder, Snapshot
-from rebaser.scan.walk import Rules, Scan, look_at_one, scan
+from rebaser.scan.snapshot import Snapshot
+from rebaser.scan.walk import Scan, look_at_one, scan
 from rebaser.text import address
 from rebaser.tree import Tree, find_tree
 
@@ -109,7 +109,14 @@ def check(
     path that does not exist.
     """
     options = options or Options()
-    parts = _parts(_apart(paths), options, warn)
+    found: dict[str, Scan] = {}  # of several folders in one tree the scan is one
+    parts = [
+        _folder(path, options, found, warn) if os.path.isdir(path) else _file(path)
+        for path in _apart(paths)
+    ]
+    parts.sort(key=lambda part: part.is_runs)  # files come first, so that the runs keep off them
+    for part in parts:
+        part.look(parts, options, warn)
     images = {path: image for part in parts for path, image in part.survey.images.items()}
     moves = {move.path: move for part in parts for move in part.moves}
     files: dict[object, str] = {}  # a file that was seen under another name is no other image
@@ -126,8 +133,7 @@ def check(
             if any(map(part.holds, part.survey.sources[path].names)):
                 named.add(path)
                 problems += (Problem(path, what) for what in part.problems_of(path))
-        skipped = part.survey.skipped
-        causes.update((one.path, one) for one in skipped if part.holds(one.path))
+        causes.update((one.path, one) for one in part.survey.skipped if part.holds(one.path))
         incurable += part.incurable
     overlaps, left = (
         tuple(
@@ -138,11 +144,13 @@ def check(
         for made in ((), moves.values())
     )
     broken = {problem.path for problem in problems}
+    stay = causes.keys() & broken.union(*(group.paths for group in left))
+    incurable += (Problem(path, f"no run moves it: {causes[path].reason}") for path in sorted(stay))
     return Findings(
         named=frozenset(named),
         overlaps=overlaps,
-        problems=tuple(sorted(one for one in problems if one.path not in causes)),
-        incurable=(*incurable, *_staying(problems, left, causes)),
+        problems=tuple(sorted(problems)),
+        incurable=tuple(incurable),
         unread=tuple(pair for part in parts for pair in part.unread),
         skipped=tuple(
             one for path, one in sorted(causes.items()) if not path.lower().endswith(PROGRAM)
@@ -162,8 +170,7 @@ class _Part:
     `now` is what was found, `before` what the last run saw, `unread` are (path, reason). `is_runs`:
     a run on this folder concerns what lies below it. After `look`: `survey` has the images, `moves`
     is what that run does, `others` are the parts in other trees, which it keeps off, `reserved`
-    what else lies in the address space, and `incurable` what no run cures. `programs` have
-    HIGH_ENTROPY_VA.
+    what else lies in the address space, and `incurable` what no run cures.
     """
 
     def __init__(
@@ -171,11 +178,6 @@ class _Part:
     ) -> None:
         self.path, self.tree, self.now, self.before = path, tree, now, before
         self.is_runs = is_runs
-        self.programs = {
-            same_file(name, seen): tree.path(name)
-            for name, seen in now.files()
-            if seen.high_entropy_va and name.lower().endswith(PROGRAM)
-        }
         self.unread: list[tuple[str, str]] = []
         self.moves: tuple[Move, ...] = ()
 
@@ -197,11 +199,8 @@ class _Part:
         request = Request("", self.tree.scope, None if self.is_runs else frozenset())
         planner = Planner(self.tree, asked, request, warn, ours=self.own, top=top)
         self.survey = planner.survey(self.now, self.before)
-        self.incurable = [
-            Problem(path, HIGH_ENTROPY)
-            for path in sorted(self.programs.values())
-            if self.holds(path) and _is_cygwins(path)
-        ]
+        found = filter(_has_high_entropy, self.programs())
+        self.incurable = [Problem(path, HIGH_ENTROPY) for path in found]
         self.reserved = {
             machine: Obstacles(
                 (*one.range, one.owner)
@@ -232,46 +231,29 @@ class _Part:
         if image.clear_dynamic_base and image.machine == X86_64:
             yield LOADED_ANYWHERE
 
-
-def _parts(paths: Sequence[str], options: Options, warn: Callable[[str], None]) -> list[_Part]:
-    """Look at files and folders; files come first, so that the runs keep off them."""
-    found: dict[str, Scan] = {}  # of several folders in one tree the scan is one
-    parts = [
-        _folder(path, options, found, warn) if os.path.isdir(path) else _file(path)
-        for path in paths
-    ]
-    parts.sort(key=lambda part: part.is_runs)
-    for part in parts:
-        part.look(parts, options, warn)
-    return parts
+    def programs(self) -> Iterator[str]:
+        """Yield the programs below the folder, or the one that was named."""
+        for folder in map(self.tree.path, self.now.folders):
+            with suppress(OSError):
+                paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
+                yield from (p for p in paths if self.holds(p) and p.lower().endswith(PROGRAM))
 
 
 def _folder(
     path: str, options: Options, found: dict[str, Scan], warn: Callable[[str], None]
 ) -> _Part:
-    tree, rules = find_tree(path), Rules((*options.suffixes, PROGRAM))
+    tree = find_tree(path)
     before = tree.state.load_snapshot(warn)
     if tree.root not in found:
-        found[tree.root] = scan(tree.root, rules, before)
+        found[tree.root] = scan(tree.root, options.rules, before)
     scanned = found[tree.root]
     is_runs = tree.scope.rstrip("/") in scanned.snapshot.folders
     if not is_runs:  # the outer tree leaves it out, so a run would too
         tree, before = Tree(path, "", ""), snapshots.blank()
-        scanned = scan(path, rules)
+        scanned = scan(path, options.rules)
     part = _Part(path, tree, scanned.snapshot, before, is_runs=is_runs)
     failed = [(tree.root if name == "." else tree.path(name), why) for name, why in scanned.failed]
     part.unread = [pair for pair in failed if part.holds(pair[0])]
-    own = tuple(map(str.lower, options.suffixes))
-
-    def is_runs_own(name: str) -> bool:
-        """Return whether a run looks at a file: at no program, unless it is told to."""
-        return not name.lower().endswith(PROGRAM) or name.lower().endswith(own)
-
-    folders = {}
-    for name, folder in scanned.snapshot.folders.items():
-        kept = [pair for pair in zip(folder.names, folder.files) if is_runs_own(pair[0])]
-        folders[name] = Folder(folder.stat, [one for one, _ in kept], [row for _, row in kept])
-    part.now = scanned.snapshot._replace(folders=folders)
     return part
 
 
@@ -284,21 +266,6 @@ def _file(path: str) -> _Part:
     part = _Part(path, Tree(folder, "", ""), now, snapshots.blank())
     part.unread = [(path, reason) for _, reason in (*failed, *not_images(now))]
     return part
-
-
-def _staying(
-    problems: Iterable[Problem], left: Iterable[Group], causes: Mapping[str, Skipped]
-) -> list[Problem]:
-    """Return one problem of each image that no run cures, with the reason why it stays."""
-    found: dict[str, list[str]] = {}
-    overlaps = [(path, "overlaps others") for group in left for path in group.paths]
-    for path, what in (*problems, *overlaps):
-        found.setdefault(path, []).append(what)
-    return [
-        Problem(path, "; ".join([*whats, f"no run moves it: {causes[path].reason}"]))
-        for path, whats in sorted(found.items())
-        if path in causes
-    ]
 
 
 def _apart(paths: Sequence[str]) -> list[str]:
@@ -314,11 +281,13 @@ def _apart(paths: Sequence[str]) -> list[str]:
     ]
 
 
-def _is_cygwins(program: str) -> bool:
-    """Return whether a program names the Cygwin or MSYS2 runtime, as its import table must.
+def _has_high_entropy(program: str) -> bool:
+    """Return whether a program of Cygwin's or MSYS2's has HIGH_ENTROPY_VA.
 
-    Only these fork; a native program with HIGH_ENTROPY_VA does no harm.
+    Its import table must name the runtime. Only these fork; in a native program it does no harm.
     """
-    with suppress(OSError), open(open_to_read(program), "rb") as file:
-        return bool(re.search(rb"(?i)cygwin1\.dll|msys-2\.0\.dll", file.read()))
+    found, _ = look_at_one(*os.path.split(program))
+    if any(seen.high_entropy_va for _, seen in found.files()):
+        with suppress(OSError), open(open_to_read(program), "rb") as file:
+            return bool(re.search(rb"(?i)cygwin1\.dll|msys-2\.0\.dll", file.read()))
     return False

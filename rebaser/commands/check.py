@@ -24,7 +24,7 @@ from rebaser.commands.verdict import Verdict, dlls
 from rebaser.errors import UsageError
 from rebaser.parser import Parser
 from rebaser.progress import Progress
-from rebaser.scan.skip import Skipped, Stay
+from rebaser.scan.skip import Stay
 from rebaser.text import address, names, plural
 from rebaser.tree import posix_name
 
@@ -88,9 +88,9 @@ def of_check(
 ) -> Verdict:
     """Return what a person wants to know: what breaks fork, what cures it, and what does not.
 
-    `commands` make the moves. `top` is left out before the paths, but for the lines of `verbose`.
+    `commands` make the moves. `top` is left out before the paths.
     """
-    unread = [*findings.unread, *((one.path, one.reason) for one in findings.unjudged)]
+    unread = [*say.with_advice(findings.unjudged), *findings.unread]
     not_judged = f"{plural(len({path for path, _ in unread}), 'file')} could not be judged"
     count = dlls(len(findings.named))
     if findings.breaks_fork:
@@ -109,12 +109,30 @@ def of_check(
         causes += commands
     if number := findings.at_linkers_base:
         causes.append(f"{dlls(number)} still lie where the linker put them, and may stay there")
-    rows: list[str] = []
+    skipped = [(one.path, one.reason) for one in findings.skipped]
+    problems, incurable = findings.problems, findings.incurable
     if verbose:
-        rows = [*_groups(findings), *_rows(findings)]
+        causes += _groups(findings)
     else:
-        causes += _causes(findings, top)
-    return Verdict(colour, sentence, causes, rows)
+        stuck = {one.path for one in incurable}
+        # That DLLs lie at a bad address, from which a run moves them, is said by address.
+        moved = {path for path, move in findings.moves.items() if move.new_base != move.old_base}
+        problems = tuple(
+            one
+            for one in problems
+            if one.path not in stuck and (one.what == LOADED_ANYWHERE or one.path not in moved)
+        )
+        skipped = say.with_advice([one for one in findings.skipped if one.path in stuck])
+        incurable = tuple(one for one in incurable if one.path not in dict(skipped))
+    for what, pairs in (
+        ("breaks fork:", problems),
+        ("no run moves", skipped),
+        ("no run cures", incurable),
+        ("cannot be judged:", unread),
+    ):
+        told = [(path.removeprefix(top), why) for path, why in pairs]
+        causes += (say.lines_of if verbose else say.by_reason)(what, told)
+    return Verdict(colour, sentence, causes)
 
 
 def _broken(findings: Findings, commands: Sequence[str]) -> str:
@@ -129,36 +147,6 @@ def _broken(findings: Findings, commands: Sequence[str]) -> str:
         parts.append(f"{len(stay):,} {f'{are} signed and ' if stay <= signed else ''}{stays}")
     sentence = f"BREAKS FORK: {broken:,} of {dlls(count)}" if broken else "BREAKS FORK"
     return f"{sentence}. {'; '.join(parts)}" if parts else sentence
-
-
-def _causes(findings: Findings, top: str) -> Iterator[str]:
-    """Yield a line for each cause. That DLLs lie at a bad address is said elsewhere, by address."""
-
-    def short(path: str) -> str:
-        return path.removeprefix(top)
-
-    def by_cause(what: str, some: Sequence[Skipped]) -> Iterator[str]:
-        return say.by_cause(what, [one._replace(path=short(one.path)) for one in some])
-
-    relocated = {path for path, move in findings.moves.items() if move.new_base != move.old_base}
-    told = [p for p in findings.problems if p.what == LOADED_ANYWHERE or p.path not in relocated]
-    stuck = {one.path for one in findings.incurable}
-    stay = [one for one in findings.skipped if one.path in stuck]
-    others = stuck - {one.path for one in stay}
-    incurable = [one for one in findings.incurable if one.path in others]
-    yield from say.by_reason("breaks fork:", [(short(path), what) for path, what in told])
-    yield from by_cause("no run moves", stay)
-    yield from by_cause("cannot be judged:", findings.unjudged)
-    yield from say.by_reason("no run cures", [(short(path), what) for path, what in incurable])
-    unread = [(short(path), why) for path, why in findings.unread]
-    yield from say.by_reason("cannot be judged:", unread)
-
-
-def _rows(findings: Findings) -> Iterator[str]:
-    yield from say.lines_of("breaks fork:", findings.problems)
-    yield from say.lines_of("no run moves", [(one.path, one.reason) for one in findings.skipped])
-    yield from say.lines_of("no run cures", findings.incurable)
-    yield from say.lines_of("cannot be judged:", findings.unread)
 
 
 def _groups(findings: Findings) -> Iterator[str]:

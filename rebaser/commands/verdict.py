@@ -121,7 +121,7 @@ def of_run(
         facts += [f"options of {report.settings}"] if report.settings else []
         rows.append("; ".join(facts))
     else:
-        causes += by_cause("skipped", told)
+        causes += by_reason("skipped", with_advice(told))
     if report.planned or verbose:
         rows = [*(_table if report.planned else _moved)(report.moved), *rows]
     colour = RED if report.exit_status else YELLOW if report.overlaps else GREEN
@@ -221,17 +221,17 @@ def by_reason(what: str, pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
         yield f"{what} {many if len(paths) > 1 else paths[0]}: {reason}"
 
 
-def by_cause(what: str, skipped: Sequence[Skipped]) -> Iterator[str]:
-    """Yield a line for each cause, with the number of files, some names, and what helps."""
+def with_advice(skipped: Sequence[Skipped]) -> list[tuple[str, str]]:
+    """Return (path, reason) of files, the reason with what helps; one for all of a cause."""
     number = Counter(one.cause for one in skipped)
-
-    def why(one: Skipped) -> str:
-        cause = one.cause
+    found = []
+    for path, cause, detail in skipped:
+        reason = f"{cause.sentence}: {detail}" if detail and number[cause] == 1 else cause.sentence
         names_option = isinstance(cause, Stay) and cause.option  # and so says what helps
-        helps = f"; {cause.advice}" if cause.advice and not names_option else ""
-        return (cause.sentence if number[cause] > 1 else one.reason) + helps
-
-    return by_reason(what, [(one.path, why(one)) for one in skipped])
+        found.append(
+            (path, reason if names_option or not cause.advice else f"{reason}; {cause.advice}")
+        )
+    return found
 
 
 def dlls(count: int, kind: str = "") -> str:

@@ -215,6 +215,19 @@ class TestWhatNoRebaseCures:
         assert "link it again" in result.out
 
 
+@pytest.mark.parametrize("name", ["", "bin/x.EXE"])
+@pytest.mark.parametrize(("runtime", "breaks"), [(b"cygwin1.dll", True), (b"msvcrt.dll", False)])
+def test_programs_with_high_entropy(
+    rebaser: Rebaser, tmp_path: Path, name: str, runtime: bytes, breaks: bool
+) -> None:
+    add_dll(tmp_path / "bin/x.EXE", 0x1_0040_0000, characteristics=0x22, dll_characteristics=0x20)
+    with open(tmp_path / "bin/x.EXE", "ab") as file:
+        file.write(runtime)
+    result = rebaser("check", tmp_path / name)
+    assert result.status == int(breaks)
+    assert ("--high-entropy-va=0" in result.out) == breaks
+
+
 def test_among_many_overlaps_those_that_stay_are_found(rebaser: Rebaser, tmp_path: Path) -> None:
     add_dlls(tmp_path, 150)  # 11,175 pairs
     for name in ("y.dll", "z.dll"):
