@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from rebaser.check import LOADED_ANYWHERE, Findings, check
 from rebaser.commands import shared
 from rebaser.commands import verdict as say
-from rebaser.commands.json_output import group_objects, move_objects, print_json, reason_objects
+from rebaser.commands.json_output import print_json, reason_objects
 from rebaser.commands.verdict import Verdict, dlls
 from rebaser.errors import UsageError
 from rebaser.parser import Parser
@@ -168,14 +168,14 @@ def print_findings(findings: Findings, commands: Sequence[str]) -> None:
             "images": len(findings.named),
             "breaks_fork": findings.breaks_fork,
             "broken": sorted(findings.broken),
-            "overlaps": group_objects(findings.overlaps),
+            "overlaps": findings.overlaps,
             "problems": reason_objects(findings.problems, "problem"),
             "incurable": reason_objects(findings.incurable, "problem"),
             "failed": reason_objects(findings.unread),
-            "skipped": reason_objects((one.path, one.reason) for one in findings.skipped),
+            "skipped": findings.skipped,
             "unjudged": [one.path for one in findings.unjudged],
             "at_linkers_base": findings.at_linkers_base,
-            "would_move": move_objects(findings.moves.values()),
+            "would_move": list(findings.moves.values()),
             "runs": commands,
         }
     )

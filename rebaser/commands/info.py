@@ -26,7 +26,7 @@ from rebaser.plan.overlap import Span, clusters
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.skip import is_excluded, not_images, same_file
 from rebaser.scan.walk import Rules, look_at_one, scan
-from rebaser.text import address, printable
+from rebaser.text import printable
 from rebaser.tree import Tree, find_tree, posix_name
 
 
@@ -65,7 +65,9 @@ def main(arguments: Namespace) -> int:
     lines.sort(key=lambda line: (line.base, line.path))
     overlapping = _overlapping(lines)
     if arguments.json:
-        images = [_object(line, line.file in overlapping) for line in lines]
+        images = [{**line._asdict(), "overlaps": line.file in overlapping} for line in lines]
+        for image in images:
+            del image["file"]
         print_json({"images": images, "failed": reason_objects(failed)})
     else:
         _print(lines, overlapping)
@@ -139,14 +141,3 @@ def _print(lines: Sequence[Line], overlapping: set[str]) -> None:
             f"{name:<{width}} base 0x{line.base:012x} size 0x{line.size:08x} "
             f"{machine_name(line.machine):<6} {mark} {','.join(line.flags)}".rstrip()
         )
-
-
-def _object(line: Line, overlaps: bool) -> dict[str, object]:
-    return {
-        "path": line.path,
-        "base": address(line.base),
-        "size": line.size,
-        "machine": machine_name(line.machine),
-        "flags": list(line.flags),
-        "overlaps": overlaps,
-    }

@@ -1,4 +1,4 @@
-"""The JSON of every command: one object with its format, and the shapes that several have."""
+"""The JSON of every command: one object with its format, and how values are told in it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import json
 from collections.abc import Iterable, Mapping
 
 from cygwin.address_space import machine_name
-from rebaser.report import Group, Move
-from rebaser.text import address, recoded, to_utf8
+from rebaser.scan.skip import Skipped
+from rebaser.text import address, to_utf8
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 FORMAT = 1
 """It grows when a field goes away or means something else; new fields may come without that."""
+ADDRESSES = ("base", "high", "low", "new_base", "old_base")
 
 
 def print_json(fields: Mapping[str, object]) -> None:
@@ -19,38 +24,28 @@ def print_json(fields: Mapping[str, object]) -> None:
     A byte of a path that is not UTF-8 is \udcNN, as Python has it in text (PEP 383). So it is in
     every locale: a name has the letters that its bytes are in UTF-8.
     """
-    print(json.dumps(recoded({"format": FORMAT, **fields}, to_utf8)))
+    print(json.dumps(plain({"format": FORMAT, **fields})))
 
 
-def range_object(low: int, high: int) -> dict[str, object]:
-    """Return the addresses `[low, high)`."""
-    return {"low": address(low), "high": address(high)}
-
-
-def group_objects(groups: Iterable[Group]) -> list[dict[str, object]]:
-    """Return DLLs that hang together by overlaps; `cure` is "run" where a run moves them apart."""
-    return [
-        {**range_object(one.low, one.high), "paths": one.paths, "cure": one.cure} for one in groups
-    ]
+def plain(value: Any, name: str = "") -> Any:
+    """Return the value of a field as JSON has it: our tuples of named elements are objects."""
+    if isinstance(value, Skipped):
+        return plain({"path": value.path, "reason": value.reason})
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {key: plain(one, key) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(one) for one in value]
+    if isinstance(value, str):
+        return to_utf8(value)
+    if name in ADDRESSES:
+        return address(value)
+    return machine_name(value) if name == "machine" else value
 
 
 def reason_objects(
     some: Iterable[tuple[str, str]], called: str = "reason"
 ) -> list[dict[str, object]]:
-    """Return the (path, reason) of what was skipped or failed."""
+    """Return the (path, reason) of what failed."""
     return [{"path": path, called: reason} for path, reason in some]
-
-
-def move_objects(moves: Iterable[Move]) -> list[dict[str, object]]:
-    """Return moves; equal bases mean that only the flag DYNAMIC_BASE is cleared."""
-    return [
-        {
-            "path": move.path,
-            "machine": machine_name(move.machine),
-            "old_base": address(move.old_base),
-            "new_base": address(move.new_base),
-            "slot_size": move.slot_size,
-            "reason": move.reason,
-        }
-        for move in moves
-    ]

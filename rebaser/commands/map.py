@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from cygwin.address_space import X86_64, machine_name
 from cygwin.named_tuple import NamedTuple
 from rebaser.commands import shared
-from rebaser.commands.json_output import group_objects, print_json, range_object, reason_objects
+from rebaser.commands.json_output import print_json, reason_objects
 from rebaser.commands.verdict import painted
 from rebaser.errors import RebaserError, UsageError
 from rebaser.files import write_file
@@ -28,6 +28,7 @@ from rebaser.plan.proposal import Planner
 from rebaser.plan.survey import spans
 from rebaser.progress import make_progress
 from rebaser.request import Request
+from rebaser.scan.skip import Skipped
 from rebaser.scan.walk import scan
 from rebaser.text import address, printable, shortened, terminal_width
 from rebaser.tree import Tree
@@ -80,14 +81,14 @@ def add_look_options(parser: Parser) -> None:
 class Look(NamedTuple):
     """What was found. `maps` has the machines that the tree has DLLs of; x86_64 if it has none.
 
-    `skipped` and `failed` are (path, reason), the paths relative to the root. `settings` is the
-    file of options that was read, or None.
+    `failed` are (path, reason), the paths relative to the root. `settings` is the file of options
+    that was read, or None.
     """
 
     tree: Tree
     settings: str | None
     maps: Sequence[AddressMap]
-    skipped: Sequence[tuple[str, str]]
+    skipped: Sequence[Skipped]
     failed: Sequence[tuple[str, str]]
 
 
@@ -120,7 +121,7 @@ def look_as_asked(arguments: Namespace) -> Look:
         tree,
         arguments.settings,
         maps=[map_of(machine) for machine in sorted(placed, reverse=True) or [X86_64]],
-        skipped=[(one.path, one.reason) for one in surveyed.skipped],
+        skipped=surveyed.skipped,
         failed=found.failed,
     )
 
@@ -226,23 +227,16 @@ def _content(parts: Sequence[Part], size: int) -> Kind | None:
 
 def room_object(found: AddressMap) -> dict[str, object]:
     """Return what of the addresses for rebased DLLs is used and free, in bytes."""
-    use = found.use()
-    return {
-        "range": range_object(*found.arena),
-        "used": use.images,
-        "kept_for_others": use.others,
-        "free": use.free,
-        "largest_gap": range_object(*use.largest_gap) if use.largest_gap else None,
-    }
+    return {"range": found.arena, **found.use()._asdict()}
 
 
 def _print_json(found: Look) -> None:
     machines = {
         machine_name(one.machine): {
             **room_object(one),
-            "images": [{"path": r.path, **range_object(r.low, r.high)} for r in one.images],
-            "reserved": [{"owner": r.path, **range_object(r.low, r.high)} for r in one.others],
-            "overlaps": group_objects(map(one.told, one.groups)),
+            "images": [{"path": r.path, "low": r.low, "high": r.high} for r in one.images],
+            "reserved": [{"owner": r.path, "low": r.low, "high": r.high} for r in one.others],
+            "overlaps": list(map(one.told, one.groups)),
         }
         for one in found.maps
     }

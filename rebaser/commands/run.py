@@ -158,18 +158,15 @@ def print_report(report: Report, tree: Tree, arguments: Namespace, *, is_first: 
 
 def print_report_json(report: Report) -> None:
     """Print the report as one JSON object."""
-    from rebaser.commands import json_output
+    from rebaser.commands.json_output import print_json, reason_objects
 
     fields = report._asdict()
     fields["dry_run"] = fields.pop("planned")
     del fields["strict"]
-    fields["moved"] = json_output.move_objects(report.moved)
-    fields["skipped"] = json_output.reason_objects((o.path, o.reason) for o in report.skipped)
-    fields["failed"] = json_output.reason_objects(report.failed)
-    fields["overlaps"] = json_output.group_objects(report.overlaps)
+    fields["failed"] = reason_objects(report.failed)
     seconds = report.seconds._asdict()
     fields["seconds"] = {stage: round(value, 6) for stage, value in seconds.items()}
-    json_output.print_json(fields)
+    print_json(fields)
 
 
 def _of_one_file(path: str) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 
 from cygwin.address_space import machine_name
 from locks.holders import Holder, describe_holders, holders
-from rebaser.commands.json_output import group_objects, print_json, reason_objects
+from rebaser.commands.json_output import print_json, reason_objects
 from rebaser.commands.map import Look, add_look_options, end_of_look, look_as_asked, room_object
 from rebaser.parser import Parser
 from rebaser.state import RUNS
@@ -30,7 +30,16 @@ from rebaser.view.picture import room, summary
 # The last runs that are printed.
 LAST_RUNS = 10
 # What of a run's record is printed as it is.
-AS_IT_IS = ("number", "began", "finished", "engine", "moved", "bytes_written", "unfinished")
+AS_IT_IS = (
+    "number",
+    "began",
+    "finished",
+    "engine",
+    "moved",
+    "bytes_written",
+    "unfinished",
+    "overlaps",
+)
 
 
 def add_arguments(parser: Parser) -> None:
@@ -51,7 +60,7 @@ def main(arguments: Namespace) -> int:
             {
                 "root": tree.root,
                 "machines": {machine_name(one.machine): _machine(one) for one in found.maps},
-                "skipped": reason_objects(found.skipped),
+                "skipped": found.skipped,
                 "failed": reason_objects(found.failed),
                 "lock": lock,
                 "state": tree.state_dir,
@@ -83,8 +92,7 @@ def _machine(one: AddressMap) -> dict[str, object]:
 
 def _record(one: Record) -> dict[str, object]:
     fields = {name: getattr(one, name) for name in AS_IT_IS}
-    failed, overlaps = reason_objects(one.failed), group_objects(one.overlaps)
-    return {**fields, "failed": failed, "overlaps": overlaps}
+    return {**fields, "failed": reason_objects(one.failed)}
 
 
 def _of_dlls(found: Look) -> Iterator[str]:

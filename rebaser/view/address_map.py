@@ -59,8 +59,8 @@ class Zone(NamedTuple):
 class Use(NamedTuple):
     """How the arena is used, in bytes: by DLLs, by others alone, and not at all."""
 
-    images: int
-    others: int
+    used: int
+    kept_for_others: int
     free: int
     largest_gap: Range | None
 
@@ -95,8 +95,9 @@ class AddressMap(NamedTuple):
         """Return a group as a run and a check tell it."""
         images = [one for one in group if one.is_image]
         low, high = min(one.low for one in images), max(one.high for one in images)
-        cure = "run" if any(one.path not in self.stuck for one in images) else None
-        return Group(self.machine, low, high, tuple(one.path for one in group), cure)
+        free = any(one.path not in self.stuck for one in images)
+        paths = tuple(one.path for one in group)
+        return Group(self.machine, low, high, paths, "run" if free else None, free)
 
     def use(self) -> Use:
         """Return how much of the arena is used and free."""

@@ -79,8 +79,9 @@ def summary(found: AddressMap) -> str:
 def room(found: AddressMap) -> tuple[str, str]:
     """Return what of the arena is used and free, and its largest gap."""
     use = found.use()
-    kept = f", {address_size(use.others)} kept for others" if use.others else ""
-    used = f"{address_size(use.images)} used{kept}, {address_size(use.free)} free"
+    others = use.kept_for_others
+    kept = f", {address_size(others)} kept for others" if others else ""
+    used = f"{address_size(use.used)} used{kept}, {address_size(use.free)} free"
     gap = use.largest_gap
     if gap is None:
         return used, "no gap"

@@ -326,10 +326,12 @@ def test_two_signed_images_that_overlap_are_left(rebaser: Rebaser, tree: Path) -
     add_signed(tree / "lib/one.dll", 0x5_0000_0000)
     add_signed(tree / "lib/two.dll", 0x5_0000_0000)
     left = {
+        "machine": "x86_64",
         "low": "0x500000000",
         "high": "0x500010000",
         "paths": ["lib/one.dll", "lib/two.dll"],
         "cure": None,
+        "ours": False,
     }
     assert rebaser.report("run", tree)["overlaps"] == [left]
     assert rebaser.report("run", tree, "--strict", status=1)["overlaps"] == [left]

@@ -85,13 +85,13 @@ class TestCollisions:
         use = found.use()
         taken = {low for low in of_slot if ARENA_64.low <= low < ARENA_64.high}
         assert use.free == ARENA_64.high - ARENA_64.low - len(taken) * GRANULARITY
-        assert use.images == GRANULARITY * sum(some > 0 for some, _ in of_slot.values())
+        assert use.used == GRANULARITY * sum(some > 0 for some, _ in of_slot.values())
 
 
 class TestUse:
     def test_an_empty_arena(self) -> None:
         use = made().use()
-        assert (use.images, use.others) == (0, 0)
+        assert (use.used, use.kept_for_others) == (0, 0)
         assert use.largest_gap == ARENA_64
         assert use.free == ARENA_64.high - ARENA_64.low
 
@@ -104,7 +104,7 @@ class TestUse:
         kept = Region(LOW + 0x100_0000, ARENA_64.high, "theirs", Kind.OTHERS)
         use = made(image(0), image(4), others=(kept,)).use()
         assert use.largest_gap == Range(LOW + 5 * GRANULARITY, LOW + 0x100_0000)
-        assert use.others == ARENA_64.high - LOW - 0x100_0000
+        assert use.kept_for_others == ARENA_64.high - LOW - 0x100_0000
 
 
 class TestZones:
