@@ -45,7 +45,7 @@ def _relocating(session: Session) -> Row:
         shutil.copyfile(source, path)
         with path.open("rb") as file:
             image = read_image(file.fileno(), os.fstat(file.fileno()).st_size)
-        # An image keeps the marks of its words; numpy has to find the words, and so shall we.
+        # A scan keeps the marks of the words; numpy has to find the words, and so shall we.
         blocks = tuple(block._replace(marks=None) for block in image.blocks)
         files.append((path, image._replace(blocks=blocks)))
     moved = {path: image._replace(base=image.base + DELTA) for path, image in files}

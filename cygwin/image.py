@@ -86,6 +86,10 @@ class Image(NamedTuple):
         """Bytes of address space that it occupies: its size rounded up to 64 KiB."""
         return slot_size(self.size)
 
+    def without_marks(self) -> Image:
+        """Return the image without what takes most memory: its words are then found again."""
+        return self._replace(blocks=tuple(block._replace(marks=None) for block in self.blocks))
+
 
 def read_base(descriptor: int, base_offset: int, base_width: int) -> int:
     """Return the ImageBase that the file has now; an end of the file reads as zeros."""

@@ -28,8 +28,8 @@ MAX_PADDING = PAGE
 # The table is read in pieces of this many bytes; a block always fits.
 WINDOW = 0x10000
 # Marks are kept with the blocks until they take this many bytes, which most images' do not; those
-# of the rest are made again when they are needed: some hundred images may be held at once.
-KEPT_MARKS = 1 << 20
+# of the rest are made again when they are needed.
+KEPT_MARKS = 4 << 20
 
 DAMAGED = Fault.RELOCATIONS_DAMAGED
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import time
 
+from rebaser.files import on_cygwin
 from rebaser.job import Job
 from rebaser.options import Options
 from rebaser.progress import Progress
 from rebaser.remember import before_the_scan, remember_look, remember_work, settled_report
 from rebaser.report import Report, Seconds
+from rebaser.scan.snapshot import is_racy
 from rebaser.scan.walk import Scan, scan
 from rebaser.state import records
 from rebaser.state.lock import LockLostError, TreeLock
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from rebaser.plan.proposal import Proposal
     from rebaser.scan.snapshot import Seen, Snapshot
     from rebaser.scan.walk import AtFirstWork
+    from rebaser.state.folder import FileSystemTime
     from rebaser.state.records import Record
 
 
@@ -99,6 +102,7 @@ def _run(job: Job, wait: float | None, coordinator: str | None) -> Report:
             if isinstance(found, Report):
                 return found
             if found and not (found.plan.moves and lock.is_exclusive):
+                found.scan.close()
                 if not found.plan.moves:
                     report = _report(job, found)
                     remember_look(job, lock, found, report)
@@ -149,6 +153,7 @@ def _look(job: Job, lock: TreeLock, asked: Asked) -> Report | Proposal | None:
     except NotAloneError:
         return None
     if report := settled_report(job, lock, found):
+        found.close()
         return report
     proposal = _plan(job, before, found)
     if proposal.plan.moves:
@@ -170,8 +175,9 @@ def _work(job: Job, lock: TreeLock, found: Proposal | None) -> Report:
     # Who began in a tree inside before this one was a tree may have been at work while we looked.
     waited = [lock.exclude_from(lock_file_of(job.tree.path(name))) for name in found.scan.inner]
     if any(waited) or (waited and record.number == 1):
+        found.scan.close()
         found = _plan(job, found.scan.snapshot)
-    applied = _apply(job, lock, found) if found.plan.moves else None
+    applied = _apply(job, lock, found, began) if found.plan.moves else None
     report = _report(job, found, applied)._replace(run=record.number if applied else None)
     remember_work(job, record, began, found, applied, report)
     return report
@@ -193,10 +199,13 @@ def _scan(job: Job, before: Snapshot, at_first_work: AtFirstWork | None = None) 
             before,
             at_first_work=at_first_work,
             progress=job.progress.advance,
+            # What a process has open, even one that waits for the lock, others may fail to replace
+            # there: Wine refuses it, and Cygwin's rename(2) then loses the file.
+            keep_open=not on_cygwin(),
         )
 
 
-def _apply(job: Job, lock: TreeLock, found: Proposal) -> Applied:
+def _apply(job: Job, lock: TreeLock, found: Proposal, began: FileSystemTime) -> Applied:
     """Carry out the plan, less what is in use: that is an obstacle for the others."""
     from rebaser.apply.batches import apply
     from rebaser.apply.in_use import users_of
@@ -207,6 +216,13 @@ def _apply(job: Job, lock: TreeLock, found: Proposal) -> Applied:
         for name, user in used.items():
             applied.note_in_use(name, user)
         found = job.planner().without(found, used)
+    sources, now = found.survey.sources, (began.nanoseconds, began.device)
+    # The images that the scan read and that need not be read again to be moved.
+    images = {
+        name: image
+        for name, image in found.scan.images.items()
+        if name in sources and not is_racy(*sources[name].seen.times, *now)
+    }
     try:
         apply(
             job.tree,
@@ -214,6 +230,7 @@ def _apply(job: Job, lock: TreeLock, found: Proposal) -> Applied:
             found,
             job.engine(),
             applied,
+            images=images,
             lock=lock,
             progress=job.progress,
             timed=job.timed,
@@ -224,6 +241,8 @@ def _apply(job: Job, lock: TreeLock, found: Proposal) -> Applied:
             f"{error} when {len(applied.moved)} of {len(found.plan.moves)} DLLs were moved; each "
             "file is whole, old or new: run rebaser again"
         ) from error
+    finally:
+        found.scan.close()
     return applied
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 
+from cygwin.image import Image
 from rebaser.apply.commit import commit
 from rebaser.apply.engines import Engine
 from rebaser.apply.hard_links import with_all_names
@@ -28,26 +29,35 @@ def apply(
     engine: Engine,
     applied: Applied,
     *,
+    images: Mapping[str, Image],
     lock: TreeLock,
     progress: Progress,
     timed: Callable[[str], AbstractContextManager[None]],
 ) -> None:
     """Stage and commit what was planned; what was done is in `applied`, also when interrupted.
 
-    `lock` is asked before each rename, which is the end of it all where it was lost
-    (LockLostError). `timed` takes the time of a stage.
+    `images` are those that were read and need not be read again. What the scan has kept open of
+    what moves is taken over and closed. `lock` is asked before each rename, which is the end of it
+    all where it was lost (LockLostError). `timed` takes the time of a stage.
     """
     folders = StagingFolders(tree)
     moves = found.plan.moves
     sources = with_all_names(tree.root, moves, found.survey.sources)
-    items = [Replacement(move, sources[move.path]) for move in moves]
+    items = []
+    for move in moves:
+        kept = images.get(move.path), found.scan.open_files.pop(move.path, None)
+        items.append(Replacement(move, sources[move.path], *kept))
     progress.phase("moving", len(items), sum(item.source.seen.size for item in items))
-    for batch in _batches(items, tree, in_one=engine.starts_processes):
-        folders.remove_copies()
-        with timed("stage"):
-            ready = stage(batch, folders, engine, applied, options.touch, progress.copied)
-        with timed("commit"):
-            commit(ready, tree, folders.targets, applied, lock, progress.advance)
+    try:
+        for batch in _batches(items, tree, in_one=engine.starts_processes):
+            folders.remove_copies()
+            with timed("stage"):
+                ready = stage(batch, folders, engine, applied, options.touch, progress.copied)
+            with timed("commit"):
+                commit(ready, tree, folders.targets, applied, lock, progress.advance)
+    finally:
+        for item in items:
+            item.close()
 
 
 def _batches(

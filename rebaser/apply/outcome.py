@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from cygwin.image import Image
 from rebaser.plan.survey import Source
 from rebaser.report import Move
 from rebaser.scan.skip import Skipped, Stay
@@ -20,13 +21,16 @@ class Replacement:
 
     staging: StagingFolder
     staged: str
-    original: int | None = None
     copy: int | None = None
 
-    def __init__(self, move: Move, source: Source) -> None:
+    def __init__(
+        self, move: Move, source: Source, image: Image | None, original: int | None = None
+    ) -> None:
         self.move = move
         self.name = move.path
         self.source = source
+        self.image = image
+        self.original = original
 
     def close(self, *, copy: bool = True) -> None:
         """Close the original, as Cygwin wants it of what is replaced, and the copy."""

@@ -141,7 +141,7 @@ def _stage_together(
     copied: list[tuple[Replacement, Staged]] = []
     for item in group:
         with _noting(applied, item):
-            copied.append((item, _copy(item, folders)))
+            copied.append((item, _copy(item, folders, without_marks=engine.starts_processes)))
     reasons = engine.relocate([staged for _, staged in copied])
     sealed = []
     for item, staged in copied:
@@ -172,12 +172,13 @@ def _noting(applied: Applied, item: Replacement) -> Iterator[None]:
         )
 
 
-def _copy(item: Replacement, folders: StagingFolders) -> Staged:
+def _copy(item: Replacement, folders: StagingFolders, *, without_marks: bool) -> Staged:
     """Copy the original, byte for byte."""
     folder, _, name = item.name.rpartition("/")
     try:
         parent = folders.targets.open(folder)
-        item.original = open_to_read(name, parent)
+        if item.original is None:
+            item.original = open_to_read(name, parent)
     except (FileNotFoundError, NotADirectoryError):
         raise ChangedError("it was removed meanwhile") from None
     except OSError as error:
@@ -186,7 +187,7 @@ def _copy(item: Replacement, folders: StagingFolders) -> Staged:
         raise ChangedError("it became a symbolic link meanwhile") from None
     original = item.original
     _still_as_seen(original, item)
-    image = read_image(original, item.source.seen.size)
+    image = item.image or read_image(original, item.source.seen.size)
     item.staging = folders.beside(folder)
     item.staged = item.staging.new_name()
     item.copy = make_file(item.staged, item.staging.descriptor)
@@ -196,7 +197,8 @@ def _copy(item: Replacement, folders: StagingFolders) -> Staged:
         staged=f"{item.staging.path}/{item.staged}",
         source=original,
         copy=item.copy,
-        image=image,
+        # All images of a group are held at once.
+        image=image.without_marks() if without_marks else image,
         new_base=item.move.new_base,
         clear_dynamic_base=item.move.clear_dynamic_base,
     )

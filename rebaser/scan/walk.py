@@ -6,10 +6,11 @@ import errno
 import os
 import stat as modes
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 
 from cygwin.fault import Fault
 from cygwin.named_tuple import NamedTuple
-from rebaser.files import open_to_read
+from rebaser.files import most_open, open_to_read
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.snapshot import Folder, Seen, Snapshot
 
@@ -60,14 +61,28 @@ class Scan(NamedTuple):
     """What a scan found.
 
     `snapshot` is the tree as it is now. `failed` are (path, reason) of what could not be looked at.
-    `unchanged` says that everything is as it was remembered. `inner` are the folders below the root
-    that are trees of rebaser's themselves.
+    `unchanged` says that everything is as it was remembered. `images` are the images that this
+    scan read, by path, up to a limit; `open_files` descriptors of them, to be closed. `inner` are
+    the folders below the root that are trees of rebaser's themselves.
     """
 
     snapshot: Snapshot
     failed: list[tuple[str, str]]
     unchanged: bool
+    images: dict[str, Image]
+    open_files: dict[str, int]
     inner: tuple[str, ...]
+
+    def close(self) -> None:
+        """Close all descriptors that were kept open."""
+        while self.open_files:
+            os.close(self.open_files.popitem()[1])
+
+
+# The images that a scan read are kept, so that a moved one need not be read twice, until their
+# relocation tables take about this many bytes: a tree may hold any number of them.
+KEPT_BYTES = 16 << 20
+MOST_OPEN = 2000
 
 
 def scan(
@@ -77,16 +92,18 @@ def scan(
     *,
     at_first_work: AtFirstWork | None = None,
     progress: Callable[[int], None] | None = None,
+    keep_open: bool = False,
 ) -> Scan:
     """Look at the tree below `root`, first at folders that changed since `snapshot`.
 
     What is as it has it is not read again: a file when size, times, inode and device are, and its
     ImageBase and DllCharacteristics too, for Cygwin's rebase changes neither size nor, usually,
     times; a folder when its times, inode and device are. `progress` is told the number of files
-    looked at.
+    looked at. `keep_open` keeps open those images that were read and that can be moved: close the
+    scan.
     """
     rules, snapshot = rules or Rules(), snapshot or snapshots.blank()
-    return _Scanner(root, rules, snapshot, at_first_work, progress).scan()
+    return _Scanner(root, rules, snapshot, at_first_work, progress, keep_open=keep_open).scan()
 
 
 def scan_folders(root: str, rules: Rules, snapshot: Snapshot, folders: Iterable[str]) -> Snapshot:
@@ -122,6 +139,8 @@ class _Scanner:
         snapshot: Snapshot,
         at_first_work: AtFirstWork | None = None,
         progress: Callable[[int], None] | None = None,
+        *,
+        keep_open: bool = False,
     ) -> None:
         self.top = root.rstrip("/") + "/"
         self.rules = rules
@@ -134,24 +153,36 @@ class _Scanner:
         self.snapshot = snapshot
         self.at_first_work = at_first_work
         self.progress = progress
+        self.may_open = None if keep_open else 0
         self.believes_times = False
         self.changed = False
         self.failed: list[tuple[str, str]] = []
+        self.images: dict[str, Image] = {}
+        self.open_files: dict[str, int] = {}
+        self.room = KEPT_BYTES
         self.details = {text: number for number, text in enumerate(snapshot.details)}
         self.states = set(snapshot.inner)
 
     def scan(self) -> Scan:
         """Look at every folder, and at its files of interest as soon as it is known."""
         found = {}
-        for path, folder in self.folders():
-            found[path] = self.files(path, folder) if folder.names else folder
-        snapshot = self.as_settled(self.snapshot_of(found)) if self.changed else self.snapshot
+        try:
+            for path, folder in self.folders():
+                found[path] = self.files(path, folder) if folder.names else folder
+            snapshot = self.as_settled(self.snapshot_of(found)) if self.changed else self.snapshot
+        except BaseException:
+            self.result(self.snapshot).close()
+            raise
+        return self.result(snapshot)
+
+    def result(self, snapshot: Snapshot) -> Scan:
+        failed, unchanged = self.failed, not self.changed
         inner = tuple(
             state[: -1 - len(PRUNED_NAME if state.endswith(PRUNED_NAME) else STATE_IN_VAR)]
             for state in snapshot.inner
             if any(os.path.lexists(f"{self.top}{state}/{mark}") for mark in STATE_MARKS)
         )
-        return Scan(snapshot, self.failed, not self.changed, inner)
+        return Scan(snapshot, failed, unchanged, self.images, self.open_files, inner)
 
     def snapshot_of(self, found: dict[str, Folder]) -> Snapshot:
         return Snapshot(
@@ -331,7 +362,7 @@ class _Scanner:
         from cygwin.fault import NotAnImage
         from cygwin.image import read_image
 
-        fields = (0,) * 7
+        image, fields = None, (0,) * 7
         try:
             image = read_image(descriptor, st.st_size)
             fault, detail = image.fault, image.detail
@@ -342,9 +373,23 @@ class _Scanner:
             fault, detail = error.fault, error.detail
         number = self.details.setdefault(detail, len(self.details))
         seen = Seen(*snapshots.of_stat(st), *fields, fault.number if fault else 0, number)
-        if seen.base_width and self.at_first_work and self.at_first_work(path, seen, fault):
-            self.at_first_work = None
+        if image:
+            self.keep(path, image, descriptor)
+            if self.at_first_work and self.at_first_work(path, seen, fault):
+                self.at_first_work = None
         return seen
+
+    def keep(self, path: str, image: Image, descriptor: int) -> None:
+        """Keep what was read, as far as there is room."""
+        taken = 1000 + sum(200 + (b.marks or 0).bit_length() // 8 for b in image.blocks)
+        if taken <= self.room:
+            self.images[path] = image
+            self.room -= taken
+        if self.may_open is None:
+            self.may_open = most_open(MOST_OPEN)
+        if len(self.open_files) < self.may_open and not image.fault:
+            with suppress(OSError):
+                self.open_files[path] = os.dup(descriptor)
 
 
 # DllCharacteristics ends so many bytes behind ImageBase, in either format ("Optional Header"), so

@@ -124,7 +124,7 @@ def test_what_came_as_the_scan_began_is_read_again(rebaser: Rebaser, tmp_path: P
     assert [path for path in times if times[path] == NEVER] == ["quiet/late.dll"]
 
 
-def test_an_image_is_read_again_before_it_moves(
+def test_a_racy_image_is_read_again_before_it_moves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its table could be another one by then, and its size and times the same."""
@@ -145,5 +145,4 @@ def test_an_image_is_read_again_before_it_moves(
     progress = Meanwhile("looking at the tree", add_racy)
     report = run(find_tree(str(root)), Options(), progress=progress)
     assert len(report.moved) == 7
-    assert 4711 in read
-    assert len(read) == 7
+    assert read == [4711]

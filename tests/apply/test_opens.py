@@ -27,10 +27,10 @@ def opened(rebaser: Rebaser, trace: Path, *words: object) -> Counter[str]:
 
 
 @pytest.mark.skipif(not shutil.which("strace"), reason="needs strace: install strace")
-def test_a_dll_that_moves_is_opened_twice_and_its_copy_once(
+def test_a_dll_that_moves_is_opened_once_and_so_is_its_copy(
     rebaser: Rebaser, tree: Path, tmp_path: Path
 ) -> None:
-    """To look at it, and to move it; a DLL that is only looked at is opened once."""
+    """From the first look to the last; a DLL that is only looked at is opened once."""
     add_dlls(tree, 250, first=20)
     found = opened(rebaser, tmp_path / "trace", "run", tree, "--engine", "builtin")
     assert overlaps(tree) == set()
@@ -38,8 +38,7 @@ def test_a_dll_that_moves_is_opened_twice_and_its_copy_once(
     copies = found.keys() - names
     assert len(copies) == 256
     assert names <= found.keys()
-    assert {found[name] for name in copies} == {1}
-    assert {found[name] for name in names} <= {1, 2}
+    assert set(found.values()) == {1}
 
 
 @pytest.mark.skipif(not shutil.which("strace"), reason="needs strace: install strace")

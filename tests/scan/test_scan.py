@@ -42,14 +42,8 @@ def base_of(found: Scan, path: str) -> int:
 
 
 def read_again(found: Scan) -> set[str]:
-    """Return the images that the scan had to read: what was remembered is no `Seen`."""
-    rows = {path: dict(zip(one.names, one.files)) for path, one in found.snapshot.folders.items()}
-    return {
-        f"{path}/{name}".lstrip("/")
-        for path, files in rows.items()
-        for name, row in files.items()
-        if isinstance(row, snapshots.Seen) and row.base_width
-    }
+    """Return the images that the scan had to read."""
+    return set(found.images)
 
 
 @pytest.fixture
@@ -166,7 +160,7 @@ def test_a_rebase_by_somebody_else(root: Path) -> None:
     first = look(root)
     file = root / "bin/x000.dll"
     st = os.stat(file)
-    offset = dict(first.snapshot.files())["bin/x000.dll"].base_offset
+    offset = first.images["bin/x000.dll"].base_offset
     with open(file, "r+b") as dll:
         dll.seek(offset)
         dll.write(FLOOR.to_bytes(8, "little"))
@@ -328,3 +322,38 @@ def test_trees_below_the_root_are_known(root: Path) -> None:
     assert again.inner == ("opt/x", "venv")
     shutil.rmtree(root / "venv/.rebaser")
     assert look(root, before).inner == ("opt/x",)
+
+
+def test_images_that_were_read_stay_open(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_dll(root / "lib/exe.dll", characteristics=0x0022)
+    (root / "lib/text.dll").write_bytes(b"no image")
+    opened = []
+    real_open = os.open
+
+    def counting(path: str, *words: int, **more: int) -> int:
+        opened.append(path)
+        return real_open(path, *words, **more)
+
+    monkeypatch.setattr(os, "open", counting)
+    before = set(os.listdir("/proc/self/fd"))
+    found = scan(str(root), keep_open=True)
+    assert len(opened) == 5, "one open for each file, none for a folder"
+    assert set(found.open_files) == {"bin/x000.dll", "bin/x001.dll", "lib/deep/y.so"}
+    for name, descriptor in found.open_files.items():
+        assert os.path.samestat(os.fstat(descriptor), os.stat(root / name))
+    found.close()
+    assert found.open_files == {}
+    assert set(os.listdir("/proc/self/fd")) == before
+    assert scan(str(root), snapshot=remembered(found), keep_open=True).open_files == {}
+
+
+def test_a_scan_that_ends_early_leaves_nothing_open(root: Path) -> None:
+    def end_at_the_third(path: str, seen: snapshots.Seen, fault: Fault | None) -> bool:
+        if path == "lib/deep/y.so":
+            raise LookupError
+        return False
+
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(LookupError):
+        scan(str(root), at_first_work=end_at_the_third, keep_open=True)
+    assert set(os.listdir("/proc/self/fd")) == before
