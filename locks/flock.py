@@ -7,7 +7,6 @@ import errno
 import os
 import signal
 import stat
-import sys
 import time
 from collections.abc import Callable
 
@@ -156,8 +155,7 @@ class Flock:
 
         alarm, timer = signal.SIGALRM, signal.ITIMER_REAL
         used = signal.getsignal(alarm) is not signal.SIG_DFL or any(signal.getitimer(timer))
-        # Runs that waited so were seen to wait for ever by Cygwin's Python under Wine.
-        if used or sys.platform in ("cygwin", "msys") or current_thread() is not main_thread():
+        if used or current_thread() is not main_thread():
             self._flock(operation)
             return
         signal.signal(alarm, lambda *_: None)
