@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from lock_programs import eventually, holds, is_free, needs_flock
+from not_on_cygwin import WINE
 from protocol import Shell, finished, first_line, held_here, lock_file
 from trees import (
     Rebaser,
@@ -274,7 +275,10 @@ def test_stopped_at_work(rebaser: Rebaser, tmp_path: Path, number: int) -> None:
     assert damaged(before, tree) == []
     assert is_free(lock_file(tree))
     if number != signal.SIGKILL:
-        assert left_over(tree) == []
+        # A signal may come between open(2) and Python's noting of the descriptor. Wine keeps what
+        # is open, and so the folder that it is in.
+        may_stay = [[], ["var/lib/rebaser/staging"]] if WINE else [[]]
+        assert left_over(tree) in may_stay
     assert rebaser("run", tree, "--no-wait").status == 0
     assert is_done(tree, before)
 
