@@ -39,12 +39,6 @@ exit status: the command's; 1 or -E when others hold the lock; 64 usage, or no t
 """
 
 
-class LockUsageError(RebaserError):
-    """The options do not go together, or no lock is named."""
-
-    exit_status = EXIT_USAGE
-
-
 def add_arguments(parser: Parser) -> None:
     """Declare the command line of `rebaser lock`."""
     parser.usage_status = EXIT_USAGE
@@ -86,10 +80,13 @@ def main(arguments: argparse.Namespace) -> int:
     """Take the lock and become the command; return an exit status only where that failed."""
     from rebaser.process import leave_signals
 
-    command = _command(arguments)
-    leave_signals()  # there is nothing to clean up: they end the wait as they end flock(1)
     try:
+        command = _command(arguments)
+        leave_signals()  # there is nothing to clean up: they end the wait as they end flock(1)
         return _run(arguments, command)
+    except UsageError as error:
+        error.exit_status = EXIT_USAGE
+        raise
     except LockFileError as error:
         named = "" if error.path.startswith("descriptor ") else " with --file or --lock-file"
         failure = RebaserError(f"{error}{named}")
@@ -114,33 +111,32 @@ def _run(arguments: argparse.Namespace, command: list[str]) -> int:
             _say(warning)
 
     wait = 0 if arguments.nonblock else arguments.wait
+    busy, shared = "", None
     if not lock.acquire(mode, wait, None if arguments.quiet else on_wait):
-        if not arguments.quiet:
-            _say(f"could not take the lock {lock.path}, {_who(lock)}")
-        return int(arguments.conflict_exit_code)
-    if not command:
+        busy = f"could not take the lock {lock.path}, {_who(lock)}"
+    elif not command:
         return 0
-    if not arguments.coordinator:
-        return run_command(
-            command, lock, close=arguments.close, failed=lambda e: _failed(command, e)
-        )
-    try:
-        shared = _coordinators(arguments, wait, _say if talks else lambda text: None)
-    except BusyError as error:
+    elif arguments.coordinator:
+        try:
+            shared = _coordinators(arguments, wait, _say if talks else lambda text: None)
+        except BusyError as error:
+            busy = str(error)
+    if busy:
         if not arguments.quiet:
-            _say(str(error))
+            _say(busy)
         return int(arguments.conflict_exit_code)
     status = run_command(
         command,
         lock,
         close=arguments.close,
-        failed=lambda e: _failed(command, e),
-        is_lost=lambda: shared.is_lost,
+        failed=lambda error: _failed(command, error),
+        is_lost=(lambda: shared.is_lost) if shared else None,
     )
-    if shared.is_lost:
+    if shared and shared.is_lost:
         _say("the coordinator's lock was lost; the command was told to end (SIGTERM)")
         return BusyError.exit_status
-    shared.release()
+    if shared:
+        shared.release()
     return status
 
 
@@ -150,11 +146,8 @@ def _coordinators(
     """Take the lock that other machines see, too."""
     from rebaser.state.machines import HELD, take_lock
 
-    try:
-        state = find_tree(arguments.root).state
-        shared = take_lock(arguments.coordinator, state, wait, tell, arguments.name or "rebase")
-    except UsageError as error:
-        raise LockUsageError(str(error)) from error
+    state = find_tree(arguments.root).state
+    shared = take_lock(arguments.coordinator, state, wait, tell, arguments.name or "rebase")
     os.environ[HELD] = shared.name
     return shared
 
@@ -164,19 +157,19 @@ def _command(arguments: argparse.Namespace) -> list[str]:
     if words[:1] == ["--"]:
         words = words[1:]
     if arguments.coordinator and (arguments.file or arguments.fd is not None):
-        raise LockUsageError("--coordinator keeps locks of a tree: no --file and no --fd with it")
+        raise UsageError("--coordinator keeps locks of a tree: no --file and no --fd with it")
     if arguments.string is not None:
         if words or arguments.fd is not None:
-            raise LockUsageError("-c STRING is the whole command: no COMMAND and no --fd with it")
+            raise UsageError("-c STRING is the whole command: no COMMAND and no --fd with it")
         return shell_command(arguments.string)
     if arguments.fd is not None:
         if words:
-            raise LockUsageError("--fd locks a descriptor of the caller's: no COMMAND with it")
+            raise UsageError("--fd locks a descriptor of the caller's: no COMMAND with it")
         return []
     if arguments.mode is None:
-        raise LockUsageError("-u drops the lock of a descriptor: name it with --fd N")
+        raise UsageError("-u drops the lock of a descriptor: name it with --fd N")
     if not words:
-        raise LockUsageError("no COMMAND is given (rebaser lock --help tells more)")
+        raise UsageError("no COMMAND is given (rebaser lock --help tells more)")
     return words
 
 
@@ -195,7 +188,7 @@ def _opened(arguments: argparse.Namespace) -> Flock:
         folder = tree.state.folder_of(path) if tree else None
         return Flock.open(path, make_parents=not tree, dir_fd=folder)
     except UsageError as error:
-        raise LockUsageError(f"{error}; or name a lock with --file") from error
+        raise UsageError(f"{error}; or name a lock with --file") from error
     except RebaserError as error:
         error.exit_status = EXIT_NO_LOCK_FILE
         raise

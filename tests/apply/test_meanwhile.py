@@ -26,9 +26,10 @@ class Meanwhile(Progress):
 
     def __init__(self, phase: str, action: Callable[[], object]) -> None:
         self._phase, self._action = phase, action
-        self._left = 0
+        super().__init__()
 
     def phase(self, name: str, dlls: int | None = None, size: int = 0) -> None:
+        super().phase(name, dlls, size)
         self._left = size
         if self._phase == {"moving": "staging"}.get(name, name):
             self._action()

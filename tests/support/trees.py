@@ -65,7 +65,7 @@ class Rebaser:
     def command(self, *words: str | os.PathLike[str]) -> list[str]:
         """Return the argument list."""
         given = [os.fspath(word) for word in words]
-        return [sys.executable, "-m", "rebaser", given[0], *self.always, *given[1:]]
+        return [sys.executable, "-m", "rebaser", *given[:1], *self.always, *given[1:]]
 
     def start(self, *words: str | os.PathLike[str], **options: Any) -> subprocess.Popen[str]:
         """Start it and do not wait."""
