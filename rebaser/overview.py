@@ -6,7 +6,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType
 
-# Each is a module of rebaser.commands with HELP, add_arguments(parser) and main(arguments) -> int.
+# Each is a module of rebaser.commands. Its docstring is the command's help, add_arguments(parser)
+# declares its options, and main(arguments) does its work and returns the exit status.
 COMMANDS = {
     "run": "make a tree of DLLs fork-safe",
     "check": "say what breaks fork; change nothing",

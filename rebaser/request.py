@@ -50,15 +50,15 @@ class Request(NamedTuple):
         )
 
 
-def read_only_from(source: str) -> bytes:
-    """Return what --only-from names: the content of a file, or of standard input for `-`."""
+def read_list(option: str, source: str) -> bytes:
+    """Return what an option names: the content of a file, or of standard input for `-`."""
     try:
         if source == "-":
             return sys.stdin.buffer.read()
         with open(source, "rb") as file:
             return file.read()
     except OSError as error:
-        raise UsageError(f"--only-from {source}: cannot be read ({error.strerror})") from error
+        raise UsageError(f"{option} {source}: cannot be read ({error.strerror})") from error
 
 
 def named_paths(listed: bytes, tree_root: str, scope: str, *, nul: bool) -> frozenset[str]:

@@ -30,7 +30,6 @@ from rebaser.tree import posix_name
 
 
 def add_arguments(parser: Parser) -> None:
-    """Add the options of `rebaser check`."""
     parser.intermixed = True
     text = "files and folders (default: $SAGE_LOCAL)"
     parser.add("", "paths", text, metavar="PATH", nargs="*")
@@ -48,7 +47,6 @@ REPEATED = (*PLACES, "arena", "force_signed", "keep_aslr")
 
 
 def main(arguments: Namespace) -> int:
-    """Check, print what was found, and return the exit status."""
     paths = arguments.paths or [path for path in [os.environ.get("SAGE_LOCAL")] if path]
     if not paths:
         raise UsageError("nothing is named: give PATH, or set the environment variable SAGE_LOCAL")

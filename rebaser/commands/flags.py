@@ -17,8 +17,9 @@ from collections.abc import Collection, Iterator, Mapping
 from cygwin.fault import ImageError
 from cygwin.flags import FLAGS, Flag, change_flags, describe, image_flags
 from cygwin.image import read_image
-from rebaser.errors import RebaserError, UsageError
+from rebaser.errors import UsageError
 from rebaser.parser import Parser
+from rebaser.request import read_list
 from rebaser.text import printable
 
 YES, NO = ("1", "true", "yes", "t", "y"), ("0", "false", "no", "f", "n")
@@ -26,7 +27,6 @@ _BOOLS = f"a BOOL is one of {', '.join(YES + NO)}"
 
 
 def add_arguments(parser: Parser) -> None:
-    """Define the command line."""
     parser.intermixed = True
     parser.value_hint = _BOOLS
     parser.usage = "%(prog)s [--NAME[=BOOL]] ... [-v] [-T LIST] [PATH ...]"
@@ -49,7 +49,6 @@ def add_arguments(parser: Parser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Show or set the flags of every file; return 1 when one of them could not be done."""
     paths = [*_listed(arguments.filelist), *arguments.paths]
     if not paths:
         raise UsageError("no files: name them, or give a list of them with -T")
@@ -106,11 +105,6 @@ def _listed(name: str | None) -> Iterator[str]:
     """Yield the paths of a list, `-` for standard input."""
     if name is None:
         return
-    try:
-        with open(sys.stdin.fileno() if name == "-" else name, "rb", closefd=name != "-") as file:
-            data = file.read()
-    except OSError as error:
-        raise RebaserError(f"cannot read the list {name}: {error.strerror}; nothing was changed")
-    for line in data.split(b"\n"):
+    for line in read_list("--filelist", name).split(b"\n"):
         if path := line.rstrip(b"\r"):
             yield os.fsdecode(path)

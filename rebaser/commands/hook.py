@@ -40,7 +40,6 @@ class Hook(NamedTuple):
 
 
 def add_arguments(parser: Parser) -> None:
-    """Add the operands of `rebaser hook`."""
     managers = ("sage", "pacman", "cygwin")
     names = "|".join(managers)
     parser.add("", "manager", "who is to call rebaser", metavar=names, choices=managers)
@@ -50,7 +49,6 @@ def add_arguments(parser: Parser) -> None:
 
 
 def main(arguments: Namespace) -> int:
-    """Print the hook, and on standard error where it goes."""
     hook = _hook(arguments.manager, arguments.root)
     print(hook.text, end="")
     place = shlex.quote(hook.place)

@@ -45,7 +45,6 @@ class Line(NamedTuple):
 
 
 def add_arguments(parser: Parser) -> None:
-    """Add the options of `rebaser info`."""
     parser.intermixed = True
     parser.add("", "paths", "images, and folders of images", metavar="PATH", nargs="*")
     parser.add("", "--db", "list Cygwin's rebase database FILE", metavar="FILE")
@@ -54,7 +53,6 @@ def add_arguments(parser: Parser) -> None:
 
 
 def main(arguments: Namespace) -> int:
-    """List the images and return the exit status."""
     if bool(arguments.db) == bool(arguments.paths):
         raise UsageError("info: give either PATHs or --db FILE")
     failed: list[tuple[str, str]] = []

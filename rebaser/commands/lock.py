@@ -40,7 +40,6 @@ exit status: the command's; 1 or -E when others hold the lock; 64 usage, or no t
 
 
 def add_arguments(parser: Parser) -> None:
-    """Declare the command line of `rebaser lock`."""
     parser.usage_status = EXIT_USAGE
     parser.usage = "rebaser lock [options] [--] COMMAND [ARG ...]"
     parser.epilog = EPILOG
@@ -77,7 +76,6 @@ def add_arguments(parser: Parser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Take the lock and become the command; return an exit status only where that failed."""
     from rebaser.process import leave_signals
 
     try:

@@ -61,7 +61,6 @@ TEXTS = {
 
 
 def add_arguments(parser: Parser) -> None:
-    """Add the options of `rebaser map`."""
     add_look_options(parser)
     text = "draw into FILE, for a browser; - is standard output"
     parser.add("output", "--svg", text, metavar="FILE")
@@ -137,7 +136,6 @@ def end_of_look(found: Look) -> int:
 
 
 def main(arguments: Namespace) -> int:
-    """Look, draw, and return the exit status."""
     if arguments.json and arguments.svg == "-":
         raise UsageError("--json and --svg - both want standard output: name a file for the SVG")
     found = look_as_asked(arguments)

@@ -26,7 +26,7 @@ from rebaser.errors import UsageError
 from rebaser.options import ENGINES
 from rebaser.progress import make_progress
 from rebaser.report import Report
-from rebaser.request import first_not_there, named_paths, read_only_from
+from rebaser.request import first_not_there, named_paths, read_list
 from rebaser.run import run
 from rebaser.text import printable
 from rebaser.tree import Tree
@@ -75,7 +75,6 @@ def plain_arguments(words: Sequence[str]) -> Namespace | None:
 
 
 def add_arguments(parser: Parser) -> None:
-    """Add the options of `rebaser run`."""
     from rebaser.parser import seconds
 
     shared.add_root(parser)
@@ -108,14 +107,13 @@ def add_arguments(parser: Parser) -> None:
 
 
 def main(arguments: Namespace) -> int:
-    """Run, print the result, and return the exit status."""
     if arguments.root and os.path.isfile(arguments.root):
         raise UsageError(_of_one_file(arguments.root))
     tree = shared.tree_of(arguments, arguments.root)
     arguments = shared.with_settings(arguments, tree)
     only = None
     if arguments.only_from is not None:
-        listed = read_only_from(arguments.only_from)
+        listed = read_list("--only-from", arguments.only_from)
         only = named_paths(listed, tree.root, tree.scope, nul=arguments.nul)
         if stranger := first_not_there(listed, only, tree.root):
             complain(

@@ -43,12 +43,10 @@ AS_IT_IS = (
 
 
 def add_arguments(parser: Parser) -> None:
-    """Add the options of `rebaser status`."""
     add_look_options(parser)
 
 
 def main(arguments: Namespace) -> int:
-    """Look, print, and return the exit status."""
     found = look_as_asked(arguments)
     tree, settings = found.tree, found.settings
     records = list(newest_first(tree.state))

@@ -167,7 +167,7 @@ def test_usage(tmp_path: Path, dll: Path) -> None:
         assert result.returncode == 2, words
         assert result.stderr
     result = flags("-T", tmp_path / "none", dll)
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert b"none" in result.stderr
     assert dll.read_bytes() == build()
 
