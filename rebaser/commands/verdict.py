@@ -69,15 +69,20 @@ def painted(text: str, colour: str, out: TextIO) -> str:
 
 def _fitted(text: str, width: int, first: str, indent: str) -> list[str]:
     """Return a text as lines of `width` columns, or as one line where that is 0."""
+    if not width:
+        return [first + printable(text)]
+    from textwrap import TextWrapper  # 2 ms that no hook need spend
+
     # A command stays on one line with its folder, to be copied.
-    words = printable(text).replace("rebaser run ", "rebaser\0run\0").split(" ")
-    lines = [first + words[0]]
-    for word in words[1:]:
-        if width and len(lines[-1]) + 1 + len(word) > width:
-            lines.append(indent + word)
-        else:
-            lines[-1] += f" {word}"
-    return [line.replace("\0", " ") for line in lines]
+    text = printable(text).replace("rebaser run ", "rebaser\0run\0")
+    wrapper = TextWrapper(
+        width,
+        initial_indent=first,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return [line.replace("\0", " ") for line in wrapper.wrap(text)]
 
 
 def of_run(
@@ -123,7 +128,7 @@ def of_run(
     else:
         causes += by_reason("skipped", with_advice(told))
     if report.planned or verbose:
-        rows = [*(_table if report.planned else _moved)(report.moved), *rows]
+        rows = [*_table(report.moved, reasons=verbose), *rows]
     colour = RED if report.exit_status else YELLOW if report.overlaps else GREEN
     return Verdict(colour, "; ".join(parts), causes, rows)
 
@@ -164,43 +169,39 @@ def _left(report: Report, whole: bool) -> Iterator[str]:
         yield "no overlap is left" if whole else "none of those asked for overlaps"
 
 
-def _moved(moves: Iterable[Move]) -> Iterator[str]:
-    for move in moves:
-        bases = f"{address(move.old_base)} -> {address(move.new_base)}"
-        relocated = f"moved {move.path}: {bases} ({move.reason})"
-        only_flag = move.new_base == move.old_base
-        yield f"cleared DYNAMIC_BASE of {move.path}" if only_flag else relocated
-
-
-def _table(moves: Sequence[Move]) -> list[str]:
-    """Return the plan as lines, the first its heading; sizes are those of the slots."""
+def _table(moves: Sequence[Move], *, reasons: bool) -> list[str]:
+    """Return moves as lines, the first their heading; sizes are those of the slots."""
     rows = [("old base", "new base", "size", "path")] if moves else []
     for one in moves:
-        size = address_size(one.slot_size)
-        rows.append((address(one.old_base), address(one.new_base), size, one.path))
+        path = f"{one.path} ({one.reason})" if reasons else one.path
+        rows.append(
+            (address(one.old_base), address(one.new_base), address_size(one.slot_size), path)
+        )
     wide = [max(map(len, column)) for column in zip(*rows)]
     return ["  ".join([*map(str.rjust, row[:3], wide), row[3]]) for row in rows]
 
 
 def where_they_lay(moves: Iterable[Move], verb: str) -> Iterator[str]:
     """Yield a line for each reason why DLLs do not stay where they lay; `verb` is lay or lie."""
-    inside, outside = [], []
+    inside: list[str] = []
+    outside: Counter[int] = Counter()
     for move in moves:
         arena = ARENA[move.machine]
         if move.new_base == move.old_base:
             continue
-        if arena.low <= move.old_base and move.old_base + move.slot_size <= arena.high:
+        if arena.low <= move.old_base <= arena.high - move.slot_size:
             inside.append(move.path)
         else:
-            outside.append(move.old_base)
-    for base, count in Counter(outside).most_common(3):
+            outside[move.old_base] += 1
+    for base, count in outside.most_common(3):
         if count > 1:
             yield f"{count:,} {verb} at {address(base)}, where linkers put everything"
-            outside = [other for other in outside if other != base]
+            del outside[base]
     if outside:
         low, high = address(min(outside)), address(max(outside))
         where = low if low == high else f"{low}-{high}"
-        yield f"{len(outside):,} {verb} at {where}, where one linked tomorrow may lie too"
+        count = sum(outside.values())
+        yield f"{count:,} {verb} at {where}, where one linked tomorrow may lie too"
     if inside:
         yield f"{len(inside):,} {verb} where another does: {names(inside)}"
 
