@@ -42,37 +42,24 @@ MANDATORY_ASLR = (
 )
 
 
-class Problem(NamedTuple):
-    """Something that breaks fork in one file, or in a process that runs it."""
-
-    path: str
-    what: str
-
-
-class Run(NamedTuple):
-    """A run that cures what it can: on a folder, keeping off the images below `avoid`."""
-
-    folder: str
-    avoid: tuple[str, ...]
-
-
 class Findings(NamedTuple):
     """What was found. Paths are absolute.
 
-    `named` are the images that were asked about, and `overlaps` concern one of them; `runs` make
-    `moves` (by path). `incurable` is what no rebase can cure, `unread` are (path, reason) of what
-    could not be read, `skipped` is what no run moves.
+    `named` are the images that were asked about, and `overlaps` concern one of them. `problems`
+    break fork in one file each, or in a process that runs it; `incurable` is what no rebase can
+    cure, and `unread` what could not be read: (path, reason). `skipped` is what no run moves.
+    `runs` make `moves` (by path): folders, and what a run on each is to keep off.
     """
 
     named: frozenset[str]
     overlaps: tuple[Group, ...]
-    problems: tuple[Problem, ...]
-    incurable: tuple[Problem, ...]
+    problems: tuple[tuple[str, str], ...]
+    incurable: tuple[tuple[str, str], ...]
     unread: tuple[tuple[str, str], ...]
     skipped: tuple[Skipped, ...]
     at_linkers_base: int
     moves: Mapping[str, Move]
-    runs: tuple[Run, ...]
+    runs: Mapping[str, tuple[str, ...]]
 
     @property
     def unjudged(self) -> tuple[Skipped, ...]:
@@ -87,7 +74,7 @@ class Findings(NamedTuple):
     @property
     def broken(self) -> frozenset[str]:
         """The files asked about, each once, that break fork."""
-        found = {problem.path for problem in (*self.problems, *self.incurable)}
+        found = {path for path, _ in (*self.problems, *self.incurable)}
         return frozenset(found.union(*(group.paths for group in self.overlaps)) & self.named)
 
     @property
@@ -126,13 +113,13 @@ def check(
     dlls = frozenset(files.values())
     named: set[str] = set()
     causes: dict[str, Skipped] = {}
-    problems: list[Problem] = []
-    incurable = [Problem("Windows", MANDATORY_ASLR)] if mandatory_aslr() else []
+    problems: list[tuple[str, str]] = []
+    incurable = [("Windows", MANDATORY_ASLR)] if mandatory_aslr() else []
     for part in parts:
         for path in part.survey.dlls & dlls:
             if any(map(part.holds, part.survey.sources[path].names)):
                 named.add(path)
-                problems += (Problem(path, what) for what in part.problems_of(path))
+                problems += ((path, what) for what in part.problems_of(path))
         causes.update((one.path, one) for one in part.survey.skipped if part.holds(one.path))
         incurable += part.incurable
     overlaps, left = (
@@ -143,9 +130,9 @@ def check(
         )
         for made in ((), moves.values())
     )
-    broken = {problem.path for problem in problems}
+    broken = {path for path, _ in problems}
     stay = causes.keys() & broken.union(*(group.paths for group in left))
-    incurable += (Problem(path, f"no run moves it: {causes[path].reason}") for path in sorted(stay))
+    incurable += ((path, f"no run moves it: {causes[path].reason}") for path in sorted(stay))
     return Findings(
         named=frozenset(named),
         overlaps=overlaps,
@@ -160,7 +147,7 @@ def check(
             for path in named - broken
         ),
         moves=moves,
-        runs=tuple(Run(part.path, part.others) for part in parts if part.moves),
+        runs={part.path: part.others for part in parts if part.moves},
     )
 
 
@@ -200,7 +187,7 @@ class _Part:
         planner = Planner(self.tree, asked, request, warn, ours=self.own, top=top)
         self.survey = planner.survey(self.now, self.before)
         found = filter(_has_high_entropy, self.programs())
-        self.incurable = [Problem(path, HIGH_ENTROPY) for path in found]
+        self.incurable = [(path, HIGH_ENTROPY) for path in found]
         self.reserved = {
             machine: Obstacles(
                 (*one.range, one.owner)
@@ -213,7 +200,7 @@ class _Part:
             try:
                 self.moves = planner.plan(self.survey).moves
             except NoRoomError as error:
-                self.incurable.append(Problem(self.path, str(error)))
+                self.incurable.append((self.path, str(error)))
 
     def problems_of(self, path: str) -> Iterator[str]:
         """Yield what is wrong with the place of one image, whatever else is in the tree."""

@@ -57,8 +57,8 @@ def main(arguments: Namespace) -> int:
         arguments = shared.with_settings(arguments, shared.tree_of(arguments, folders[0]))
     findings = check(paths, shared.options_from(arguments), warn=Progress().tell)
     commands = [
-        shlex.join(["rebaser", "run", run.folder, *repeated, *map("--avoid={}".format, run.avoid)])
-        for run in findings.runs
+        shlex.join(["rebaser", "run", folder, *repeated, *map("--avoid={}".format, others)])
+        for folder, others in findings.runs.items()
     ]
     if arguments.json:
         print_findings(findings, commands)
@@ -112,16 +112,16 @@ def of_check(
     if verbose:
         causes += _groups(findings)
     else:
-        stuck = {one.path for one in incurable}
+        stuck = {path for path, _ in incurable}
         # That DLLs lie at a bad address, from which a run moves them, is said by address.
         moved = {path for path, move in findings.moves.items() if move.new_base != move.old_base}
         problems = tuple(
-            one
-            for one in problems
-            if one.path not in stuck and (one.what == LOADED_ANYWHERE or one.path not in moved)
+            (path, what)
+            for path, what in problems
+            if path not in stuck and (what == LOADED_ANYWHERE or path not in moved)
         )
         skipped = say.with_advice([one for one in findings.skipped if one.path in stuck])
-        incurable = tuple(one for one in incurable if one.path not in dict(skipped))
+        incurable = tuple(one for one in incurable if one[0] not in dict(skipped))
     for what, pairs in (
         ("breaks fork:", problems),
         ("no run moves", skipped),
@@ -139,7 +139,7 @@ def _broken(findings: Findings, commands: Sequence[str]) -> str:
     if findings.moves:
         who = f"{commands[0]} moves" if len(commands) == 1 else "the runs below move"
         parts.append(f"{who} {len(findings.moves):,}")
-    if stay := {one.path for one in findings.incurable} & findings.named:
+    if stay := {path for path, _ in findings.incurable} & findings.named:
         are, stays = ("is", "stays") if len(stay) == 1 else ("are", "stay")
         signed = {one.path for one in findings.skipped if one.cause is Stay.SIGNED}
         parts.append(f"{len(stay):,} {f'{are} signed and ' if stay <= signed else ''}{stays}")

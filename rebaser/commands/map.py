@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from cygwin.address_space import X86_64, machine_name
 from cygwin.named_tuple import NamedTuple
@@ -33,7 +33,7 @@ from rebaser.scan.walk import scan
 from rebaser.text import address, printable, shortened, terminal_width
 from rebaser.tree import Tree
 from rebaser.view.address_map import AddressMap, Kind, Part, Region, address_map, within
-from rebaser.view.picture import Line, Row, Style, picture
+from rebaser.view.picture import Row, Style, picture
 
 # A character for each content of a cell, in Unicode and in ASCII, and its colour on a terminal.
 GLYPHS = {
@@ -176,14 +176,7 @@ def _show(found: Look, *, every_name: bool) -> None:
     width = terminal_width()
     cells = 128 if width >= LABEL + 140 else 64 if width >= LABEL + 68 else 32
     most = width if sys.stdout.isatty() else sys.maxsize  # no terminal breaks a name then
-    drawn = picture(
-        found.tree.root, found.maps, cells=cells, most_rows=MOST_ROWS, every_name=every_name
-    )
-    for line in _lines(drawn, cells, most):
-        print(line.rstrip(" "))
-
-
-def _lines(drawn: Iterator[Line | Row], cells: int, width: int) -> Iterator[str]:
+    used: set[Kind | None] = set()
     try:
         "█▓▒·".encode(sys.stdout.encoding or "ascii")
         alphabet = 0
@@ -191,24 +184,25 @@ def _lines(drawn: Iterator[Line | Row], cells: int, width: int) -> Iterator[str]
         alphabet = 1
 
     def glyph(content: Kind | None) -> str:
+        used.add(content)
         return painted(GLYPHS[content][alphabet], GLYPHS[content][2], sys.stdout)
 
-    used: set[Kind | None] = set()
-    for line in drawn:
+    for line in picture(
+        found.tree.root, found.maps, cells=cells, most_rows=MOST_ROWS, every_name=every_name
+    ):
         if isinstance(line, Row):
             size = line.size // cells
             lows = range(line.low, line.low + line.size, size)
-            shown = [_content(within(line.parts, low, low + size), size) for low in lows]
-            used.update(shown)
+            shown = [glyph(_content(within(line.parts, low, low + size), size)) for low in lows]
             mark = painted(" <X", GLYPHS[Kind.OVERLAP][2], sys.stdout) if line.overlaps else ""
-            yield f"{address(line.low):>{LABEL}} {''.join(map(glyph, shown))}{mark}"
+            print(f"{address(line.low):>{LABEL}} {''.join(shown)}{mark}".rstrip(" "))
         else:
             before, colour = TEXTS[line.style]
-            yield before + painted(shortened(line.text, width), colour, sys.stdout)
-    yield ""
+            print(before + painted(shortened(line.text, most), colour, sys.stdout))
+    print()
     legend = [f"{glyph(one)} {one.value}   " for one in GLYPHS if one in used and one]
     for first in range(0, len(legend), 4):  # 80 columns hold any four
-        yield "".join(legend[first : first + 4])
+        print("".join(legend[first : first + 4]).rstrip(" "))
 
 
 def _content(parts: Sequence[Part], size: int) -> Kind | None:

@@ -24,7 +24,6 @@ from rebaser.state import RUNS
 from rebaser.state.records import Record, newest_first
 from rebaser.text import address, byte_count, plural, printable
 from rebaser.tree import Tree
-from rebaser.view.address_map import AddressMap
 from rebaser.view.picture import room, summary
 
 # The last runs that are printed.
@@ -53,11 +52,18 @@ def main(arguments: Namespace) -> int:
     others = holders(tree.lock_file)
     free = _is_free(tree.lock_file, others)
     if arguments.json:
-        lock = {"path": tree.lock_file, "free": free, "open_in": [_holder(one) for one in others]}
+        lock = {"path": tree.lock_file, "free": free, "open_in": others}
         print_json(
             {
                 "root": tree.root,
-                "machines": {machine_name(one.machine): _machine(one) for one in found.maps},
+                "machines": {
+                    machine_name(one.machine): {
+                        "images": len(one.images),
+                        "overlapping": one.colliding,
+                        **room_object(one),
+                    }
+                    for one in found.maps
+                },
                 "skipped": found.skipped,
                 "failed": reason_objects(found.failed),
                 "lock": lock,
@@ -78,14 +84,6 @@ def main(arguments: Namespace) -> int:
         for line in (*lines, *_of_runs(tree, records, works)):
             print(printable(line))
     return end_of_look(found)
-
-
-def _holder(one: Holder) -> dict[str, object]:
-    return {name: getattr(one, name) for name in ("pid", "command", "mode", "waiting")}
-
-
-def _machine(one: AddressMap) -> dict[str, object]:
-    return {"images": len(one.images), "overlapping": one.colliding, **room_object(one)}
 
 
 def _record(one: Record) -> dict[str, object]:

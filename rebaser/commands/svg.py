@@ -60,7 +60,7 @@ def svg(root: str, maps: Sequence[AddressMap]) -> str:
     parts: list[str] = []
     for number, line in enumerate(lines):
         if isinstance(line, Row):
-            parts += _row(root, line, y)
+            parts += _row(line, y)
         else:
             style, x, before = TEXTS[line.style]
             y += before
@@ -91,7 +91,7 @@ def _legend(kinds: Sequence[Kind], y: float) -> Iterator[str]:
         x += 26 + 7.9 * len(kind.value) + 22
 
 
-def _row(root: str, row: Row, y: float) -> Iterator[str]:
+def _row(row: Row, y: float) -> Iterator[str]:
     yield _text(address(row.low), 'soft" text-anchor="end', LEFT - 8, y)
     for part in sorted(row.parts, key=lambda part: part.kind is Kind.OVERLAP):  # painted over all
         x = LEFT + (part.low - row.low) / row.size * ROW_WIDTH
@@ -99,7 +99,7 @@ def _row(root: str, row: Row, y: float) -> Iterator[str]:
         wide = max(width, LEAST_OVERLAP if part.kind is Kind.OVERLAP else LEAST)
         if part.kind is Kind.OVERLAP:
             x = max(LEFT, x - (wide - width) / 2)
-        yield _rect(part.kind, x, y, wide, _title(root, part))
+        yield _rect(part.kind, x, y, wide, _title(part))
     if row.overlaps:
         x = LEFT + ROW_WIDTH + 6
         yield f'<path class="mark" d="M{x} {y + ROW_HEIGHT / 2:g}l11 -6v12z"/>'
@@ -119,22 +119,13 @@ def _text(text: str, style: str, x: float, y: float) -> str:
     return f'<text class="{style}" x="{x:g}" y="{y + 12:g}">{_clean(text)}</text>'
 
 
-def _title(root: str, part: Part) -> str:
-    """Return what is shown of a rectangle on hover: name, folder and address."""
-    if part.kind is Kind.OVERLAP:
-        lines = [f"OVERLAP {_range(part)}"]
-        lines += [f"{_range(one)} {one.path}" for one in part.owners[:NAMED]]
-        if len(part.owners) > NAMED:
-            lines.append(f"and {len(part.owners) - NAMED:,} more")
-    elif part.owners:
-        (one,) = part.owners
-        folder, _, name = one.path.rpartition("/")
-        lines = [one.path]
-        if one.is_image:
-            lines = [name, f"in {root.rstrip('/')}/{folder}"]
-        lines.append(f"{_range(one)} ({address_size(one.high - one.low)})")
-    else:
-        lines = [f"free {_range(part)}"]
+def _title(part: Part) -> str:
+    """Return what is shown of a rectangle on hover: whose it is, and from where to where."""
+    lines = [f"{part.kind.value} {_range(part)}"] if len(part.owners) != 1 else []
+    for one in part.owners[:NAMED]:
+        lines += [one.path, f"{_range(one)} ({address_size(one.high - one.low)})"]
+    if len(part.owners) > NAMED:
+        lines.append(f"and {len(part.owners) - NAMED:,} more")
     return "\n".join(map(_clean, lines))
 
 
