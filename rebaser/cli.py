@@ -19,6 +19,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
+# What may stand before the command too.
+EVERYWHERE = {"-n": "--dry-run", "-q": "--quiet", "-v": "--verbose"}
+
 EXIT_INTERRUPTED = 130
 WHOLE = "every file is whole, old or new"
 NO_MEMORY = f"there is not enough memory; {WHOLE}"
@@ -28,6 +31,10 @@ OWN_PACKAGES = ("rebaser", "locks", "cygwin")
 
 def dispatch(words: Sequence[str]) -> int:
     """Run the command that `words` name and return its exit status; expected failures raise."""
+    words = list(words)
+    before = []
+    while words and words[0] in (*EVERYWHERE, *EVERYWHERE.values()):
+        before.append(EVERYWHERE.get(words[0], words.pop(0)))
     if not words:
         print(overview(), end="", file=sys.stderr)
         return UsageError.exit_status
@@ -36,11 +43,11 @@ def dispatch(words: Sequence[str]) -> int:
         name, rest = rest[0], ["--help"]
     if name in COMMANDS:
         module = command_module(name)
-        plain = getattr(module, "plain_arguments", lambda words: None)(rest)
+        plain = getattr(module, "plain_arguments", lambda words: None)([*before, *rest])
         if plain is None:
             from rebaser.parser import command_parser  # 7 ms with all that argparse imports
 
-            plain = command_parser(name).parsed(rest)
+            plain = command_parser(name).parsed([*before, *rest])
         return int(module.main(plain))
     if name in ("-h", "--help", "help"):
         print(overview(), end="")

@@ -1,12 +1,12 @@
 """Take away what rebaser keeps of a tree: state, records of runs, leftovers. No DLL is touched.
 
-After that the folder is no tree, and the next run begins as if it were the first. The tree's own
-options stay, and so does a lock file that others may use.
+After that the folder is no tree, and the next run begins as if it were the first. Asks first, on a
+terminal. The tree's own options stay, and so does a lock file that others may use.
 
 exit status:
   0    nothing of rebaser's is left, but what is named
-  1    something could not be taken away
-  2    usage
+  1    something could not be taken away, or the answer was no
+  2    usage; also where there is nobody to ask and no --yes
   75   the lock is held: a run is at work, or a package is being installed; nothing was changed
 """
 
@@ -33,10 +33,13 @@ from rebaser.tree import Tree
 
 
 def add_arguments(parser: Parser) -> None:
+    """Add the options of `rebaser forget`."""
     add_root(parser)
+    parser.switch("", "--yes", "do not ask")
 
 
 def main(arguments: Namespace) -> int:
+    """Ask, take the lock, remove, and return the exit status."""
     tree = tree_of(arguments, arguments.root)
     root = printable(tree.root)
     if tree.scope:
@@ -44,6 +47,9 @@ def main(arguments: Namespace) -> int:
     if not os.path.lexists(tree.state_dir):
         print(f"{root}: rebaser keeps nothing of it")
         return 0
+    if not (arguments.yes or _is_wanted(f"Forget all runs on {root}? No DLL is touched. [y/N] ")):
+        print(f"{root}: nothing was changed")
+        return 1
     with TreeLock(tree.lock_file, tree.state, wait=0, tell=lambda text: None) as lock:
         lock.exclude()
         # Who waits for it has it open, and must not be left with a lock that has no name.
@@ -64,6 +70,13 @@ def main(arguments: Namespace) -> int:
         if os.path.lexists(path):
             print(f"{printable(path)} stays: {why}")
     return int(bool(foreign))
+
+
+def _is_wanted(question: str) -> bool:
+    if not sys.stdin.isatty():
+        raise UsageError("there is nobody to ask whether the tree is to be forgotten: give --yes")
+    print(question, end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _remove(tree: Tree) -> Iterator[str]:

@@ -34,7 +34,7 @@ WRONG = [
     ("run --no-wiat TREE", "there is no option --no-wiat; did you mean --no-wait?"),
     ("check --strict TREE", "there is no option --strict; it is one of rebaser run"),
     ("check -n TREE", "there is no option -n; it is one of "),
-    ("-n run TREE", "-n goes behind the command: rebaser run -n (see rebaser --help)"),
+    ("-n check TREE", "there is no option --dry-run; it is one of rebaser run"),
     ("run TREE TREE", "'TREE' is one operand too many"),
     ("run -q -v TREE", "argument -v/--verbose: not allowed with argument -q/--quiet"),
     ("run --wait TREE", "argument --wait: 'TREE' is no number of seconds: 0 or more"),
@@ -56,6 +56,7 @@ WRONG = [
     ("run TREE --engine cygwin", "--engine cygwin needs the programs rebase and peflags on PATH"),
     ("run TREE --database none", "--database none: cannot be read: No such file or directory"),
     ("run /", "/: this whole system is no tree of DLLs; name the folder that holds them"),
+    ("-n status TREE", "there is no option --dry-run; it is one of rebaser run"),
     ("map TREE --svg - --json", "--json and --svg - both want standard output: name a file"),
     ("info", "info: give either PATHs or --db "),
     ("info TREE --db FILE", "info: give either PATHs or --db "),
@@ -94,7 +95,7 @@ def test_a_wrong_command_line(rebaser: Rebaser, tree: Path, line: str, answer: s
 
 
 def test_without_a_command_the_help_is_shown(rebaser: Rebaser) -> None:
-    bare = rebaser()
+    bare = rebaser("-v")
     assert (bare.status, bare.out) == (2, "")
     helped = rebaser("--help")
     assert (helped.status, helped.out, helped.err) == (0, bare.err, "")
@@ -103,6 +104,13 @@ def test_without_a_command_the_help_is_shown(rebaser: Rebaser) -> None:
 
 def test_help_of_a_command(rebaser: Rebaser) -> None:
     assert rebaser("help", "run").out == rebaser("run", "--help").out
+
+
+def test_common_options_stand_before_or_behind_the_command(rebaser: Rebaser, tree: Path) -> None:
+    for words in (["-n", "run", tree], ["run", "-n", tree], ["--dry-run", "run", tree]):
+        assert rebaser(*words).out.startswith("would move 1 DLL\n")
+    assert rebaser("-q", "run", tree).out == ""
+    assert f"\ntree {tree}" in rebaser("-v", "run", tree).out
 
 
 def test_how_one_file_is_moved(rebaser: Rebaser, tree: Path) -> None:

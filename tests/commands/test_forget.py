@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import pty
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 import pytest
 from stop_at import Call, in_child, intercept
-from trees import Rebaser, add_dlls, contents, damaged, listing, overlaps
+from trees import Rebaser, add_dlls, clean_environment, contents, damaged, listing, overlaps
 
 from rebaser.tree import find_tree
 
@@ -40,7 +42,7 @@ def test_nothing_of_a_run_is_left(rebaser: Rebaser, tree: Path) -> None:
     dlls = contents(tree)
     inside = tree / "bin"
     assert find_tree(str(inside)).root == str(tree)
-    result = rebaser("forget", tree)
+    result = rebaser("forget", tree, "--yes")
     assert result.status == 0, result.words
     assert contents(tree) == dlls
     assert find_tree(str(inside)).root == str(inside)
@@ -49,7 +51,7 @@ def test_nothing_of_a_run_is_left(rebaser: Rebaser, tree: Path) -> None:
         ["bin", *(f"bin/x00{n}.dll" for n in range(3)), *(kept if (tree / "var").exists() else [])]
     )
     assert ("a lock file makes no tree" in result.out) == (tree / "var").exists()
-    again = rebaser("forget", tree)
+    again = rebaser("forget", tree, "--yes")
     assert (again.status, again.out) == (0, f"{tree}: rebaser keeps nothing of it\n")
     # And a run begins as if it were the first.
     assert rebaser("run", tree, "--engine", "builtin").status == 0
@@ -58,14 +60,14 @@ def test_nothing_of_a_run_is_left(rebaser: Rebaser, tree: Path) -> None:
 def test_what_a_killed_run_left_goes_too(rebaser: Rebaser, tree: Path) -> None:
     with rebaser.start("run", tree, "--engine", "builtin") as process:
         process.kill()
-    assert rebaser("forget", tree).status == 0
+    assert rebaser("forget", tree, "--yes").status == 0
     assert not state_of(tree).exists()
 
 
 def test_the_users_own_files_stay(rebaser: Rebaser, tree: Path, tmp_path: Path) -> None:
     state = state_of(tree)
     (state / "options").write_text("--strict\n")
-    result = rebaser("forget", tree)
+    result = rebaser("forget", tree, "--yes")
     assert result.status == 0, result.words
     assert os.listdir(state) == ["options"]
     assert f"{state}/options stays: the options of this tree are yours" in result.out
@@ -77,7 +79,7 @@ def test_what_is_not_rebasers_stays_and_is_named(rebaser: Rebaser, tree: Path) -
     (state / "notes.txt").write_text("mine")
     (state / "runs/notes.txt").write_text("mine")
     (state / "runs/12.json").mkdir()
-    result = rebaser("forget", tree)
+    result = rebaser("forget", tree, "--yes")
     assert result.status == 1
     assert names(state) == ["notes.txt", "runs", "runs/12.json", "runs/notes.txt"]
     for name in ("notes.txt", "runs/12.json", "runs/notes.txt"):
@@ -99,7 +101,7 @@ def test_no_link_is_followed(rebaser: Rebaser, tree: Path, tmp_path: Path, plant
     else:
         target.unlink()
     target.symlink_to(theirs if planted == "runs" else theirs / "seen")
-    rebaser("forget", tree)
+    rebaser("forget", tree, "--yes")
     assert listing(theirs) == before
 
 
@@ -110,7 +112,7 @@ def test_a_link_in_place_of_the_state_is_not_followed(
     state.rename(tmp_path / "elsewhere")
     state.symlink_to(tmp_path / "elsewhere")
     before = {k: v for k, v in listing(tmp_path / "elsewhere").items() if k.startswith("runs")}
-    assert rebaser("forget", tree).status == 1
+    assert rebaser("forget", tree, "--yes").status == 1
     after = listing(tmp_path / "elsewhere")
     assert {k: v for k, v in after.items() if k.startswith("runs")} == before
 
@@ -129,7 +131,7 @@ def test_a_folder_that_becomes_a_link_at_the_last_moment_is_not_followed(
             above.symlink_to(theirs)
 
     log = tmp_path / "log"
-    words = ["forget", str(tree)]
+    words = ["forget", str(tree), "--yes"]
     assert in_child(words, lambda: intercept(["rmdir"], exchange), log) == 0, log.read_text()
     assert above.is_symlink()
     assert os.listdir(theirs) == [state.name]
@@ -143,7 +145,7 @@ def test_forgotten_over_and_over_while_runs_are_at_work(rebaser: Rebaser, tree: 
     for turn in range(6):
         running = [
             rebaser.start(*words)
-            for words in (["forget", tree], ["run", tree], ["forget", tree]) * 2
+            for words in (["forget", tree, "--yes"], ["run", tree], ["forget", tree, "--yes"]) * 2
         ]
         for process in running:
             _, err = process.communicate(timeout=100)
@@ -173,7 +175,7 @@ def test_a_tree_at_work_is_not_forgotten(
 ) -> None:
     before = names(tree)
     began = time.monotonic()
-    result = rebaser("forget", tree)
+    result = rebaser("forget", tree, "--yes")
     assert time.monotonic() - began < 20
     assert result.status == 75
     assert f"pid {holder.pid}" in result.err
@@ -181,9 +183,40 @@ def test_a_tree_at_work_is_not_forgotten(
     assert names(tree) == before
 
 
+def test_without_anybody_to_ask(rebaser: Rebaser, tree: Path) -> None:
+    before = names(tree)
+    result = rebaser("forget", tree)
+    assert (result.status, result.out) == (2, "")
+    assert "give --yes" in result.err
+    assert names(tree) == before
+
+
+@pytest.mark.parametrize(("answer", "status"), [("y", 0), ("", 1), ("no", 1), ("yes", 0)])
+def test_a_person_is_asked(tree: Path, answer: str, status: int) -> None:
+    master, slave = pty.openpty()
+    try:
+        with subprocess.Popen(
+            [sys.executable, "-m", "rebaser", "forget", str(tree)],
+            stdin=slave,
+            start_new_session=True,  # Cygwin lets nobody read another session's terminal
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=clean_environment(),
+        ) as process:
+            os.write(master, f"{answer}\n".encode())
+            out, err = process.communicate(timeout=60)
+    finally:
+        os.close(master)
+        os.close(slave)
+    assert process.returncode == status, out + err
+    assert f"Forget all runs on {tree}?" in err
+    assert (state_of(tree) / "seen").exists() == bool(status)
+
+
 def test_a_part_of_a_tree_is_not_forgotten_by_itself(rebaser: Rebaser, tree: Path) -> None:
     before = names(tree)
-    result = rebaser("forget", tree / "bin")
+    result = rebaser("forget", tree / "bin", "--yes")
     assert result.status == 2
     assert f"{tree / 'bin'} is a part of the tree {tree}" in result.err
     assert names(tree) == before
