@@ -73,7 +73,7 @@ def remove_staging(name: str, parent: int) -> None:
 
 
 def _clear(folder: int, names: list[str]) -> list[str]:
-    """Remove what runs put into a staging folder, the mark last; return what is left.
+    """Remove what runs put into a staging folder; return what else is left, which keeps the mark.
 
     Only what is found to be empty is given to rmdir(2): Wine's does harm to any other folder.
     """
@@ -89,8 +89,11 @@ def _clear(folder: int, names: list[str]) -> list[str]:
             if not rest:
                 os.rmdir(name, dir_fd=folder)
             left += [f"{name}/{each}" for each in rest]
-        elif name in (MARK, NEW, PROBE) or name.startswith(NOTE) or is_copy:
+        elif name in (NEW, PROBE) or name.startswith(NOTE) or is_copy:
             os.unlink(name, dir_fd=folder)
+        elif name == MARK:
+            if not left:
+                os.unlink(name, dir_fd=folder)
         else:
             left.append(name)
     return left

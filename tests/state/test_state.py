@@ -196,11 +196,12 @@ def test_a_staging_folder_with_something_foreign_in_it(
         file.write_bytes(b"precious")
     if is_marked:
         (staging / "made-by-rebaser").touch()
-    result = rebaser("run", tree)
-    assert result.status == 1, result.words
-    assert str(staging) in result.err
-    assert ("is not rebaser's" if is_marked else "not made by rebaser") in result.err
-    assert "nothing was changed" in result.err
+    for _ in range(2):
+        result = rebaser("run", tree)
+        assert result.status == 1, result.words
+        assert str(staging) in result.err
+        assert ("is not rebaser's" if is_marked else "not made by rebaser") in result.err
+        assert "nothing was changed" in result.err
     assert len(overlaps(tree)) == 15
     assert all(file.exists() for file in foreign)
     assert all(file.exists() != is_marked for file in ours)
