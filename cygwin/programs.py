@@ -84,11 +84,11 @@ class Programs(NamedTuple):
         TimeDateStamp, and leaves a file that is at its base already. Raises ProgramError.
         """
         options = ["-8" if machine == X86_64 else "-4", "-b", f"0x{base:x}"]
-        return self._run_on(self.rebase_path, options, files, cwd, timeout)
+        return _run_on([self.rebase_path, *options], files, cwd, timeout)
 
     def clear_dynamic_base(self, files: Sequence[str], *, cwd: str, timeout: float) -> Outcome:
         """Clear DYNAMIC_BASE in `files`, names relative to `cwd`. Raises ProgramError."""
-        return self._run_on(self.peflags_path, ["-d0"], files, cwd, timeout)
+        return _run_on([self.peflags_path, "-d0"], files, cwd, timeout)
 
     def remember(self, files: Sequence[str], *, cwd: str, timeout: float) -> Outcome:
         """Record where `files` lie now in Cygwin's database (rebase 4.6 and newer: -M).
@@ -96,30 +96,27 @@ class Programs(NamedTuple):
         The next `rebase -s` leaves them there. Raises ProgramError, and ValueError for a name that
         a list cannot hold.
         """
-        return self._run_on(self.rebase_path, ["-M"], files, cwd, timeout, most_arguments=-1)
+        return _run_on_list([self.rebase_path, "-M", "-T"], files, cwd, timeout)
 
-    def _run_on(
-        self,
-        program: str,
-        options: list[str],
-        files: Sequence[str],
-        cwd: str,
-        timeout: float,
-        most_arguments: int = _MOST_ARGUMENTS,
-    ) -> Outcome:
-        if sum(map(len, files)) <= most_arguments:
-            return run([program, *options, "--", *files], cwd=cwd, timeout=timeout)
-        if any("\n" in name or len(os.fsencode(name)) > 250 for name in files):
+
+def _run_on(argv: list[str], files: Sequence[str], cwd: str, timeout: float) -> Outcome:
+    if sum(map(len, files)) > _MOST_ARGUMENTS:
+        return _run_on_list([*argv, "-T"], files, cwd, timeout)
+    return run([*argv, "--", *files], cwd=cwd, timeout=timeout)
+
+
+def _run_on_list(argv: list[str], files: Sequence[str], cwd: str, timeout: float) -> Outcome:
+    for name in files:
+        if "\n" in name or len(os.fsencode(name)) > 250:
             # rebase cuts a line of its list after 261 bytes.
-            raise ValueError("a name is too long, or not fit, for a list of files")
-        argv = [program, *options, "-T"]
-        try:
-            with tempfile.NamedTemporaryFile(prefix="rebaser-") as file:
-                file.write(b"".join(os.fsencode(name) + b"\n" for name in files))
-                file.flush()
-                return run([*argv, file.name], cwd=cwd, timeout=timeout)
-        except OSError as error:
-            raise ProgramError(argv, error) from None
+            raise ValueError(f"{name} is too long or has a line break, so not fit for a list")
+    try:
+        with tempfile.NamedTemporaryFile(prefix="rebaser-") as file:
+            file.write(b"".join(os.fsencode(name) + b"\n" for name in files))
+            file.flush()
+            return run([*argv, file.name], cwd=cwd, timeout=timeout)
+    except OSError as error:
+        raise ProgramError(argv, error) from None
 
 
 def run(argv: Sequence[str], *, timeout: float, cwd: str | None = None) -> Outcome:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from rebaser import __version__
-from rebaser.errors import RebaserError, UsageError
+from rebaser.errors import WHOLE, RebaserError, UsageError
 from rebaser.overview import COMMANDS, command_module, overview
 from rebaser.process import Terminated, catch_signals, discard_output, flush_errors, open_streams
 from rebaser.text import printable
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 EVERYWHERE = {"-n": "--dry-run", "-q": "--quiet", "-v": "--verbose"}
 
 EXIT_INTERRUPTED = 130
-WHOLE = "every file is whole, old or new"
 NO_MEMORY = f"there is not enough memory; {WHOLE}"
 
 OWN_PACKAGES = ("rebaser", "locks", "cygwin")
@@ -74,8 +73,7 @@ def main(words: Sequence[str] | None = None) -> NoReturn:
 
 def start(work: Callable[[], int]) -> NoReturn:
     """Do what a program is for and exit with the status that `work` returns, or its failure's."""
-    # A generator that had no room to end is closed, and Python would print that of its own accord.
-    sys.unraisablehook = lambda _: None
+    sys.unraisablehook = _tell_unraisable
     gc.disable()  # no command makes circles worth looking for, and looking takes 10 ms of a run
     try:
         catch_signals()
@@ -89,6 +87,12 @@ def start(work: Callable[[], int]) -> NoReturn:
         os.write(2, f"rebaser: {NO_MEMORY}\n".encode())
         os._exit(1)
     sys.exit(status)
+
+
+def _tell_unraisable(what: sys.UnraisableHookArgs) -> None:
+    # A generator that had no room to end is closed, and Python would print that of its own accord.
+    if not issubclass(what.exc_type, MemoryError):
+        sys.__unraisablehook__(what)
 
 
 def status_of(words: Sequence[str]) -> int:
@@ -150,7 +154,7 @@ def _what_failed(error: OSError) -> str:
             f"standard output cannot be written ({error.strerror}): what it should say is lost; "
             "the work itself is done"
         )
-    what = str(error)
+    what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     if isinstance(error, FileNotFoundError) and error.filename is None:
         try:
             os.getcwd()

@@ -59,8 +59,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line that says where to read on, and exit with `usage_status`."""
-        if self.value_hint and "ignored explicit argument" in message:
-            message += f"; {self.value_hint}"
+        if "ignored explicit argument" in message:
+            message = message.replace("ignored explicit argument", "it does not take the value")
+            message += self.value_hint and f"; {self.value_hint}"
         if self.where:
             self.exit(self.usage_status, f"rebaser: {self.where}: {message}\n")
         self.exit(self.usage_status, f"{self.prog}: {message} (see {self.prog} --help)\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 
 from cygwin.named_tuple import NamedTuple
@@ -58,11 +59,16 @@ def read_list(option: str, source: str) -> bytes:
         with open(source, "rb") as file:
             return file.read()
     except OSError as error:
-        raise UsageError(f"{option} {source}: cannot be read ({error.strerror})") from error
+        raise UsageError(
+            f"{option} {source}: cannot be read ({error.strerror}); nothing was changed: name a "
+            "file of paths, or - for standard input"
+        ) from error
 
 
-def named_paths(listed: bytes, tree_root: str, scope: str, *, nul: bool) -> frozenset[str]:
-    """Return the paths, relative to the tree's root, that a list names.
+def named_paths(
+    listed: bytes, tree_root: str, scope: str, *, nul: bool
+) -> tuple[frozenset[str], set[str]]:
+    """Return the paths, relative to the tree's root, that a list names, and the folders of them.
 
     One path a line, or ended by NUL; relative to the folder that was asked for, or absolute. What
     lies outside the tree is left out; whether the others exist and are images shows later. Raises
@@ -77,40 +83,51 @@ def named_paths(listed: bytes, tree_root: str, scope: str, *, nul: bool) -> froz
         )
     if not nul and b"\r" in listed:
         listed = listed.replace(b"\r\n", b"\n").rstrip(b"\r")
-    # By folder, to ask once for each where it really is, relative to the tree's root, which is a
-    # real path (the file itself may be a link): a manifest may have a million lines.
-    by_folder: dict[str, list[str]] = {}
-    for name in filter(None, os.fsdecode(listed).split("\0" if nul else "\n")):
-        folder = name[: name.rfind("/") + 1]
-        if folder in by_folder:
-            by_folder[folder].append(name)
-        else:
-            by_folder[folder] = [name]
-    top = tree_root.rstrip("/") + "/"
-    found: set[str] = set()
-    for folder, named in by_folder.items():
-        real = os.path.realpath(os.path.join(tree_root, scope, folder)).rstrip("/") + "/"
-        if real.startswith(top):
-            inside = real[len(top) :]
-            found.update(
-                named if inside == folder else [inside + name[len(folder) :] for name in named]
-            )
-            if inside and found.intersection((inside, f"{inside}.")):
-                found.add(inside[:-1])  # a folder
-            found.difference_update((inside, f"{inside}.", f"{inside}.."))
-    return frozenset(found)
+    names = os.fsdecode(listed).split("\0" if nul else "\n")
+    top, here = tree_root.rstrip("/") + "/", os.path.join(tree_root, scope)
+    # Asked once for each folder, as a manifest may have a million lines, and relative to the root,
+    # which is a real path; the file itself may be a link.
+    real, inside = {top: top, "/": "/"}, {}
+    for folder in {name[: name.rfind("/") + 1] for name in names if name}:
+        path = _real_folder(os.path.join(here, folder), real)
+        inside[folder] = path[len(top) :] if path.startswith(top) else None
+    if any(folder != where for folder, where in inside.items()):
+        parts = ((inside[n[: n.rfind("/") + 1]], n[n.rfind("/") + 1 :]) for n in names if n)
+        names = [where + name for where, name in parts if where is not None]
+    found = set(names)
+    folders = {"", *filter(None, inside.values())}
+    for where in list(folders):
+        if where and not found.isdisjoint((where, f"{where}.")):
+            found.add(where[:-1])  # a folder
+            folders.add(where[: where.rfind("/", 0, -1) + 1])
+        found.difference_update((where, f"{where}.", f"{where}.."))
+    return frozenset(found), folders
 
 
-def first_not_there(listed: bytes, names: frozenset[str], tree_root: str) -> str | None:
+def _real_folder(path: str, known: dict[str, str]) -> str:
+    """Return the real path of a folder, both absolute and ended by a slash; `known` are others'."""
+    names = []
+    while path not in known:
+        path, _, name = path[:-1].rpartition("/")
+        path += "/"
+        names.append(name)
+    for name in reversed(names):
+        real = known[path] + name
+        path += f"{name}/"
+        if name in ("", ".", "..") or os.path.islink(real):
+            real = os.path.realpath(real).rstrip("/")
+        known[path] = f"{real}/"
+    return known[path]
+
+
+def first_not_there(
+    listed: bytes, names: frozenset[str], folders: Iterable[str], tree_root: str
+) -> str | None:
     """Return the first name of a list none of whose names are there, None if one is."""
     if not listed.strip():
         return None
-    folders: set[str] = set()  # that have none of them; each is listed once
-    for name in names:
-        folder = name[: name.rfind("/") + 1]
-        if folder not in folders:
-            folders.add(folder)
-            with suppress(OSError):
-                if any(folder + each in names for each in os.listdir(f"{tree_root}/{folder}")):
-                    return None
+    for folder in folders:
+        with suppress(OSError):
+            if any(folder + each in names for each in os.listdir(f"{tree_root}/{folder}")):
+                return None
     return os.fsdecode(listed.replace(b"\0", b"\n").split(b"\n", 1)[0].rstrip(b"\r"))

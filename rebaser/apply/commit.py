@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from rebaser.apply.in_use import users_of
 from rebaser.apply.outcome import Applied, Replacement
+from rebaser.errors import advice
 from rebaser.files import Folders, LinkError, make_names_durable, put_in_place
 from rebaser.scan.walk import has_times
 from rebaser.state.lock import TreeLock
@@ -46,7 +46,7 @@ def commit(
             applied.failed.setdefault(
                 folder or ".",
                 f"its names may not survive a power failure ({error.strerror}); "
-                "every file in it is sound",
+                f"every file in it is sound; {advice(error)}",
             )
 
 
@@ -69,7 +69,9 @@ def _commit_one(
         applied.note_changed(name, "it was removed meanwhile")
         return
     except OSError as error:
-        applied.failed[name] = f"cannot be looked at ({error.strerror}); it stays as it was"
+        applied.failed[name] = (
+            f"cannot be looked at ({error.strerror}); it stays as it was; {advice(error)}"
+        )
         return
     links = {}
     try:
@@ -81,7 +83,7 @@ def _commit_one(
     except OSError as error:
         applied.failed[name] = (
             f"its moved copy could not be put in place ({error.strerror}); it stays as it was; "
-            f"{_advice(error)}"
+            f"{advice(error)}"
         )
         return
     applied.moved.append(item.move)
@@ -96,7 +98,7 @@ def _commit_one(
         except OSError as error:
             applied.failed[other] = (
                 f"this further name of {name} could not be moved with it ({error.strerror}); "
-                "it is a sound file at the old base; run rebaser again"
+                f"it is a sound file at the old address; {advice(error)}"
             )
     with suppress(OSError):  # somebody may have removed it since
         applied.now[name] = _look(folders, name)
@@ -106,11 +108,3 @@ def _look(folders: Folders, name: str) -> os.stat_result:
     """Return the stat of a file of the tree, a symbolic link's own where there is one."""
     folder, _, base = name.rpartition("/")
     return os.stat(base, dir_fd=folders.open(folder), follow_symlinks=False)
-
-
-def _advice(error: OSError) -> str:
-    if error.errno == errno.ENOENT:
-        return "run rebaser again"  # somebody cleared our staging folder away
-    if error.errno == errno.EXDEV:
-        return "another mount shows it under this name: run rebaser on that folder alone"
-    return "run rebaser as the owner of the tree, with the folder writable"

@@ -13,6 +13,7 @@ from cygwin.image import read_image
 from cygwin.relocation import check_and_sum
 from rebaser.apply.engines import Engine, Staged
 from rebaser.apply.outcome import Applied, Replacement
+from rebaser.errors import advice
 from rebaser.files import (
     Folders,
     begin_to_make_durable,
@@ -167,8 +168,8 @@ def _noting(applied: Applied, item: Replacement) -> Iterator[None]:
         applied.failed[item.name] = f"{error}; it stays as it was"
     except OSError as error:
         applied.failed[item.name] = (
-            f"its copy could not be made ({error.strerror or error}); it stays as it was"
-            f"{_advice(error)}"
+            f"its copy could not be made ({error.strerror or error}); it stays as it was; "
+            f"{advice(error)}"
         )
 
 
@@ -255,13 +256,3 @@ def _still_as_seen(descriptor: int, item: Replacement) -> os.stat_result:
     if not has_times(st, item.source.seen):
         raise ChangedError
     return st
-
-
-def _advice(error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "; make room on its file system and run rebaser again"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return "; run rebaser as the owner of the tree, with the tree writable"
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        return "; raise the limit of open files (ulimit -n) and run rebaser again"
-    return ""

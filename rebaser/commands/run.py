@@ -114,8 +114,8 @@ def main(arguments: Namespace) -> int:
     only = None
     if arguments.only_from is not None:
         listed = read_list("--only-from", arguments.only_from)
-        only = named_paths(listed, tree.root, tree.scope, nul=arguments.nul)
-        if stranger := first_not_there(listed, only, tree.root):
+        only, folders = named_paths(listed, tree.root, tree.scope, nul=arguments.nul)
+        if stranger := first_not_there(listed, only, folders, tree.root):
             complain(
                 f"none of the names given to --only-from is there, such as {stranger}: they are "
                 f"relative to {tree.path(tree.scope)}"

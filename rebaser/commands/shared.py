@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 from rebaser.errors import UsageError
 from rebaser.options import Options, parse_arena
 from rebaser.state.settings import SETTINGS, read_settings
-from rebaser.tree import Tree, find_tree
+from rebaser.tree import Tree, find_tree, posix_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,7 +79,10 @@ def with_settings(arguments: Namespace, tree: Tree) -> Namespace:
     for number, line in lines:
         judge.where = f"{path}, line {number}"
         try:
-            options_from(judge.parsed([line]))
+            options = options_from(judge.parsed([line]))
+            for named in filter(None, (options.database, *options.avoid)):
+                if not os.path.exists(posix_name(named)):
+                    raise UsageError(f"{named} does not exist; correct the line or take it out")
         except UsageError as error:
             raise UsageError(f"{judge.where}: {error}") from None
         if line.partition("=")[0] in parser._option_string_actions:

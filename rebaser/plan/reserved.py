@@ -79,8 +79,8 @@ def _avoid(
     ranges: dict[int, list[Reserved]],
     warn: Callable[[str], None],
 ) -> None:
-    if not os.path.exists(path):
-        raise UsageError(f"{path}: the path given to --avoid does not exist")
+    if not (os.path.isdir(path) or os.path.isfile(path)):
+        raise UsageError(f"--avoid {path}: no such file or folder; nothing was changed")
     top = path = os.path.realpath(posix_name(path))
     if os.path.isdir(path):
         scanned = scan(path, rules)

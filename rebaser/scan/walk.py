@@ -10,6 +10,7 @@ from contextlib import suppress
 
 from cygwin.fault import Fault
 from cygwin.named_tuple import NamedTuple
+from rebaser.errors import advice
 from rebaser.files import most_open, open_to_read
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.snapshot import Folder, Seen, Snapshot
@@ -246,7 +247,7 @@ class _Scanner:
         # ELOOP: a file became a symbolic link, which is not followed.
         gone = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
         if not gone:
-            self.failed.append((path, f"cannot be {what % error.strerror}; make it readable"))
+            self.failed.append((path, f"cannot be {what % error.strerror}; {advice(error)}"))
         return not gone
 
     def new(self, subfolders: Iterable[str]) -> list[str]:

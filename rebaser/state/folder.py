@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from cygwin.named_tuple import NamedTuple
-from rebaser.errors import RebaserError
+from rebaser.errors import WHOLE, RebaserError, advice
 from rebaser.files import (
     MOMENTARY,
     Folders,
@@ -52,13 +52,14 @@ class StateError(RebaserError):
 
 
 @contextmanager
-def _making(folder: str) -> Iterator[None]:
+def _telling(what: str, left: str = "nothing was changed") -> Iterator[None]:
+    """Raise StateError for an OSError, with what cannot be done and how all is left."""
     try:
         yield
     except OSError as error:
         raise StateError(
-            f"{folder}: the folder cannot be made ({error.strerror}); nothing was changed. "
-            "Make ROOT writable, or name another place with --state-dir and --lock-file"
+            f"{what} ({error.strerror}); {left}: {advice(error)}, or name another place with "
+            "--state-dir and --lock-file"
         ) from error
 
 
@@ -100,17 +101,12 @@ class State:
             self._remove_staging()
             self.staging = StagingFolder(path, self._open())
 
-        try:
+        with _telling(f"{path}, where copies are made, cannot be made anew"):
             patiently(make_anew, _GOING)
-        except OSError as error:
-            raise StateError(
-                f"{path}, where copies are made, cannot be made anew ({error.strerror}); nothing "
-                "was changed. Move what is there away, and run rebaser as the owner of ROOT"
-            ) from error
         self._make(RUNS)
 
     def _make(self, below: str) -> None:
-        with _making(os.path.join(self.folder, below)):
+        with _telling(f"{self.folder}/{below}".rstrip("/") + ": the folder cannot be made"):
             if not self.is_inside:
                 os.makedirs(self.folder, self._mode(), exist_ok=True)
             self._open(below, self._mode())
@@ -124,7 +120,7 @@ class State:
         folder = os.path.dirname(lock_file)
         if not folder.startswith(top):
             return None
-        with _making(folder):
+        with _telling(f"{folder}: the folder cannot be made"):
             self._locks = Folders(self.root)
             return self._locks.open(folder[len(top) :], self._mode())
 
@@ -192,13 +188,6 @@ class State:
         """Return the names in a folder of the state. Raises OSError."""
         return names_in(self._open(folder))
 
-    def holds(self, name: str) -> bool:
-        """Return whether something of that name is there."""
-        folder, _, name = name.rpartition("/")
-        with suppress(OSError):
-            return name in self.names(folder)
-        return False
-
     def read(self, name: str, most: int) -> tuple[bytes, os.stat_result]:
         """Return what a regular file of at most so many bytes holds. Raises OSError."""
         folder, name = self._at(name)
@@ -208,15 +197,10 @@ class State:
         """Replace a file. Raises StateError; then the old one is still there."""
         from rebaser.state.staging import NEW
 
-        path = name
-        try:
+        with _telling(f"{self.folder}/{name} cannot be written", WHOLE):
             assert self.staging is not None
             folder, name = self._at(name)
             write_file(name, data, NEW, folder=folder, staging=self.staging.descriptor)
-        except OSError as error:
-            raise StateError(
-                f"{self.folder}/{path} cannot be written ({error.strerror}); the old one is kept"
-            ) from error
 
     def write_first(self, name: str, data: bytes) -> None:
         """Write a file unless there is one, whoever else does the same. Raises OSError."""
@@ -268,7 +252,7 @@ class State:
         """
         assert self.staging is not None
         folder = self.staging.descriptor
-        try:
+        with _telling(f"{self.staging.path} cannot be written", WHOLE):
             before = os.fstat(folder)
             first = _touch(folder)
             deadline = time.monotonic() + LONGEST_TICK
@@ -278,8 +262,6 @@ class State:
                 now = _touch(folder)
             after = os.fstat(folder)
             os.unlink(PROBE, dir_fd=folder)
-        except OSError as error:
-            raise StateError(f"{self.staging.path} cannot be written ({error.strerror})") from error
         # Where the clock did not tick in time nothing is known of what happened in this tick.
         # A step of a clock is a tick, or several.
         tick = max(now - first, LEAST_TICK) if now > first else UNSEEN_TICK

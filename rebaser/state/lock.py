@@ -91,8 +91,11 @@ class TreeLock:
         """
         if self.is_exclusive or self._callers == "shared" or self._coordinator:
             return self.is_exclusive
-        if self._callers != "exclusive" and not self._lock.try_acquire(Mode.EXCLUSIVE):
-            return False
+        try:
+            if self._callers != "exclusive" and not self._lock.try_acquire(Mode.EXCLUSIVE):
+                return False
+        except LockFileError as error:
+            raise LockError(error) from error
         try:
             self.is_exclusive = self._opened_inner().try_acquire(Mode.EXCLUSIVE)
         except (LockError, LockFileError):
@@ -143,10 +146,10 @@ class TreeLock:
         try:
             folder = folders.open(os.path.relpath(os.path.dirname(path), root))
             lock = Flock.open(path, create=False, dir_fd=folder)
+            self._others.append(lock)
+            if lock.try_acquire(Mode.EXCLUSIVE):
+                return False
         except (OSError, LockFileError):
-            return False
-        self._others.append(lock)
-        if lock.try_acquire(Mode.EXCLUSIVE):
             return False
         self._take(lock, Mode.EXCLUSIVE)
         return True

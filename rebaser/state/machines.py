@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from rebaser.errors import BusyError, UsageError
+from rebaser.errors import BusyError, UsageError, advice
 from rebaser.state.folder import State
 
 TYPE_CHECKING = False
@@ -57,9 +57,10 @@ def _word(state: State) -> str:
             time.sleep(0.02)
     except OSError as error:
         raise BusyError(
-            f"{path}, which names the lock, cannot be made or read ({error.strerror})"
+            f"{path}, which names the lock, cannot be made or read ({error.strerror}); nothing "
+            f"was changed: {advice(error)}"
         ) from error
-    raise BusyError(f"{path} does not hold the name of the lock: remove it")
+    raise BusyError(f"{path} does not hold the name of the lock; nothing was changed: remove it")
 
 
 def network_file_system(path: str) -> str | None:

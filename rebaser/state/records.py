@@ -87,7 +87,7 @@ def finish(state: State, record: Record, report: Report) -> None:
     Not where the records were cleared away since it began: who was asked after that does not know
     this run's number, and would take it for a later one.
     """
-    if state.holds(_path(record.number)):
+    if _read(state, record.number):
         _write(
             state,
             record._replace(

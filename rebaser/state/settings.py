@@ -35,10 +35,12 @@ def read_settings(state: State) -> list[tuple[int, str]]:
     except (FileNotFoundError, NotADirectoryError, LinkError):  # of the folder: no state is there
         return []
     except OSError as error:
-        raise UsageError(f"{path}: the options of this tree cannot be read ({error.strerror})")
+        what = f"the options of this tree cannot be read ({error.strerror}); nothing was changed"
+        raise UsageError(f"{path}: {what}: make them a readable file of lines") from None
     if st.st_uid not in {0, os.geteuid(), os.stat(state.root).st_uid} or st.st_mode & 0o022:
         raise UsageError(
-            f"{path}: others may write these options, so they are not followed: chmod go-w it"
+            f"{path}: others may write these options, so they are not followed; nothing was "
+            "changed: see what they say, then make the file yours alone (chown, chmod go-w)"
         )
     found = []
     for number, line in enumerate(map(os.fsdecode, data.splitlines()), 1):
@@ -49,7 +51,7 @@ def read_settings(state: State) -> list[tuple[int, str]]:
         if name not in LASTING:
             raise UsageError(
                 f"{path}, line {number}: {words[0]} is none of the options that a tree can have "
-                f"({' '.join(LASTING)})"
+                f"({' '.join(LASTING)}); nothing was changed: correct the line or take it out"
             )
         found.append((number, line.strip() if "=" in words[0] else "=".join(words)))
     return found

@@ -23,6 +23,10 @@ pytestmark = pytest.mark.slow
 GROWING = ("open", "write", "pwrite", "fsync", "mkdir", "link", "setxattr")
 
 
+# What is to be done, of which one is said with each error.
+HELPS = ("run rebaser", "make room", "limit of open files", "make it", "log", "choose another")
+
+
 class Failing:
     """Lets the n-th of some calls fail, and with `lasting` all later ones of the kind too."""
 
@@ -88,6 +92,7 @@ def test_an_error_at_every_call(
         if status:
             failures += 1
             assert os.strerror(code) in said, said
+            assert any(what in said for what in HELPS), f"it says not what to do: {said}"
             assert "failed " in said or str(in_memory) in said, f"it names no file: {said}"
         elif said.count("\n") <= 20 and "rebaser: " not in said:
             assert now == wanted
@@ -104,6 +109,27 @@ def test_an_error_at_every_call(
     else:
         pytest.fail("a run never got through")
     assert failures > 3
+
+
+def test_a_lock_that_fails_at_any_call(in_memory: Path) -> None:
+    """A file system that knows locks may be out of them when the shared one becomes exclusive."""
+    log = in_memory / "log"
+    told = 0
+    for number in range(1, 9):
+        root = in_memory / f"t{number}"
+        cold(root)
+        failing = Failing(number, errno.ENOLCK, in_memory / f"failed-{number}", lasting=True)
+        status = in_child(
+            ["run", str(root)], lambda failing=failing: intercept(["flock"], failing), log
+        )
+        said = log.read_text()
+        assert os.WEXITSTATUS(status) in (0, 1), said
+        assert "this is a bug" not in said, said
+        if status:
+            assert "its file system has no flock" in said
+            assert "Nothing was changed" in said
+            told += 1
+    assert told >= 2
 
 
 @pytest.fixture

@@ -324,7 +324,7 @@ def test_a_further_name_that_cannot_be_moved(tree: Path, tmp_path: Path) -> None
     said = log.read_text()
     assert os.WEXITSTATUS(status) == 1
     assert "failed bin/z/x002.dll: this further name of" in said
-    assert "it is a sound file at the old base; run rebaser again" in said
+    assert "it is a sound file at the old address; make it readable and writable" in said
     assert (tree / "bin/z/x002.dll").read_bytes() == old
     assert left_over(tree) == []
     assert in_child(["run", str(tree)], lambda: None, log) == 0

@@ -47,7 +47,7 @@ WRONG = [
     ("check", "nothing is named: give PATH, or set the environment variable SAGE_LOCAL"),
     ("check TREE/none", "TREE/none: no such file or folder"),
     ("run TREE --only-from none", "--only-from none: cannot be read (No such file or directory)"),
-    ("run TREE --avoid none", "none: the path given to --avoid does not exist"),
+    ("run TREE --avoid none", "--avoid none: no such file or folder; nothing was changed"),
     (
         "run TREE --arena 0x200000000-0x200000001",
         "--arena 0x200000000-0x200000001: the second address must lie above the first, with 64 KiB",

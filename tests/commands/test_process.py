@@ -106,6 +106,28 @@ def test_a_package_that_is_missing(tmp_path: Path) -> None:
     )
 
 
+UNRAISABLE = """
+from rebaser.cli import start
+class Odd:
+    def __init__(self, error): self.error = error
+    def __del__(self): raise self.error
+def work():
+    Odd(MemoryError())
+    Odd(ValueError("unseen"))
+    return 0
+start(work)
+"""
+
+
+def test_an_error_that_nobody_can_catch_is_told_unless_it_is_no_memory() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", UNRAISABLE], cwd=HERE, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0
+    assert "ValueError: unseen" in done.stderr
+    assert "MemoryError" not in done.stderr
+
+
 OUT_OF_MEMORY = """
 import os, resource, sys
 most = int(sys.argv[1]) << 20

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from trees import FLOOR, Rebaser, add_dll, contents, listing, make_tree, overlaps
+from trees import FLOOR, Rebaser, add_dll, contents, images, listing, make_tree, overlaps
 from users import NOBODY, ROOT_ONLY, as_nobody, give
 
 
@@ -30,6 +30,30 @@ def test_root_is_no_folder(rebaser: Rebaser, tmp_path: Path, name: str, words: s
         assert words in result.err
         assert ("SAGE_LOCAL" in result.err) is not bool(given)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+
+
+def test_an_avoided_pipe_is_refused(rebaser: Rebaser, tree: Path, tmp_path: Path) -> None:
+    """Nothing could be kept free for it, and nobody would be told."""
+    os.mkfifo(tmp_path / "pipe")
+    for option in ("--avoid", "--database"):
+        result = rebaser("run", tree, option, tmp_path / "pipe")
+        assert result.status == 2
+        assert f"{option} {tmp_path}/pipe: " in result.err
+        assert "nothing was changed" in result.err
+
+
+def test_a_path_that_is_too_long_is_told_as_such(rebaser: Rebaser, tree: Path) -> None:
+    folder = os.open(tree, os.O_RDONLY)
+    for _ in range(20):
+        os.mkdir("d" * 250, dir_fd=folder)
+        inner = os.open("d" * 250, os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = inner
+    os.close(folder)
+    result = rebaser("run", tree)
+    assert result.status == 1
+    assert "(File name too long): what lies below it was not looked at; give it a" in result.err
+    assert len({image.base for image in images(tree / "bin").values()}) == 6
 
 
 def test_an_empty_tree(rebaser: Rebaser, tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ def test_any_bytes(listed: bytes, scope: str, nul: bool) -> None:
         with pytest.raises(UsageError, match="-0"):
             named_paths(listed, "/nowhere/tree", scope, nul=nul)
         return
-    found = named_paths(listed, "/nowhere/tree", scope, nul=nul)
+    found, folders = named_paths(listed, "/nowhere/tree", scope, nul=nul)
+    assert {path[: path.rfind("/") + 1] for path in found} <= folders
     for path in found:
         parts = path.split("/")
         assert path
@@ -47,7 +48,7 @@ def test_any_bytes(listed: bytes, scope: str, nul: bool) -> None:
 def test_plain_names(names: set[str]) -> None:
     for end, nul in ((b"\n", False), (b"\r\n", False), (b"\0", True)):
         listed = b"".join(name.encode() + end for name in sorted(names))
-        assert named_paths(listed, "/nowhere/tree", "inner/", nul=nul) == {
+        assert named_paths(listed, "/nowhere/tree", "inner/", nul=nul)[0] == {
             f"inner/{name}" for name in names
         }
 
@@ -59,7 +60,7 @@ def test_a_million_names_take_a_moment(rebaser: Rebaser, tmp_path: Path) -> None
     with open(manifest, "a") as file:
         file.write("bin/x001.dll\n")
     began = time.process_time()
-    names = named_paths(manifest.read_bytes(), str(tree), "", nul=False)
+    names, _ = named_paths(manifest.read_bytes(), str(tree), "", nul=False)
     took = time.process_time() - began
     began = time.process_time()
     plain = {line for line in manifest.read_text().split("\n") if line}
@@ -71,6 +72,21 @@ def test_a_million_names_take_a_moment(rebaser: Rebaser, tmp_path: Path) -> None
     assert [move["path"] for move in report["moved"]] == ["bin/x001.dll"]
 
 
+def test_names_in_many_folders_take_a_moment(rebaser: Rebaser, tmp_path: Path) -> None:
+    """Each folder is looked at once, whatever lies above it, and no link is missed."""
+    tree = make_tree(tmp_path / "tree", 3)
+    (tree / "lib").mkdir()
+    (tree / "lib" / "link").symlink_to("../bin")
+    names = [f"lib/p{n % 1000}/q{n}/x.dll" for n in range(10**5)]
+    listed = "\n".join([*names, "lib/link/x001.dll", "lib/p1/../link/./x002.dll"]).encode()
+    began = time.process_time()
+    found, _ = named_paths(listed, str(tree), "", nul=False)
+    assert time.process_time() - began < 5  # 0.7 s; asked from the root on for each it was 30 s
+    assert found == {*names, "bin/x001.dll", "bin/x002.dll"}
+    report = rebaser.report("run", tree, "--only-from", "-", stdin=listed)
+    assert [move["path"] for move in report["moved"]] == ["bin/x001.dll", "bin/x002.dll"]
+
+
 @pytest.mark.parametrize("listed", [b"usr/lib/a.dll\n/elsewhere/b.dll\n", b"lib\\a.dll\r\n"])
 def test_a_list_of_other_names_is_told(rebaser: Rebaser, tmp_path: Path, listed: bytes) -> None:
     tree = make_tree(tmp_path / "tree", 3)
@@ -80,6 +96,13 @@ def test_a_list_of_other_names_is_told(rebaser: Rebaser, tmp_path: Path, listed:
     assert f"none of the names given to --only-from is there, such as {first}" in result.err
     assert f"relative to {tree}" in result.err
     assert "none of the names" not in rebaser("run", tree, "--only-from", "-").err
+    assert rebaser("run", tree, "--only-from", "-", stdin=b"bin/\n").err == ""
+
+
+def test_a_list_that_cannot_be_read(rebaser: Rebaser, tree: Path) -> None:
+    result = rebaser("run", tree, "--only-from", tree)
+    assert result.status == 2
+    assert f"--only-from {tree}: cannot be read (Is a directory); nothing was changed" in result.err
 
 
 def test_lines_where_nul_is_promised(rebaser: Rebaser, tree: Path) -> None:

@@ -285,7 +285,17 @@ def test_options_in_the_state_folder(rebaser: Rebaser, tree: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "line", ["--dry-run", "--nonsense", "--arena 7", "lib", "--avoid", "--state-dir /tmp"]
+    "line",
+    [
+        "--dry-run",
+        "--nonsense",
+        "--arena 7",
+        "lib",
+        "--avoid",
+        "--state-dir /tmp",
+        "--avoid /nowhere",
+        "--database=/nowhere/db",
+    ],
 )
 def test_a_wrong_line_is_named(rebaser: Rebaser, tree: Path, line: str) -> None:
     options = tree / "var/lib/rebaser/options"
@@ -305,8 +315,8 @@ def test_a_wrong_line_is_named(rebaser: Rebaser, tree: Path, line: str) -> None:
         ("too much", "holds 1048594 bytes"),
         ("a link", "cannot be read"),
         ("a folder", "cannot be read"),
-        ("a flag with a value", "line 1: argument --strict: ignored explicit argument"),
-        ("an operand", "line 1: argument --no-wait: ignored explicit argument"),
+        ("a flag with a value", "line 1: argument --strict: it does not take the value '--json'"),
+        ("an operand", "line 1: argument --no-wait: it does not take the value"),
     ],
 )
 def test_options_that_are_no_file_of_lines(

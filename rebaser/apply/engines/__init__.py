@@ -9,6 +9,7 @@ from cygwin.fault import RelocationError
 from cygwin.image import Image
 from cygwin.named_tuple import NamedTuple
 from cygwin.relocation import relocate
+from rebaser.errors import advice
 
 
 class Staged(NamedTuple):
@@ -59,5 +60,6 @@ class BuiltinEngine:
             except RelocationError as error:
                 reasons[item.staged] = str(error)
             except OSError as error:
-                reasons[item.staged] = f"its copy could not be written ({error.strerror or error})"
+                what = f"its copy could not be written ({error.strerror or error})"
+                reasons[item.staged] = f"{what}: {advice(error)}"
         return reasons

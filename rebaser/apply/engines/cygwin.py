@@ -13,6 +13,7 @@ from cygwin.named_tuple import NamedTuple
 from cygwin.programs import Outcome, ProgramError, Programs
 from cygwin.relocation import check_and_sum
 from rebaser.apply.engines import Engine, Staged
+from rebaser.errors import advice
 from rebaser.files import copy_bytes
 from rebaser.state.staging import ROOM
 
@@ -95,7 +96,8 @@ class CygwinEngine:
             self._give_up(error)
         except OSError as error:
             self._trouble = (
-                f"no copy could be made for Cygwin's programs ({error.strerror or error})"
+                f"no copy could be made for Cygwin's programs ({error.strerror or error}): "
+                f"{advice(error)}"
             )
         return {item.staged: self._not_tried() for item in items}
 
