@@ -3,9 +3,10 @@
 bin/test --cygwin [--ci] [--jobs N] [--minutes N] [tests/… …] [words for pytest]
 
 Each file of tests is a pytest of its own, because a fault of Wine may end or hang one. A test that
-hangs has failed, and the rest of its file goes on in another pytest. What each one said is in
-build/cygwin/. --ci runs the tests that concern what differs there, and of one with parameters the
-first and the last case; --minutes ends the run, and what was not reached has failed.
+hangs has failed, and the rest of its file goes on in another pytest. A few that failed are run once
+more, by themselves, which is said. What each one said is in build/cygwin/. --ci runs the tests that
+concern what differs there, and of one with parameters the first and the last case; --minutes ends
+the run, and what was not reached has failed.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ CYGWIN = HERE / "bin" / "cygwin"
 WORDS = HERE / "build" / "cygwin"
 #: Seconds that one test may take before the file's pytest is killed; pytest's own time-out is less.
 HUNG = 600
+#: How many tests that failed are run once more, by themselves: Wine ends a process now and then.
+MOST_AGAIN = 5
 PYTEST = (
     "python3",
     "-m",
@@ -254,6 +257,10 @@ def main() -> int:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         try:
             list(pool.map(work, files))
+            failed = [name for name, (outcome, _) in results.items() if outcome == "failed"]
+            for name in failed[:MOST_AGAIN]:
+                print("once more, by itself:", flush=True)
+                work(name)
         except BaseException:
             STOPPED.set()
             raise
