@@ -12,7 +12,7 @@ from rebaser.report import Group, Report
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.skip import Skipped, Stay, count_images
 from rebaser.scan.snapshot import Overlap, Snapshot
-from rebaser.scan.walk import Scan, scan_folders
+from rebaser.scan.walk import Scan
 from rebaser.state import records
 from rebaser.state.folder import FileSystemTime, StateError
 from rebaser.state.lock import LockError, TreeLock
@@ -97,13 +97,20 @@ def remember_work(
     applied: Applied | None,
     report: Report,
 ) -> None:
-    """Save what is known of the tree after a run whose scan began at `began`, and its record."""
-    seen, now, planned = found.scan.snapshot, began, True
+    """Save what is known of the tree after a run whose scan began at `began`, and its record.
+
+    The next run lists the folders that were committed to: their times are others by now.
+    """
+    seen, now = found.scan.snapshot, began
     try:
         if applied and applied.moved:
-            seen, now, planned = _after_moves(job, began, found, applied)
-        rest = _rest(job, seen, found if planned else None, report)
-        _save(job, seen, now, rest)
+            from rebaser.plan.survey import with_moves
+
+            # What was racy when the scan began is so; what has moved must not be.
+            before = snapshots.trusted(seen, began.nanoseconds, began.device)
+            seen = with_moves(before, found.survey.sources, applied.moved, applied.now)
+            now = job.state.time()
+        _save(job, seen, now, _rest(job, seen, found, report))
     except StateError as error:
         job.tell(f"{error}; the next run reads every image again")
     try:
@@ -117,37 +124,13 @@ def before_the_scan(job: Job) -> FileSystemTime:
     return job.state.time().before(time.monotonic() - job.scan_began)
 
 
-def _after_moves(
-    job: Job, began: FileSystemTime, found: Proposal, applied: Applied
-) -> tuple[Snapshot, FileSystemTime, bool]:
-    """Look at the folders that were committed to; return what is known of the tree at what time.
-
-    And whether nothing but what was planned has changed. What was racy when the scan began is so.
-    """
-    from rebaser.plan.survey import with_moves
-
-    before = snapshots.trusted(found.scan.snapshot, began.nanoseconds, began.device)
-    expected = with_moves(before, found.survey.sources, applied.moved, applied.now)
-    now = job.state.time()
-    with job.timed("scan"):
-        folders = applied.folders & expected.folders.keys()
-        seen = scan_folders(job.tree.root, job.options.rules, expected, folders)
-    as_expected = seen.folders.keys() == expected.folders.keys() and all(
-        seen.folders[each][1:] == expected.folders[each][1:] for each in folders
-    )
-    return seen, now, as_expected
-
-
-def _rest(job: Job, seen: Snapshot, found: Proposal | None, report: Report) -> Rest | None:
-    """Return what is left where nothing is to be done by anybody, or None.
-
-    `found` is what was planned, None where the tree has changed since.
-    """
+def _rest(job: Job, seen: Snapshot, found: Proposal, report: Report) -> Rest | None:
+    """Return what is left where nothing is to be done by anybody, or None."""
     if report.failed or report.unfinished or job.options.avoid:
         return None
     pending = tuple(one.path for one in report.skipped if one.cause is Stay.IN_USE)
     done = len(report.moved) + len(pending)
-    if job.request.is_for_all and found and done == len(found.plan.moves):
+    if job.request.is_for_all and done == len(found.plan.moves):
         return Rest(report.overlaps, pending)
     overlaps = job.planner().stays(seen, pending)
     return None if overlaps is None else Rest(overlaps, pending)

@@ -38,7 +38,6 @@ def commit(
         else:
             _commit_one(item, folders, applied, touched, lock)
         advance(1)
-    applied.folders.update(touched)
     for folder in sorted(touched):
         try:
             make_names_durable(folders.open(folder))

@@ -45,9 +45,8 @@ class Replacement:
 class Applied:
     """The moves that were carried out, and by name why the others were not.
 
-    `now` is the stat of each moved file's new self, `folders` are those in which names were
-    replaced; `changed` are the names of `skipped` at which another file lies by now, or none. All
-    names are relative to the root.
+    `now` is the stat of each moved file's new self; `changed` are the names of `skipped` at which
+    another file lies by now, or none. All names are relative to the root.
     """
 
     def __init__(self, moved: Sequence[Move] = ()) -> None:
@@ -56,7 +55,6 @@ class Applied:
         self.skipped: dict[str, Skipped] = {}
         self.failed: dict[str, str] = {}
         self.changed: set[str] = set()
-        self.folders: set[str] = set()
 
     def note_changed(self, name: str, detail: str = "") -> None:
         """Note a file that is no longer what was seen."""

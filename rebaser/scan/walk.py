@@ -107,27 +107,6 @@ def scan(
     return _Scanner(root, rules, snapshot, at_first_work, progress, keep_open=keep_open).scan()
 
 
-def scan_folders(root: str, rules: Rules, snapshot: Snapshot, folders: Iterable[str]) -> Snapshot:
-    """Return `snapshot` with these folders as they are now; all else stays as `snapshot` has it.
-
-    `folders` are paths relative to the root that `snapshot` has, seen under the same rules. A file
-    with the times of the snapshot is not opened: this run has read it or made it, and the next
-    reads its base again.
-    """
-    scanner = _Scanner(root, rules, snapshot)
-    scanner.believes_times = True
-    found = dict(snapshot.folders)
-    for path in folders:
-        listed = scanner.list(path)
-        if listed is None:
-            continue
-        found[path] = scanner.files(path, listed[0])
-        # Else the next scan would not meet a new one: the times of `path` are known by now.
-        for new, folder in scanner.walk(*scanner.new(listed[1])):
-            found[new] = scanner.files(new, folder)
-    return scanner.snapshot_of(found)
-
-
 def _inside(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
 
@@ -155,7 +134,6 @@ class _Scanner:
         self.at_first_work = at_first_work
         self.progress = progress
         self.may_open = None if keep_open else 0
-        self.believes_times = False
         self.changed = False
         self.failed: list[tuple[str, str]] = []
         self.images: dict[str, Image] = {}
@@ -339,10 +317,6 @@ class _Scanner:
         self, path: str, name: str, where: str, row: tuple[int, ...]
     ) -> tuple[int, ...] | None:
         """Look at one file; return what it is now, None if it is no longer a file."""
-        if self.believes_times:
-            st = os.lstat(where)
-            if has_times(st, row) and st.st_nlink == row[5]:
-                return row
         descriptor = open_to_read(where)
         try:
             st = os.fstat(descriptor)
