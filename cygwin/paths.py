@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import posixpath
 
@@ -67,10 +66,12 @@ def posix_path(path: str) -> str:
     if "\\" in path or path[1:3] == ":/":
         from cygwin.programs import ProgramError, run
 
-        with contextlib.suppress(ProgramError):
+        try:
             outcome = run(["cygpath", "-u", "--", path], timeout=30)
-            if outcome.status == 0 and outcome.stdout:
-                return outcome.stdout
+        except ProgramError:
+            return path
+        if outcome.status == 0 and outcome.stdout:
+            return outcome.stdout
     return path
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections import namedtuple
-from contextlib import suppress
 
 from locks.flock import Flock, LockFileError, Mode
 
@@ -35,25 +34,32 @@ def inherited_lock(path: str | int) -> Inherited | None:
         return None
     found = []
     for fd in _descriptors():
-        with suppress(OSError):  # the descriptor that listed the folder
+        try:
             is_ours = fd == path or not os.get_inheritable(fd)
             if not is_ours and os.path.samestat(os.fstat(fd), wanted):
                 found.append(Inherited(fd, _state(fd, path)))
+        except OSError:  # the descriptor that listed the folder
+            continue
     return min(found, key=lambda one: _ORDER.index(one.state), default=None)
 
 
 def _descriptors() -> list[int]:
     for folder in ("/proc/self/fd", "/dev/fd"):
-        with suppress(OSError):
+        try:
             return sorted(int(name) for name in os.listdir(folder) if name.isdigit())
+        except OSError:
+            continue
     return []
 
 
 def _state(fd: int, path: str | int) -> str:
     from locks.holders import flock_in
 
-    with suppress(OSError), open(f"/proc/self/fdinfo/{fd}", errors="replace") as file:
-        return flock_in(file.read()) or "unlocked"
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", errors="replace") as file:
+            return flock_in(file.read()) or "unlocked"
+    except OSError:
+        pass  # Cygwin has none
     try:
         return probe(fd, path)
     except LockFileError:

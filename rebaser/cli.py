@@ -7,10 +7,9 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 from rebaser import __version__
-from rebaser.errors import WHOLE, RebaserError, UsageError
+from rebaser.errors import WHOLE, RebaserError, UsageError, suppress
 from rebaser.overview import COMMANDS, command_module, overview
 from rebaser.process import Terminated, catch_signals, discard_output, flush_errors, open_streams
 from rebaser.text import printable

@@ -7,7 +7,8 @@ import os
 import stat as modes
 import time
 from collections.abc import Callable, Collection
-from contextlib import suppress
+
+from rebaser.errors import suppress
 
 # A symbolic link that has taken a file's place is not followed, and a pipe is not waited for.
 _SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

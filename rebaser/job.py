@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from rebaser.options import Options
 from rebaser.progress import Progress
@@ -19,6 +17,20 @@ if TYPE_CHECKING:
     from cygwin.fault import Fault
     from rebaser.apply.engines import Engine
     from rebaser.plan.proposal import Planner
+
+
+class Timed:
+    """A block whose time, in seconds, is added to what its stage took so far."""
+
+    def __init__(self, seconds: dict[str, float], stage: str) -> None:
+        self._seconds, self._stage = seconds, stage
+
+    def __enter__(self) -> None:
+        self._began = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        took = time.monotonic() - self._began
+        self._seconds[self._stage] = self._seconds.get(self._stage, 0.0) + took
 
 
 class Job:
@@ -63,14 +75,9 @@ class Job:
             self._told.add(text)
             self.progress.tell(text)
 
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
+    def timed(self, stage: str) -> Timed:
         """Add up how long a stage takes."""
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - began
+        return Timed(self.seconds, stage)
 
     def snapshot(self) -> Snapshot:
         """Return what the last run saw."""

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+else:
+    # The signal module makes enumerations of all that is in this one: 3 ms of each start.
+    import _signal as signal
 
 STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))  # by descriptor
 ENDING = ("SIGTERM", "SIGHUP")
@@ -73,7 +79,7 @@ def flush_errors() -> None:
 def _ending() -> list[int]:
     # A native Windows Python, which lacks SIGHUP, is told later on that it will not do.
     numbers = [getattr(signal, name) for name in ENDING if hasattr(signal, name)]
-    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    return [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
 
 
 def _terminate(number: int, _frame: object) -> None:

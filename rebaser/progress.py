@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 import time
 from _thread import allocate_lock  # threading itself takes 2 ms to import
-from contextlib import suppress
 
+from rebaser.errors import suppress
 from rebaser.text import byte_count, plural, printable
 
 TYPE_CHECKING = False

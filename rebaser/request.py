@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
-from contextlib import suppress
 
 from cygwin.named_tuple import NamedTuple
-from rebaser.errors import UsageError
+from rebaser.errors import UsageError, suppress
 
 
 class Request(NamedTuple):

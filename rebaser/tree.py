@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import stat as modes
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 
-from rebaser.errors import UsageError
+from rebaser.errors import UsageError, suppress
 from rebaser.files import on_cygwin
 from rebaser.state import RUNS
 

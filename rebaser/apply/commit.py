@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 from rebaser.apply.in_use import users_of
 from rebaser.apply.outcome import Applied, Replacement
-from rebaser.errors import advice
+from rebaser.errors import advice, suppress
 from rebaser.files import Folders, LinkError, make_names_durable, put_in_place
 from rebaser.scan.walk import has_times
 from rebaser.state.lock import TreeLock

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 
+from rebaser.errors import suppress
 from rebaser.plan.survey import Source
 from rebaser.report import Move
 from rebaser.scan.walk import PRUNED_NAME

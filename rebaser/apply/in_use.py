@@ -10,9 +10,9 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Collection, Iterable
-from contextlib import suppress
 
 from locks.holders import words_of
+from rebaser.errors import suppress
 from rebaser.files import on_cygwin
 from rebaser.tree import Tree
 

@@ -6,14 +6,14 @@ import errno
 import os
 import stat as modes
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from cygwin.fault import ImageError
 from cygwin.image import read_image
 from cygwin.relocation import check_and_sum
 from rebaser.apply.engines import Engine, Staged
 from rebaser.apply.outcome import Applied, Replacement
-from rebaser.errors import advice
+from rebaser.errors import advice, suppress
 from rebaser.files import (
     Folders,
     begin_to_make_durable,

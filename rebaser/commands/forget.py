@@ -17,11 +17,10 @@ import re
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 
 from locks.holders import describe_holders, holders
 from rebaser.commands.shared import add_root, tree_of
-from rebaser.errors import BusyError, UsageError
+from rebaser.errors import BusyError, UsageError, suppress
 from rebaser.files import Folders, names_in, open_folder
 from rebaser.parser import Parser
 from rebaser.state import RUNS

@@ -6,11 +6,10 @@ import errno
 import os
 import stat as modes
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 
 from cygwin.fault import Fault
 from cygwin.named_tuple import NamedTuple
-from rebaser.errors import advice
+from rebaser.errors import advice, suppress
 from rebaser.files import most_open, open_to_read
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.snapshot import Folder, Seen, Snapshot

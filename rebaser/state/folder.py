@@ -5,11 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 
 from cygwin.named_tuple import NamedTuple
-from rebaser.errors import WHOLE, RebaserError, advice
+from rebaser.errors import WHOLE, RebaserError, advice, suppress
 from rebaser.files import (
     MOMENTARY,
     Folders,
@@ -51,16 +50,21 @@ class StateError(RebaserError):
     """The state folder cannot be used."""
 
 
-@contextmanager
-def _telling(what: str, left: str = "nothing was changed") -> Iterator[None]:
-    """Raise StateError for an OSError, with what cannot be done and how all is left."""
-    try:
-        yield
-    except OSError as error:
-        raise StateError(
-            f"{what} ({error.strerror}); {left}: {advice(error)}, or name another place with "
-            "--state-dir and --lock-file"
-        ) from error
+class _Telling:
+    """Raises StateError for an OSError, with what cannot be done and how all is left."""
+
+    def __init__(self, what: str, left: str = "nothing was changed") -> None:
+        self._what, self._left = what, left
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if isinstance(error, OSError):
+            raise StateError(
+                f"{self._what} ({error.strerror}); {self._left}: {advice(error)}, or name another "
+                "place with --state-dir and --lock-file"
+            ) from error
 
 
 class State:
@@ -101,12 +105,12 @@ class State:
             self._remove_staging()
             self.staging = StagingFolder(path, self._open())
 
-        with _telling(f"{path}, where copies are made, cannot be made anew"):
+        with _Telling(f"{path}, where copies are made, cannot be made anew"):
             patiently(make_anew, _GOING)
         self._make(RUNS)
 
     def _make(self, below: str) -> None:
-        with _telling(f"{self.folder}/{below}".rstrip("/") + ": the folder cannot be made"):
+        with _Telling(f"{self.folder}/{below}".rstrip("/") + ": the folder cannot be made"):
             if not self.is_inside:
                 os.makedirs(self.folder, self._mode(), exist_ok=True)
             self._open(below, self._mode())
@@ -120,7 +124,7 @@ class State:
         folder = os.path.dirname(lock_file)
         if not folder.startswith(top):
             return None
-        with _telling(f"{folder}: the folder cannot be made"):
+        with _Telling(f"{folder}: the folder cannot be made"):
             self._locks = Folders(self.root)
             return self._locks.open(folder[len(top) :], self._mode())
 
@@ -197,7 +201,7 @@ class State:
         """Replace a file. Raises StateError; then the old one is still there."""
         from rebaser.state.staging import NEW
 
-        with _telling(f"{self.folder}/{name} cannot be written", WHOLE):
+        with _Telling(f"{self.folder}/{name} cannot be written", WHOLE):
             assert self.staging is not None
             folder, name = self._at(name)
             write_file(name, data, NEW, folder=folder, staging=self.staging.descriptor)
@@ -252,7 +256,7 @@ class State:
         """
         assert self.staging is not None
         folder = self.staging.descriptor
-        with _telling(f"{self.staging.path} cannot be written", WHOLE):
+        with _Telling(f"{self.staging.path} cannot be written", WHOLE):
             before = os.fstat(folder)
             first = _touch(folder)
             deadline = time.monotonic() + LONGEST_TICK

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 from locks.flock import Flock, LockFileError, Mode
-from rebaser.errors import BusyError, RebaserError
+from rebaser.errors import BusyError, RebaserError, suppress
 from rebaser.files import Folders
 
 TYPE_CHECKING = False

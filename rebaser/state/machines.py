@@ -6,9 +6,8 @@ import os
 import re
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
-from rebaser.errors import BusyError, UsageError, advice
+from rebaser.errors import BusyError, UsageError, advice, suppress
 from rebaser.state.folder import State
 
 TYPE_CHECKING = False

@@ -6,9 +6,9 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 
 from cygwin.named_tuple import NamedTuple
+from rebaser.errors import suppress
 from rebaser.report import Group, Report
 from rebaser.request import Request
 from rebaser.state import RUNS

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import suppress
 
+from rebaser.errors import suppress
 from rebaser.files import make_file, names_in, open_folder
 from rebaser.state import MARK, PROBE
 

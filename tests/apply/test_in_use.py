@@ -102,7 +102,7 @@ def test_on_cygwin_a_dll_in_use_stays_and_its_user_is_named(tree: Path, tmp_path
         assert f"in use: process {pid} (" in log.read_text()
         assert contents(tree)["bin/x002.dll"] == before["bin/x002.dll"]
     assert in_child(words, lambda: None, log) == 0
-    assert "moved bin/x002.dll" in log.read_text()
+    assert "KiB  bin/x002.dll" in log.read_text()
     assert overlaps(tree) == set()
 
 
@@ -153,7 +153,7 @@ def test_on_cygwin_who_moves_for_one_in_use_settles_nothing(
     log = tmp_path / "log"
     with mapped(tree / "lib/new.dll"):
         in_child(["run", str(tree), "--verbose"], busy_on_cygwin(tree / "lib/new.dll"), log)
-        assert "moved bin/known.dll" in log.read_text()
+        assert "KiB  bin/known.dll" in log.read_text()
         assert "skipped lib/new.dll: in use: " in log.read_text()
     assert [m["path"] for m in rebaser.report("run", tree)["moved"]] == ["lib/new.dll"]
     assert rebaser.report("run", tree)["moved"] == []

@@ -62,7 +62,10 @@ def test_a_name_that_a_killed_run_left_half_written_is_told(tmp_path: Path) -> N
     path = Path(state.folder, "name")
     path.parent.mkdir(parents=True)
     path.write_text("012")
-    with pytest.raises(BusyError, match=f"{path} does not hold the name of the lock: remove it"):
+    with pytest.raises(
+        BusyError,
+        match=f"{path} does not hold the name of the lock; nothing was changed: remove it",
+    ):
         name_of_lock(URL, state)
 
 

@@ -47,7 +47,7 @@ def test_flags_of_rebase(sh: Shell, tree: Path) -> None:
     os.utime(dll, ns=(10**18, 10**18))
     result = sh('sage-rebase "$1" -- -v -n --touch -b 0x400000000', tree)
     assert result.status == 0, result.words
-    assert "moved bin/x001.dll" in result.out
+    assert "KiB  bin/x001.dll" in result.out
     assert result.err.count("passed over") == 2
     assert "the flag -b of Cygwin's rebase is passed over" in result.err
     assert dll.stat().st_mtime_ns != 10**18
