@@ -52,6 +52,7 @@ class Outcome(NamedTuple):
             end = f"ended with status {self.status}"
         lines = f"{self.stderr}\n{self.stdout}".split("\n")
         words = "; ".join(filter(None, map(str.strip, lines)))
+        words = words if len(words) <= 400 else f"{words[:200]} ... {words[-200:]}"
         return f"{_shortened(self.argv)} {end}" + (f", saying: {words}" if words else "")
 
 

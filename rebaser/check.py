@@ -275,5 +275,5 @@ def _has_high_entropy(program: str) -> bool:
     found, _ = look_at_one(*os.path.split(program))
     if any(seen.high_entropy_va for _, seen in found.files()):
         with suppress(OSError), open(open_to_read(program), "rb") as file:
-            return bool(re.search(rb"(?i)cygwin1\.dll|msys-2\.0\.dll", file.read()))
+            return bool(re.search(rb"(?i)cygwin1\.dll|msys-2\.0\.dll", file.read(1 << 28)))
     return False

@@ -71,7 +71,8 @@ def _record(folder: str | None) -> int:
     tree = find_tree(folder)
     programs = Programs.find()
     if programs is None:
-        complain("sage-rebase --all: Cygwin's program rebase was not found; nothing was recorded")
+        what = "Cygwin's program rebase was not found; nothing was recorded"
+        complain(f"sage-rebase --all: {what}: install Cygwin's package rebase, and run it again")
         return 1
     seen = tree.state.load_snapshot(complain)
     found = scan(tree.root, Rules(), seen)

@@ -50,6 +50,8 @@ def reservations(
     """
     ranges = {machine: list(of_machine) for machine, of_machine in OF_RUNTIME.items()}
     database_slots: dict[str, Range] = {}
+    if (root := options.cygwin_root) and not os.path.isdir(root):
+        raise UsageError(f"--cygwin-root {root}: no such folder; nothing was changed")
     for path in database_files(options.database, options.cygwin_root):
         try:
             found = read_database(path)

@@ -64,6 +64,7 @@ WRONG = [
     ("flags -d2 FILE", "a BOOL is one of 1, true, yes, t, y, 0, false, no, f, n"),
     ("forget TREE --force", "there is no option --force (see rebaser forget --help)"),
     ("hook pacman TREE/none", "TREE/none: this root is not a folder; pacman's is /"),
+    ("check TREE --cygwin-root none", "--cygwin-root none: no such folder; nothing was changed"),
     ("hook", "the following arguments are required: sage|pacman|cygwin"),
     ("lock", "no COMMAND is given (rebaser lock --help tells more)"),
     ("lock -w soon -- true", "argument -w/--wait: 'soon' is no number of seconds: 0 or more"),

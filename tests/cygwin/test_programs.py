@@ -46,6 +46,13 @@ def test_status_output_and_words() -> None:
     assert str(outcome).endswith("exit 3' ended with status 3, saying: err; out")
 
 
+def test_a_flood_of_words_is_told_by_its_ends() -> None:
+    told = str(run(["sh", "-c", "echo begin; seq 10000; echo end"], timeout=60))
+    assert "saying: begin; 1; 2" in told
+    assert told.endswith("; 10000; end")
+    assert len(told) < 600
+
+
 def test_cygwins_noise_is_dropped() -> None:
     script = 'printf %s "$0" >&2; echo "rebase: no such file" >&2'
     assert run(["sh", "-c", script, FAST_CWD], timeout=60).stderr == "rebase: no such file"

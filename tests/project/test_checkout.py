@@ -37,6 +37,15 @@ exec PYTHON "$@"
 """
 
 
+def test_the_demo_says_what_it_does_and_makes_no_folder_of_an_option(tmp_path: Path) -> None:
+    for word, status in (("--help", 0), ("--hlep", 2)):
+        done = subprocess.run(
+            [HERE / "bin/demo", word], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
+        assert (done.returncode, "demo [DIR]" in done.stdout) == (status, True)
+    assert list(tmp_path.iterdir()) == []
+
+
 class Checkout:
     """A copy of this checkout, whose .venv costs nothing."""
 

@@ -75,6 +75,7 @@ def test_what_is_not_moved_is_unchanged_and_says_why(
     assert status == (0 if moved == COUNT else 1)
     for failed in report["failed"]:
         assert str(FAKE_PROGRAMS / character / "rebase") in failed["reason"]
+        assert "; --engine builtin does without; it stays as it was" in failed["reason"]
     assert not report["failed"] or any(words in failed["reason"] for failed in report["failed"])
     # What was left over is done by the other engine, and then all is as if it had done everything.
     status, _, report = run(tree, FAKE_PROGRAMS / character, "--engine", "builtin")

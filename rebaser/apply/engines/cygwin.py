@@ -67,7 +67,7 @@ class CygwinEngine:
         if able:
             reasons.update(self._relocate(able))
         if self._fallback is None or not reasons:
-            return reasons
+            return {path: f"{why}; --engine builtin does without" for path, why in reasons.items()}
         engine, warn = self._fallback
         if self._trouble and not self._warned:
             self._warned = True
