@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat as modes
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 from cygwin.fault import Fault
 from cygwin.named_tuple import NamedTuple
@@ -186,37 +186,32 @@ class _Scanner:
 
     def folders(self) -> Iterator[tuple[str, Folder]]:
         """Yield every folder with its files of interest as remembered, first those that changed."""
-        if not self.comparable:
-            self.changed = True
-            yield from self.walk("")
-            return
-        lstat = os.lstat
-        top = self.top
-        listed: dict[str, set[str]] = {}  # the subfolders of each folder that was listed again
+        known = self.snapshot.folders if self.comparable else {}
+        again: dict[str, set[str]] = {}  # the subfolders of each that was listed again
         unchanged = []
-        for path, folder in self.snapshot.folders.items():
-            if listed:
-                parent = path.rpartition("/")[0]
-                if path and parent in listed and path not in listed[parent]:
-                    listed[path] = set()  # gone, and so is all below it
-                    continue
-            try:
-                st = lstat(top + path)
-            except OSError as error:
-                listed[path] = set()
-                if self.missed(path or ".", error, UNLISTED):
-                    yield path, _UNLISTED
-                continue
-            if (st.st_mtime_ns, st.st_ctime_ns, st.st_ino, st.st_dev) == folder.stat:
-                unchanged.append((path, folder))
-                continue
-            listed[path] = set()
-            result = self.list(path)
-            if result:
-                listed[path] = set(result[1])
-                yield path, result[0]
-                yield from self.walk(*self.new(result[1]))
-        yield from unchanged
+        stack = list(reversed(known)) or [""]
+        while stack:
+            path = stack.pop()
+            if again and path and path not in again.get(path.rpartition("/")[0], (path,)):
+                again[path] = set()  # gone, and so is all below it
+            elif path in known and self.is_as_seen(path, known[path]):
+                unchanged.append(path)
+            else:
+                listed = self.list(path)
+                again[path] = set(listed[1]) if listed else set()
+                if listed:
+                    yield path, listed[0]
+                    stack += [new for new in reversed(listed[1]) if new not in known]
+        for path in unchanged:
+            yield path, known[path]
+
+    def is_as_seen(self, path: str, folder: Folder) -> bool:
+        """Return whether a folder has its times, inode and device still."""
+        try:
+            st = os.lstat(self.top + path)
+        except OSError:
+            return False
+        return (st.st_mtime_ns, st.st_ctime_ns, st.st_ino, st.st_dev) == folder.stat
 
     def missed(self, path: str, error: OSError, what: str) -> bool:
         """Note what cannot be looked at; what is gone by now is nobody's failure: False."""
@@ -226,20 +221,6 @@ class _Scanner:
         if not gone:
             self.failed.append((path, f"cannot be {what % error.strerror}; {advice(error)}"))
         return not gone
-
-    def new(self, subfolders: Iterable[str]) -> list[str]:
-        """Return those folders that are not remembered."""
-        return [path for path in subfolders if path not in self.snapshot.folders]
-
-    def walk(self, *paths: str) -> Iterator[tuple[str, Folder]]:
-        """List folders and everything below them."""
-        stack = list(reversed(paths))
-        while stack:
-            path = stack.pop()
-            result = self.list(path)
-            if result:
-                yield path, result[0]
-                stack += reversed(result[1])
 
     def list(self, path: str) -> tuple[Folder, list[str]] | None:
         """List one folder, and the paths of its subfolders; None: it is gone.
