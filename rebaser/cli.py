@@ -66,18 +66,17 @@ def dispatch(words: Sequence[str]) -> int:
 
 def main(words: Sequence[str] | None = None) -> NoReturn:
     """Run rebaser and exit."""
-    given = sys.argv[1:] if words is None else words
-    start(lambda: dispatch(given))
+    start(dispatch, sys.argv[1:] if words is None else words)
 
 
-def start(work: Callable[[], int]) -> NoReturn:
-    """Do what a program is for and exit with the status that `work` returns, or its failure's."""
+def start(program: Callable[[Sequence[str]], int], words: Sequence[str]) -> NoReturn:
+    """Run a program and exit with the status that it returns, or its failure's."""
     sys.unraisablehook = _tell_unraisable
     gc.disable()  # no command makes circles worth looking for, and looking takes 10 ms of a run
     try:
         catch_signals()
         open_streams()
-        status = status_of_work(work)
+        status = status_of(words, program)
         flush_errors()
         gc.freeze()  # else Python's end looks through all that was made for garbage
     except KeyboardInterrupt:  # once more, while the first was told
@@ -94,16 +93,11 @@ def _tell_unraisable(what: sys.UnraisableHookArgs) -> None:
         sys.__unraisablehook__(what)
 
 
-def status_of(words: Sequence[str]) -> int:
-    """Run the command and return the exit status; every failure is one line on stderr."""
-    return status_of_work(lambda: dispatch(words))
-
-
-def status_of_work(work: Callable[[], int]) -> int:
-    """Return what `work` returns, or the status of what it raises, which is caught nowhere else."""
+def status_of(words: Sequence[str], program: Callable[[Sequence[str]], int] = dispatch) -> int:
+    """Return the exit status of a program; every failure, caught nowhere else, is one line."""
     try:
         try:
-            status = work()
+            status = program(words)
         except SystemExit as end:  # argparse's: a usage error, --help and --version
             status = int(end.code or 0)
         sys.stdout.flush()

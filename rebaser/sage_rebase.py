@@ -31,7 +31,7 @@ def main() -> None:
     """Run the program and exit."""
     from rebaser.cli import start
 
-    start(lambda: sage_rebase(sys.argv[1:]))
+    start(sage_rebase, sys.argv[1:])
 
 
 def sage_rebase(words: Sequence[str]) -> int:

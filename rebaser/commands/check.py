@@ -61,7 +61,22 @@ def main(arguments: Namespace) -> int:
         for folder, others in findings.runs.items()
     ]
     if arguments.json:
-        print_findings(findings, commands)
+        print_json(
+            {
+                "images": len(findings.named),
+                "breaks_fork": findings.breaks_fork,
+                "broken": sorted(findings.broken),
+                "overlaps": findings.overlaps,
+                "problems": reason_objects(findings.problems, "problem"),
+                "incurable": reason_objects(findings.incurable, "problem"),
+                "failed": reason_objects(findings.unread),
+                "skipped": findings.skipped,
+                "unjudged": [one.path for one in findings.unjudged],
+                "at_linkers_base": findings.at_linkers_base,
+                "would_move": list(findings.moves.values()),
+                "runs": commands,
+            }
+        )
     elif not arguments.quiet:
         alone = len(paths) == len(folders) == 1
         top = f"{os.path.realpath(paths[0]).rstrip('/')}/" if alone else ""
@@ -129,7 +144,7 @@ def of_check(
         ("cannot be judged:", unread),
     ):
         told = [(path.removeprefix(top), why) for path, why in pairs]
-        causes += (say.lines_of if verbose else say.by_reason)(what, told)
+        causes += say.by_reason(what, told, verbose=verbose)
     return Verdict(colour, sentence, causes)
 
 
@@ -157,23 +172,3 @@ def _groups(findings: Findings) -> Iterator[str]:
                 yield f"  {path} (a run moves it to {address(move.new_base)})"
             else:
                 yield f"  {path}" + ("" if path in findings.named else " (not asked about)")
-
-
-def print_findings(findings: Findings, commands: Sequence[str]) -> None:
-    """Print the findings as one JSON object."""
-    print_json(
-        {
-            "images": len(findings.named),
-            "breaks_fork": findings.breaks_fork,
-            "broken": sorted(findings.broken),
-            "overlaps": findings.overlaps,
-            "problems": reason_objects(findings.problems, "problem"),
-            "incurable": reason_objects(findings.incurable, "problem"),
-            "failed": reason_objects(findings.unread),
-            "skipped": findings.skipped,
-            "unjudged": [one.path for one in findings.unjudged],
-            "at_linkers_base": findings.at_linkers_base,
-            "would_move": list(findings.moves.values()),
-            "runs": commands,
-        }
-    )

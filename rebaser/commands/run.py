@@ -141,7 +141,7 @@ def main(arguments: Namespace) -> int:
 
 def print_report(report: Report, tree: Tree, arguments: Namespace, *, is_first: bool) -> None:
     """Print what a person wants to know of a run; what failed goes to stderr, after the verdict."""
-    from rebaser.commands.verdict import by_reason, lines_of, of_run, show
+    from rebaser.commands.verdict import by_reason, of_run, show
 
     verbose = arguments.verbose
     if report.exit_status or not arguments.quiet:
@@ -149,8 +149,7 @@ def print_report(report: Report, tree: Tree, arguments: Namespace, *, is_first: 
         verdict = of_run(report, tree, verbose=verbose, is_first=is_first, named=named)
         show(verdict, verbose=verbose, out=sys.stderr if arguments.quiet else sys.stdout)
         sys.stdout.flush()
-    failed = lines_of("failed", report.failed) if verbose else by_reason("failed", report.failed)
-    for line in failed:
+    for line in by_reason("failed", report.failed, verbose=verbose):
         print(printable(line), file=sys.stderr)
 
 

@@ -118,7 +118,7 @@ def of_run(
         )
     rows: list[str] = []
     if verbose:
-        rows += lines_of("skipped", [(one.path, one.reason) for one in told])
+        rows += by_reason("skipped", [(o.path, o.reason) for o in told], verbose=True)
         version = f" ({report.engine_version})" if report.engine_version else ""
         facts = [f"tree {report.root}"]
         facts += [f"run {report.run}"] if report.run is not None else []
@@ -206,18 +206,17 @@ def where_they_lay(moves: Iterable[Move], verb: str) -> Iterator[str]:
         yield f"{len(inside):,} {verb} where another does: {names(inside)}"
 
 
-def lines_of(what: str, pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
-    """Yield a line for each (path, reason)."""
-    for path, reason in pairs:
-        yield f"{what} {path}: {reason}"
+def by_reason(
+    what: str, pairs: Iterable[tuple[str, str]], *, verbose: bool = False
+) -> Iterator[str]:
+    """Yield a line for each reason of (path, reason), with the number of files and some names.
 
-
-def by_reason(what: str, pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
-    """Yield a line for each reason of (path, reason), with the number of files and some names."""
-    of: dict[str, list[str]] = {}
+    With `verbose` a line for each path.
+    """
+    of: dict[tuple[str, str], list[str]] = {}
     for path, reason in pairs:
-        of.setdefault(reason, []).append(path)
-    for reason, paths in sorted(of.items(), key=lambda item: -len(item[1])):
+        of.setdefault((reason, path if verbose else ""), []).append(path)
+    for (reason, _), paths in sorted(of.items(), key=lambda item: -len(item[1])):
         many = f"{len(paths):,} files ({names(paths)})"
         yield f"{what} {many if len(paths) > 1 else paths[0]}: {reason}"
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
 
-from cygwin.address_space import GRANULARITY, is_runtime, machine_name
+from cygwin.address_space import GRANULARITY, machine_name
 from cygwin.named_tuple import NamedTuple
 from rebaser.report import Group
 from rebaser.text import address, address_size, plural, printable
@@ -97,7 +97,9 @@ def _zone(found: AddressMap, zone: Zone, row_size: int, most_rows: int) -> Itera
         row_size *= 2
     if not (zone.is_arena or numbers):
         return
-    yield Line(f"{_extent(zone)} {zone.purpose}: {_held(found, zone)}", Style.ZONE)
+    count = sum(zone.low <= one.low < zone.high for one in found.images)
+    held = plural(count, "DLL") if count else "no DLLs"
+    yield Line(f"{_extent(zone)} {zone.purpose}: {held}", Style.ZONE)
     notes = [*(room(found) if zone.is_arena else ())]
     notes += [f"a row is {address_size(row_size)}"] if numbers else []
     yield from (Line(text, Style.NOTE) for text in notes)
@@ -154,13 +156,3 @@ def _overlaps(root: str, found: AddressMap, every_name: bool) -> Iterator[Line]:
 def _extent(one: Group | Region | Zone) -> str:
     end = f"-{address(one.high)}" if one.high < 1 << 47 else " and up"
     return f"{address(one.low)}{end}"
-
-
-def _held(found: AddressMap, zone: Zone) -> str:
-    """Return what lies in an address range, the runtime told from DLLs that only lie there too."""
-    paths = [one.path for one in found.images if zone.low <= one.low < zone.high]
-    own = sum(map(is_runtime, paths))
-    count = plural(len(paths) - own, "other DLL" if own else "DLL") if paths else "no DLLs"
-    if not own:
-        return count
-    return f"it and {count}" if len(paths) > own else "the runtime"

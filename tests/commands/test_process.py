@@ -111,11 +111,11 @@ from rebaser.cli import start
 class Odd:
     def __init__(self, error): self.error = error
     def __del__(self): raise self.error
-def work():
+def work(words):
     Odd(MemoryError())
     Odd(ValueError("unseen"))
     return 0
-start(work)
+start(work, [])
 """
 
 
