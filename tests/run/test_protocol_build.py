@@ -28,6 +28,8 @@ from trees import (
     overlaps,
 )
 
+from rebaser.files import on_cygwin
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 
 PACKAGES = 20
@@ -162,7 +164,7 @@ def test_twenty_runs_on_a_tree_with_work(rebaser: Rebaser, tmp_path: Path, place
         assert len(full) <= 2
 
 
-STRACE = shutil.which("strace")
+STRACE = None if on_cygwin() else shutil.which("strace")  # Cygwin's is another program
 
 
 def start_traced(rebaser: Rebaser, trace: Path, *words: str) -> subprocess.Popen[str]:
