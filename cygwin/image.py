@@ -33,7 +33,8 @@ SHORTEST_OPTIONAL_HEADER = {PE32: 96, PE32_PLUS: 112}
 
 DOS_HEADER_SIZE = 64
 FILE_HEADER_SIZE = 24  # with the signature before it
-SECTION_HEADER_SIZE = 40
+# Name, VirtualSize, VirtualAddress, SizeOfRawData, PointerToRawData ("Section Table").
+SECTION_HEADER = struct.Struct("<8s4I16x")
 SYMBOL_SIZE = 18
 # Windows maps sections from a multiple of this, whatever PointerToRawData says.
 SECTOR = 512
@@ -184,24 +185,19 @@ def _parse(headers: bytes) -> Any:
 
 
 def _sections(reader: Reader, offset: int, count: int) -> tuple[Section, ...]:
-    """Return the sections of the table at `offset`, in pefile's format, in their order."""
-    import pefile
-
-    row = struct.Struct(
-        pefile.Structure(pefile.PE.__IMAGE_SECTION_HEADER_format__).__get_format__()
-    )
-    table = reader.read(offset, count * row.size)
-    if len(table) < count * row.size:
+    """Return the sections of the table at `offset`, in their order."""
+    table = reader.read(offset, count * SECTION_HEADER.size)
+    if len(table) < count * SECTION_HEADER.size:
         raise NotAnImage(Fault.TRUNCATED, "the file ends within its section table")
     return tuple(
         Section(name.rstrip(b"\0"), address, virtual_size, raw_offset, raw_size)
-        for name, virtual_size, address, raw_size, raw_offset, *_ in row.iter_unpack(table)
+        for name, virtual_size, address, raw_size, raw_offset in SECTION_HEADER.iter_unpack(table)
     )
 
 
 def _header_fault(image: Image, optional: Any, section_table: int) -> _Wrong | None:
     """Return what the headers say that cannot be, or None; `section_table` is its offset."""
-    headers_end = section_table + len(image.sections) * SECTION_HEADER_SIZE
+    headers_end = section_table + len(image.sections) * SECTION_HEADER.size
     machine = machine_name(image.machine)
     width = MACHINE_WIDTH.get(image.machine)
     if width is None:

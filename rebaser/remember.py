@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 
-from cygwin.named_tuple import NamedTuple
 from cygwin.paths import database_files
 from rebaser.job import Job
 from rebaser.report import Group, Report
@@ -24,18 +24,8 @@ if TYPE_CHECKING:
     from rebaser.state.records import Record
 
 
-class Rest(NamedTuple):
-    """What is left when a run for everything has nothing to do: until something changes, it stays.
-
-    `overlaps` are those that no run cures, `pending` the names of DLLs that are in use.
-    """
-
-    overlaps: tuple[Group, ...]
-    pending: tuple[str, ...] = ()
-
-
 def settled_report(job: Job, lock: TreeLock, found: Scan) -> Report | None:
-    """Return the report of a tree whose DLLs have not changed since only its rest was left.
+    """Return the report of a tree whose DLLs have not changed since nothing was to be done.
 
     Nothing is planned for it. None: it has to be planned.
     """
@@ -53,7 +43,7 @@ def settled_report(job: Job, lock: TreeLock, found: Scan) -> Report | None:
             return None
         skipped += [Skipped(name, Stay.IN_USE, used[name]) for name in before.pending]
     if not found.unchanged:  # a folder, though none of its DLLs
-        _save_alone(job, lock, before, None)
+        _save_alone(job, lock, before)
     names, pending = job.request.names, frozenset(before.pending)
     left = []
     for overlap in before.overlaps:
@@ -73,18 +63,18 @@ def settled_report(job: Job, lock: TreeLock, found: Scan) -> Report | None:
 
 def remember_look(job: Job, lock: TreeLock, found: Proposal, report: Report) -> None:
     """Save what a look has seen that found nothing to do, if nobody else holds the lock now."""
-    rest = None
+    seen = found.scan.snapshot
     if job.request.is_for_all and not report.exit_status and not job.options.avoid:
-        rest = Rest(report.overlaps)
-    if not found.scan.unchanged or (rest and found.scan.snapshot.settled != _key(job)):
-        _save_alone(job, lock, found.scan.snapshot, rest)
+        seen = _settled(job, seen, report.overlaps)
+    if not found.scan.unchanged or seen.settled != found.scan.snapshot.settled:
+        _save_alone(job, lock, seen)
 
 
-def _save_alone(job: Job, lock: TreeLock, seen: Snapshot, rest: Rest | None) -> None:
+def _save_alone(job: Job, lock: TreeLock, seen: Snapshot) -> None:
     try:
         if lock.upgrade():
             job.state.make()
-            _save(job, seen, before_the_scan(job), rest)
+            job.state.save_snapshot(seen, before_the_scan(job))
     except (LockError, StateError) as error:
         job.tell(f"{error}; the next run reads every image again")
 
@@ -110,7 +100,7 @@ def remember_work(
             before = snapshots.trusted(seen, began.nanoseconds, began.device)
             seen = with_moves(before, found.survey.sources, applied.moved, applied.now)
             now = job.state.time()
-        _save(job, seen, now, _rest(job, seen, found, report))
+        job.state.save_snapshot(_after_work(job, seen, found, report), now)
     except StateError as error:
         job.tell(f"{error}; the next run reads every image again")
     try:
@@ -124,27 +114,24 @@ def before_the_scan(job: Job) -> FileSystemTime:
     return job.state.time().before(time.monotonic() - job.scan_began)
 
 
-def _rest(job: Job, seen: Snapshot, found: Proposal, report: Report) -> Rest | None:
-    """Return what is left where nothing is to be done by anybody, or None."""
+def _after_work(job: Job, seen: Snapshot, found: Proposal, report: Report) -> Snapshot:
+    """Return what was seen, settled where nothing is left that anybody could do."""
     if report.failed or report.unfinished or job.options.avoid:
-        return None
+        return seen
+    overlaps: Sequence[Group] | None = report.overlaps
     pending = tuple(one.path for one in report.skipped if one.cause is Stay.IN_USE)
     done = len(report.moved) + len(pending)
-    if job.request.is_for_all and done == len(found.plan.moves):
-        return Rest(report.overlaps, pending)
-    overlaps = job.planner().stays(seen, pending)
-    return None if overlaps is None else Rest(overlaps, pending)
+    if not job.request.is_for_all or done < len(found.plan.moves):
+        overlaps = job.planner().stays(seen, pending)
+    return seen if overlaps is None else _settled(job, seen, overlaps, pending)
 
 
-def _save(job: Job, seen: Snapshot, now: FileSystemTime, rest: Rest | None) -> None:
-    """Save what was seen by a scan that began at `now`. Raises StateError."""
-    if rest is not None:
-        seen = seen._replace(
-            settled=_key(job),
-            overlaps=tuple(Overlap(*group[:4]) for group in rest.overlaps),
-            pending=rest.pending,
-        )
-    job.state.save_snapshot(seen, now)
+def _settled(
+    job: Job, seen: Snapshot, overlaps: Sequence[Group], pending: tuple[str, ...] = ()
+) -> Snapshot:
+    """Return what was seen, with what is left of it until something changes."""
+    left = tuple(Overlap(*group[:4]) for group in overlaps)
+    return seen._replace(settled=_key(job), overlaps=left, pending=pending)
 
 
 def _key(job: Job) -> str:
