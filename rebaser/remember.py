@@ -76,7 +76,7 @@ def _save_alone(job: Job, lock: TreeLock, seen: Snapshot) -> None:
             job.state.make()
             job.state.save_snapshot(seen, before_the_scan(job))
     except (LockError, StateError) as error:
-        job.tell(f"{error}; the next run reads every image again")
+        job.tell(f"{error}; the next run reads every DLL again")
 
 
 def remember_work(
@@ -102,7 +102,7 @@ def remember_work(
             now = job.state.time()
         job.state.save_snapshot(_after_work(job, seen, found, report), now)
     except StateError as error:
-        job.tell(f"{error}; the next run reads every image again")
+        job.tell(f"{error}; the next run reads every DLL again")
     try:
         records.finish(job.state, record, report)
     except StateError as error:

@@ -60,7 +60,9 @@ def main(arguments: Namespace) -> int:
         tree.state.clear_staging()
         foreign = [printable(path) for path in _remove(tree)]
     for path in foreign:
-        print(f"rebaser: {path} is left: it is not rebaser's, or not yours", file=sys.stderr)
+        print(
+            f"rebaser: {path} is left: it is not rebaser's, or may not be removed", file=sys.stderr
+        )
     print(f"{root}: {'not all of it was' if foreign else 'all runs are'} forgotten")
     for path, why in (
         (f"{tree.state_dir}/{SETTINGS}", "the options of this tree are yours"),

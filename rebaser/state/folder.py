@@ -239,7 +239,7 @@ class State:
             how = f"read ({error.strerror})"
         except (snapshots.SnapshotLostError, MemoryError) as error:
             how = f"used ({str(error) or 'no memory for it'})"
-        warn(f"{self.snapshot_file} cannot be {how}; every image is read again")
+        warn(f"{self.snapshot_file} cannot be {how}; every DLL is read again")
         return snapshots.blank()
 
     def save_snapshot(self, snapshot: Snapshot, now: FileSystemTime) -> None:

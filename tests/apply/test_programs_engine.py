@@ -245,7 +245,7 @@ def test_a_fork_that_fails_ends_the_programs_for_good(
     assert len(started) == 1
     assert len(warnings) == 1
     assert "could not be started: Resource temporarily unavailable" in warnings[0]
-    assert "all images from here on are moved by the engine builtin" in warnings[0]
+    assert "all DLLs from here on are moved by the engine builtin" in warnings[0]
 
 
 def test_a_program_that_vanished_is_named(staged: list[Staged], tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_what_is_not_rebasers_stays_and_is_named(rebaser: Rebaser, tree: Path) -
     assert result.status == 1
     assert names(state) == ["notes.txt", "runs", "runs/12.json", "runs/notes.txt"]
     for name in ("notes.txt", "runs/12.json", "runs/notes.txt"):
-        assert f"{state}/{name} is left" in result.err
+        assert f"{state}/{name} is left: it is not rebaser's, or may not" in result.err
 
 
 @pytest.mark.parametrize("planted", ["runs", "seen", "state.lock"])

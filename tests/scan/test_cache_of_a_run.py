@@ -185,9 +185,7 @@ def test_a_memory_of_a_terabyte_is_not_read(rebaser: Rebaser, tree: Path) -> Non
     os.truncate(tree / SEEN, 1 << 40)
     result = rebaser("run", tree, timeout=30)
     assert result.status == 0
-    assert (
-        "holds 1099511627776 bytes, which no run writes); every image is read again" in result.err
-    )
+    assert "holds 1099511627776 bytes, which no run writes); every DLL is read again" in result.err
     assert os.stat(tree / SEEN).st_size < 1 << 20
 
 
@@ -259,7 +257,7 @@ def test_a_machine_that_nothing_forks_on_is_nonsense(rebaser: Rebaser, tree: Pat
         (tree / SEEN).write_bytes(snapshots.dump(one))
         result = rebaser(*words, tree)
         assert result.status == 0, result.words
-        assert "every image is read again" in result.err
+        assert "every DLL is read again" in result.err
 
 
 @pytest.mark.parametrize("state", ["../victim/.rebaser", "bin/../../victim/.rebaser"])

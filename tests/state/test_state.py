@@ -93,7 +93,7 @@ def test_a_lost_memory_is_a_cold_start_with_one_warning(
     result = rebaser("run", tree)
     assert result.status == 0, result.words
     assert result.err.count("\n") == 1, result.words
-    assert f"{seen} cannot be used ({words}); every image is read again" in result.err
+    assert f"{seen} cannot be used ({words}); every DLL is read again" in result.err
     assert "nothing to do" in result.out
     assert bases(tree) == after
     # It was mended.
@@ -124,7 +124,7 @@ def test_a_memory_that_is_no_file(rebaser: Rebaser, tree: Path, what: str, tmp_p
     result = rebaser("run", tree, timeout=20)
     assert result.status == 0, result.words
     assert str(seen) in result.err
-    assert "every image is read again" in result.err
+    assert "every DLL is read again" in result.err
     if what == "link":
         assert (tmp_path / "planted").read_bytes() == data
 

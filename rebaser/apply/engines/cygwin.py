@@ -71,7 +71,7 @@ class CygwinEngine:
         engine, warn = self._fallback
         if self._trouble and not self._warned:
             self._warned = True
-            left = "all images from here on are" if self._gave_up else "what they left is"
+            left = "all DLLs from here on are" if self._gave_up else "what they left is"
             warn(
                 f"Cygwin's programs failed, {left} moved by the engine {engine.name}: "
                 f"{self._trouble}"
