@@ -24,11 +24,6 @@ _MOST_BYTES = 16 << 20
 class DatabaseError(Exception):
     """The database cannot be read or is not what Cygwin's rebase writes; it was not changed."""
 
-    def __init__(self, path: str, problem: str) -> None:
-        super().__init__(f"{path}: {problem}")
-        self.path = path
-        self.problem = problem
-
 
 class Entry(NamedTuple):
     """One DLL of the database."""
@@ -68,9 +63,9 @@ def read_database(path: str) -> Database:
                 )
             return parse_database(file.read(_MOST_BYTES))
     except OSError as error:
-        raise DatabaseError(path, f"cannot be read: {error.strerror}") from None
+        raise DatabaseError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:
-        raise DatabaseError(path, str(error)) from None
+        raise DatabaseError(f"{path}: {error}") from None
 
 
 def parse_database(data: bytes) -> Database:

@@ -71,7 +71,10 @@ def main(words: Sequence[str] | None = None) -> NoReturn:
 
 def start(program: Callable[[Sequence[str]], int], words: Sequence[str]) -> NoReturn:
     """Run a program and exit with the status that it returns, or its failure's."""
-    sys.unraisablehook = _tell_unraisable
+    # A generator that had no room to end is closed, and Python would print that of its own accord.
+    sys.unraisablehook = lambda what: (
+        issubclass(what.exc_type, MemoryError) or sys.__unraisablehook__(what)
+    )
     gc.disable()  # no command makes circles worth looking for, and looking takes 10 ms of a run
     try:
         catch_signals()
@@ -85,12 +88,6 @@ def start(program: Callable[[Sequence[str]], int], words: Sequence[str]) -> NoRe
         os.write(2, f"rebaser: {NO_MEMORY}\n".encode())
         os._exit(1)
     sys.exit(status)
-
-
-def _tell_unraisable(what: sys.UnraisableHookArgs) -> None:
-    # A generator that had no room to end is closed, and Python would print that of its own accord.
-    if not issubclass(what.exc_type, MemoryError):
-        sys.__unraisablehook__(what)
 
 
 def status_of(words: Sequence[str], program: Callable[[Sequence[str]], int] = dispatch) -> int:

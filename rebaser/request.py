@@ -59,8 +59,7 @@ def read_list(option: str, source: str) -> bytes:
             return file.read()
     except OSError as error:
         raise UsageError(
-            f"{option} {source}: cannot be read ({error.strerror}); nothing was changed: name a "
-            "file of paths, or - for standard input"
+            f"{option} {source}: cannot be read ({error.strerror}); nothing was changed"
         ) from error
 
 

@@ -11,6 +11,7 @@ from rebaser.options import Options
 from rebaser.progress import Progress
 from rebaser.remember import before_the_scan, remember_look, remember_work, settled_report
 from rebaser.report import Report, Seconds
+from rebaser.scan.skip import Stay
 from rebaser.scan.snapshot import is_racy
 from rebaser.scan.walk import Scan, scan
 from rebaser.state import records
@@ -265,7 +266,11 @@ def _report(job: Job, found: Proposal, applied: Applied | None = None) -> Report
         moved=moved,
         skipped=tuple(sorted(skipped.values())),
         failed=tuple(pair for pair in sorted(failed.items()) if job.request.concerns(pair[0])),
-        unfinished=tuple(n for n in sorted(applied.changed) if os.path.lexists(job.tree.path(n))),
+        unfinished=tuple(
+            name
+            for name in sorted(applied.changed)
+            if skipped[name].cause is Stay.CHANGED or os.path.lexists(job.tree.path(name))
+        ),
         overlaps=overlaps,
         others=others,
         bytes_written=sum(survey.sources[move.path].seen.size for move in moved),

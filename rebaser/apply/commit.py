@@ -9,6 +9,7 @@ from rebaser.apply.in_use import users_of
 from rebaser.apply.outcome import Applied, Replacement
 from rebaser.errors import advice, suppress
 from rebaser.files import Folders, LinkError, make_names_durable, put_in_place
+from rebaser.scan.skip import Stay
 from rebaser.scan.walk import has_times
 from rebaser.state.lock import TreeLock
 from rebaser.tree import Tree
@@ -64,7 +65,7 @@ def _commit_one(
             applied.note_changed(name)
             return
     except GONE:
-        applied.note_changed(name, "it was removed meanwhile")
+        applied.note_changed(name, cause=Stay.REMOVED)
         return
     except OSError as error:
         applied.failed[name] = (

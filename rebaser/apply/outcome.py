@@ -56,9 +56,9 @@ class Applied:
         self.failed: dict[str, str] = {}
         self.changed: set[str] = set()
 
-    def note_changed(self, name: str, detail: str = "") -> None:
+    def note_changed(self, name: str, detail: str = "", cause: Stay = Stay.CHANGED) -> None:
         """Note a file that is no longer what was seen."""
-        self.skipped[name] = Skipped(name, Stay.CHANGED, detail)
+        self.skipped[name] = Skipped(name, cause, detail)
         self.changed.add(name)
 
     def note_in_use(self, name: str, user: str) -> None:

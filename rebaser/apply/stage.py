@@ -23,6 +23,7 @@ from rebaser.files import (
     open_folder,
     open_to_read,
 )
+from rebaser.scan.skip import Stay
 from rebaser.scan.walk import has_times
 from rebaser.state.folder import STAGING, TREES_OWN
 from rebaser.state.staging import StagingFolder
@@ -33,7 +34,7 @@ MOST_OPEN = 200
 
 
 class ChangedError(Exception):
-    """The file is no longer what was read; its text is what is known beside that."""
+    """The file is no longer what was read; its arguments are those of `Applied.note_changed`."""
 
 
 class StagingFolders:
@@ -163,7 +164,7 @@ def _noting(applied: Applied, item: Replacement) -> Iterator[None]:
     try:
         yield
     except ChangedError as error:
-        applied.note_changed(item.name, str(error))
+        applied.note_changed(item.name, *error.args)
     except ImageError as error:
         applied.failed[item.name] = f"{error}; it stays as it was"
     except OSError as error:
@@ -181,7 +182,7 @@ def _copy(item: Replacement, folders: StagingFolders, *, without_marks: bool) ->
         if item.original is None:
             item.original = open_to_read(name, parent)
     except (FileNotFoundError, NotADirectoryError):
-        raise ChangedError("it was removed meanwhile") from None
+        raise ChangedError("", Stay.REMOVED) from None
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise

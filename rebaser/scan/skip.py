@@ -30,6 +30,7 @@ class Stay(Enum):
     EXCLUDED = "left out by --exclude", "run without that --exclude", "--exclude"
     IN_USE = "in use", "run rebaser again when that has ended"
     CHANGED = "it changed since it was read", "run rebaser again"
+    REMOVED = "it was removed meanwhile", ""
 
     def __init__(self, sentence: str, advice: str, option: str = "") -> None:
         self.sentence = sentence

@@ -16,6 +16,7 @@ from rebaser.apply import stage
 from rebaser.options import Options
 from rebaser.progress import Progress
 from rebaser.run import run
+from rebaser.scan.skip import Stay
 from rebaser.scan.snapshot import NEVER
 from rebaser.state.folder import State
 from rebaser.tree import find_tree
@@ -98,9 +99,31 @@ def test_a_folder_that_went(phase: str, rebaser: Rebaser, tmp_path: Path) -> Non
     progress = Meanwhile(phase, lambda: shutil.rmtree(root / "gone"))
     report = run(find_tree(str(root)), Options(), progress=progress)
     assert not any(path.startswith("gone/") for path in (move.path for move in report.moved))
+    assert {one.cause for one in report.skipped} == {Stay.REMOVED}
+    assert (report.exit_status, report.unfinished) == (0, ())
     again = rebaser.report("run", root)
     assert (again["images"], again["moved"]) == (6, [])
     assert overlaps(root) == set()
+
+
+class Moving(Meanwhile):
+    """Replaces a DLL before the first commit, and takes it away after the last."""
+
+    def __init__(self, dll: Path) -> None:
+        self._dll, self._left = dll, 1
+        super().__init__("committing", lambda: add_dll(dll))
+
+    def advance(self, dlls: int, size: int = 0) -> None:
+        super().advance(dlls, size)
+        if self._left <= 0:
+            self._dll.unlink(missing_ok=True)
+
+
+def test_what_changed_and_then_went_is_left(tmp_path: Path) -> None:
+    """It may be under another name by now: of two that change their names nothing is known."""
+    root = make_tree(tmp_path / "tree")
+    report = run(find_tree(str(root)), Options(), progress=Moving(root / "bin/x001.dll"))
+    assert (report.exit_status, report.unfinished) == (1, ("bin/x001.dll",))
 
 
 def test_half_of_a_tree_settles_nothing(rebaser: Rebaser, tmp_path: Path) -> None:

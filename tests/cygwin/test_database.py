@@ -137,9 +137,8 @@ def test_each_fault_has_its_sentence(tmp_path: Path, data: bytes, words: str) ->
     file.write_bytes(data)
     with pytest.raises(DatabaseError) as caught:
         read_database(str(file))
-    assert caught.value.path == str(file)
-    assert words in caught.value.problem
-    assert str(caught.value) == f"{file}: {caught.value.problem}"
+    assert str(caught.value).startswith(f"{file}: ")
+    assert words in str(caught.value)
 
 
 def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
