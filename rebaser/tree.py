@@ -73,8 +73,8 @@ def find_tree(
     """Return the tree that `root`, or else the variable SAGE_LOCAL, names.
 
     A folder inside another tree (a run of rebaser has made a folder above it one, or it lies below
-    SAGE_LOCAL) is part of that outermost tree. Raises UsageError where no folder is named, and for
-    `/` where this is no Cygwin or MSYS2.
+    SAGE_LOCAL) is part of that outermost tree, if a scan of that goes there. Raises UsageError
+    where no folder is named, and for `/` where this is no Cygwin or MSYS2.
     """
     named = root or environ.get("SAGE_LOCAL")
     if not named:
@@ -134,7 +134,12 @@ def _outermost(asked: str, sage_local: str | None) -> str:
         if above == "/" and not on_cygwin():
             break
         if above == sage_local or any(_made_by_a_run(above, s, trusted) for s in STATES):
-            outer = above
+            from rebaser.scan.prune import is_left_out
+
+            # What no scan of that tree would see is none of it: /cygdrive/c/sage is not of /.
+            top = above.rstrip("/") + "/"
+            if not is_left_out(top, asked[len(top) :]):
+                outer = above
     return outer
 
 

@@ -12,6 +12,7 @@ from cygwin.named_tuple import NamedTuple
 from rebaser.errors import advice, suppress
 from rebaser.files import most_open, open_to_read
 from rebaser.scan import snapshot as snapshots
+from rebaser.scan.prune import STATE, STATE_IN_VAR, is_pruned, is_state
 from rebaser.scan.snapshot import Folder, Seen, Snapshot
 
 TYPE_CHECKING = False
@@ -26,19 +27,8 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".dll", ".so", ".fas", ".oct", ".mex", ".eln", ".pyd")
 
-# Below these nothing of the tree's own programs is loaded: SageMath's build folder, a cross
-# compiler's target.
-PRUNED_PATHS = ("var/tmp", "sys-root/mingw")
-# A tree's state, and one of these in it says that a run has made it a tree.
-PRUNED_NAME, STATE_IN_VAR = ".rebaser", "var/lib/rebaser"
+# One of these in a state says that a run has made its folder a tree.
 STATE_MARKS = ("rebase.lock", "runs")
-# MSYS2's native prefixes at the top of its root: nothing forks there, and all have DYNAMIC_BASE.
-PRUNED_AT_TOP = frozenset(("mingw32", "mingw64", "ucrt64", "clang32", "clang64", "clangarm64"))
-# What a whole system has at its top that is no folder of files: processes, devices, and on Cygwin
-# all drives and the registry (/proc/registry).
-SYSTEMS_OWN = frozenset(("proc", "sys", "dev", "cygdrive"))
-
-
 # What is remembered of a file or folder that could not be looked at: nothing, so it is looked at
 # again next time, although the folder around it does not change.
 UNSEEN = Seen(0, snapshots.NEVER, *[0] * 13)
@@ -156,7 +146,7 @@ class _Scanner:
     def result(self, snapshot: Snapshot) -> Scan:
         failed, unchanged = self.failed, not self.changed
         inner = tuple(
-            state[: -1 - len(PRUNED_NAME if state.endswith(PRUNED_NAME) else STATE_IN_VAR)]
+            state[: -1 - len(STATE if state.endswith(STATE) else STATE_IN_VAR)]
             for state in snapshot.inner
             if any(os.path.lexists(f"{self.top}{state}/{mark}") for mark in STATE_MARKS)
         )
@@ -241,8 +231,11 @@ class _Scanner:
             with os.scandir(where) as entries:
                 for entry in entries:
                     if entry.is_dir(follow_symlinks=False):
-                        if not self.pruned(path, entry.name):
-                            subfolders.append(_inside(path, entry.name))
+                        below = _inside(path, entry.name)
+                        if not is_pruned(self.top, below):
+                            subfolders.append(below)
+                        elif is_state(below) and below not in (STATE, STATE_IN_VAR):
+                            self.states.add(below)
                     elif entry.name.lower().endswith(self.suffixes) and entry.is_file(
                         follow_symlinks=False
                     ):
@@ -253,25 +246,6 @@ class _Scanner:
         times = (st.st_mtime_ns, st.st_ctime_ns, st.st_ino, st.st_dev)
         files = [seen.get(name, UNSEEN) for name in names]
         return Folder(times, names, files), sorted(subfolders)
-
-    def pruned(self, path: str, name: str) -> bool:
-        if not path and (name in PRUNED_AT_TOP or self.is_systems_own(name)):
-            return True
-        full = _inside(path, name)
-        if name == PRUNED_NAME or full.endswith("/" + STATE_IN_VAR):
-            if path:
-                self.states.add(full)
-            return True
-        return full in (*PRUNED_PATHS, STATE_IN_VAR) or full.endswith("/sys-root/mingw")
-
-    def is_systems_own(self, name: str) -> bool:
-        """Return whether a folder at the top is no part of the tree, but the system's."""
-        if name not in SYSTEMS_OWN or self.top == "/":
-            return name in SYSTEMS_OWN
-        try:
-            return os.lstat(self.top + name).st_dev != os.lstat(self.top).st_dev
-        except OSError:
-            return False
 
     # Files.
 

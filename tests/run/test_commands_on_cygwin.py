@@ -140,6 +140,8 @@ def test_a_run_of_the_whole_root_from_a_shell(checkout: CygwinRoot) -> None:
     assert {one["path"] for one in third["skipped"] if "in use" in one["reason"]}
     assert "plan" not in third["seconds"] or third["seconds"]["plan"] == 0, "what is left is known"
     assert set(second["failed"]) == set(third["failed"]) == set()
+    line = 'drive="/cygdrive/z$(cygpath -m /opt/drive | cut -c3-)"; rebaser run "$drive" --json'
+    assert len(report(told, line)["moved"]) == 6, "a drive is no part of /"
     for name in ("old bash", "new bash"):
         line = "for i in 1 2 3 4 5 6 7 8 9 10; do (exit 7); printf $?; done"
         assert told[name if name in told else line][1] == "7" * 10

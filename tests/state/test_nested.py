@@ -13,6 +13,8 @@ from lock_programs import eventually, holds
 from protocol import finished, first_line, held_here, lock_file, made_a_tree, stopped_at_work
 from trees import Rebaser, add_dll, add_dlls, bases, contents, damaged, make_tree, overlaps
 
+from rebaser.scan.prune import is_left_out
+
 pytestmark = pytest.mark.timeout(100)
 
 VENV = "var/lib/sage/venv-python3.12"
@@ -36,6 +38,27 @@ def states(root: Path) -> list[str]:
 
 
 OUTERS_OWN = ["var/lib/rebaser/seen", "var/lock/rebase.lock"]
+
+
+@pytest.mark.parametrize("below", ["var/tmp/build", "opt/sys-root/mingw/bin", "mingw64"])
+@pytest.mark.parametrize("told_by", ["SAGE_LOCAL", "state"])
+def test_what_a_scan_of_the_outer_leaves_out_is_a_tree_of_its_own(
+    rebaser: Rebaser, outer: Path, told_by: str, below: str
+) -> None:
+    env = {**os.environ, "SAGE_LOCAL": str(outer)}
+    if told_by == "state":
+        made_a_tree(outer)
+        del env["SAGE_LOCAL"]
+    inner = outer / below
+    add_dlls(inner, 3, folder="lib")
+    assert len(rebaser.report("run", inner, env=env)["moved"]) == 3
+    assert overlaps(inner) == set()
+
+
+def test_what_a_whole_system_has_at_its_top_is_none_of_it() -> None:
+    assert is_left_out("/", "cygdrive/c/sage")
+    assert is_left_out("/", "proc/registry")
+    assert not is_left_out("/", "opt/cygdrive/sage")
 
 
 @pytest.mark.parametrize("told_by", ["SAGE_LOCAL", "state"])

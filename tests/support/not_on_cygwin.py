@@ -76,6 +76,8 @@ ON_CYGWIN = {
     "tests/run/test_protocol.py::test_the_caller_holds_it_shared[sage-flock*": CALLER,
     "tests/run/test_protocol.py::test_many_runs_under_one_callers_lock*": INHERITED,
     "tests/run/test_protocol.py::test_the_orphan_of_a_killed_caller_keeps_its_lock": ORPHAN,
+    "tests/commands/test_command_line.py::test_a_wrong_command_line[run /]": LINUX,
+    "tests/commands/test_command_line.py::test_a_wrong_command_line[*--engine cygwin]": HAS_REBASE,
     "tests/apply/test_opens.py::test_a_dll_that_moves_is_opened_once*": STRACE,
     "tests/apply/test_opens.py::test_where_nothing_is_to_do_each_dll_*": STRACE,
     "tests/apply/test_opens.py::test_a_sparse_dll_stays_sparse": LINUX,
