@@ -233,11 +233,7 @@ def _folder(
     if tree.root not in found:
         found[tree.root] = scan(tree.root, options.rules, before)
     scanned = found[tree.root]
-    is_runs = tree.scope.rstrip("/") in scanned.snapshot.folders
-    if not is_runs:  # the outer tree leaves it out, so a run would too
-        tree, before = Tree(path, "", ""), snapshots.blank()
-        scanned = scan(path, options.rules)
-    part = _Part(path, tree, scanned.snapshot, before, is_runs=is_runs)
+    part = _Part(path, tree, scanned.snapshot, before, is_runs=True)
     failed = [(tree.root if name == "." else tree.path(name), why) for name, why in scanned.failed]
     part.unread = [pair for pair in failed if part.holds(pair[0])]
     return part

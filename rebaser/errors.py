@@ -1,4 +1,4 @@
-"""The failures that rebaser expects; each knows the exit status that it ends the program with."""
+"""The failures that rebaser expects, each with its exit status; what to do about the system's."""
 
 from __future__ import annotations
 
