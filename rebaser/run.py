@@ -13,7 +13,7 @@ from rebaser.remember import before_the_scan, remember_look, remember_work, sett
 from rebaser.report import Report, Seconds
 from rebaser.scan.skip import Stay
 from rebaser.scan.snapshot import is_racy
-from rebaser.scan.walk import Scan, scan
+from rebaser.scan.walk import Scan, has_times, scan
 from rebaser.state import records
 from rebaser.state.lock import LockLostError, TreeLock
 from rebaser.state.records import Asked
@@ -171,6 +171,9 @@ def _work(job: Job, lock: TreeLock, found: Proposal | None) -> Report:
     if tree.root != job.tree.root:
         raise OuterTreeError(tree)
     record = records.begin(job.state, job.request, job.scan_began if found else time.monotonic())
+    if found and _is_outdated(job, found):
+        found.scan.close()
+        found = None
     found = found or _plan(job, job.snapshot())
     began = before_the_scan(job)
     # Who began in a tree inside before this one was a tree may have been at work while we looked.
@@ -182,6 +185,18 @@ def _work(job: Job, lock: TreeLock, found: Proposal | None) -> Report:
     report = _report(job, found, applied)._replace(run=record.number if applied else None)
     remember_work(job, record, began, found, applied, report)
     return report
+
+
+def _is_outdated(job: Job, found: Proposal) -> bool:
+    """Return whether an installer, who held the lock shared as we did, changed what is to move."""
+    for move in found.plan.moves:
+        try:
+            st = os.lstat(job.tree.path(move.path))
+        except OSError:
+            return True
+        if not has_times(st, found.survey.sources[move.path].seen):
+            return True
+    return False
 
 
 def _plan(job: Job, before: Snapshot, found: Scan | None = None) -> Proposal:

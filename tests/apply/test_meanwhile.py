@@ -19,6 +19,7 @@ from rebaser.run import run
 from rebaser.scan.skip import Stay
 from rebaser.scan.snapshot import NEVER
 from rebaser.state.folder import State
+from rebaser.state.lock import TreeLock
 from rebaser.tree import find_tree
 
 
@@ -110,12 +111,16 @@ class Moving(Meanwhile):
     """Replaces a DLL before the first commit, and takes it away after the last."""
 
     def __init__(self, dll: Path) -> None:
-        self._dll, self._left = dll, 1
-        super().__init__("committing", lambda: add_dll(dll))
+        self._dll = dll
+        super().__init__("committing", self._replace)
+
+    def _replace(self) -> None:
+        add_dll(self._dll)
+        self.is_replaced = True
 
     def advance(self, dlls: int, size: int = 0) -> None:
         super().advance(dlls, size)
-        if self._left <= 0:
+        if hasattr(self, "is_replaced") and self._done == self._dlls:
             self._dll.unlink(missing_ok=True)
 
 
@@ -170,3 +175,28 @@ def test_a_racy_image_is_read_again_before_it_moves(
     report = run(find_tree(str(root)), Options(), progress=progress)
     assert len(report.moved) == 7
     assert read == [4711]
+
+
+def test_what_an_installer_changed_before_a_run_was_alone_is_looked_at_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both may hold the lock shared; the installer lets go, and the run goes on with its look."""
+    root = make_tree(tmp_path / "tree", 4)
+    first, turns = root / "bin/x000.dll", []
+    become_alone = TreeLock.upgrade
+
+    def upgrade(self: TreeLock) -> bool:
+        turns.append(first)
+        if len(turns) == 1:
+            first.unlink()
+            add_dll(first, data_size=0x5000)
+        return become_alone(self)
+
+    assert run(find_tree(str(root)), Options()).exit_status == 0
+    for number in range(3):
+        add_dll(root / f"bin/x00{number}.dll")
+    monkeypatch.setattr(TreeLock, "upgrade", upgrade)
+    report = run(find_tree(str(root)), Options())
+    assert turns
+    assert (report.unfinished, report.exit_status, len(report.moved)) == ((), 0, 3)
+    assert overlaps(root) == set()
