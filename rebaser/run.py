@@ -171,14 +171,12 @@ def _work(job: Job, lock: TreeLock, found: Proposal | None) -> Report:
     if tree.root != job.tree.root:
         raise OuterTreeError(tree)
     record = records.begin(job.state, job.request, job.scan_began if found else time.monotonic())
-    if found and _is_outdated(job, found):
-        found.scan.close()
-        found = None
+    outdated = found is not None and _is_outdated(job, found)
     found = found or _plan(job, job.snapshot())
     began = before_the_scan(job)
     # Who began in a tree inside before this one was a tree may have been at work while we looked.
     waited = [lock.exclude_from(lock_file_of(job.tree.path(name))) for name in found.scan.inner]
-    if any(waited) or (waited and record.number == 1):
+    if outdated or any(waited) or (waited and record.number == 1):
         found.scan.close()
         found = _plan(job, found.scan.snapshot)
     applied = _apply(job, lock, found, began) if found.plan.moves else None
