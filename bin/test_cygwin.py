@@ -238,7 +238,7 @@ def main() -> int:
     with rooms(min(options.jobs, len(files))) as made, _pool(made) as pool:
         free, lock = list(made), threading.Lock()
 
-        def work(name: str) -> None:
+        def work(name: str) -> Results:
             with lock:
                 room = free.pop()
             began = time.time()
@@ -253,6 +253,7 @@ def main() -> int:
                 for test, (outcome, why) in done.items():
                     if outcome == "failed":
                         print(f"  FAILED {test}: {why}", flush=True)
+            return done
 
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         try:
@@ -260,7 +261,8 @@ def main() -> int:
             failed = [name for name, (outcome, _) in results.items() if outcome == "failed"]
             for name in failed[:MOST_AGAIN]:
                 print("once more, by itself:", flush=True)
-                work(name)
+                if (done := work(name)) and name not in done:
+                    del results[name]  # of a whole file: its tests speak for themselves by now
         except BaseException:
             STOPPED.set()
             raise
