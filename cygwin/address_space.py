@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cygwin.named_tuple import NamedTuple
+from cygwin.values import NamedTuple
 
 # Windows reserves address space in units of 64 KiB (SYSTEM_INFO.dwAllocationGranularity).
 GRANULARITY = 0x10000

@@ -7,8 +7,8 @@ import stat
 import struct
 
 from cygwin.address_space import GRANULARITY, X86_64
-from cygwin.named_tuple import NamedTuple
 from cygwin.paths import DATABASES
+from cygwin.values import NamedTuple
 
 _MAGIC = b"rBiI"
 _VERSION = 1

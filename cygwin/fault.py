@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from cygwin.values import Enum
 
 _INSTALL = "install it again"
 

@@ -9,7 +9,7 @@ from cygwin.address_space import ARM64
 from cygwin.checksum import WIDTH, checksum, sum_file, sum_words
 from cygwin.fault import ImageError
 from cygwin.image import DYNAMIC_BASE, Image
-from cygwin.named_tuple import NamedTuple
+from cygwin.values import NamedTuple
 
 # The Characteristics field, from the PE signature: PE/COFF specification, "COFF File Header".
 CHARACTERISTICS = 22

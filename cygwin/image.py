@@ -8,8 +8,8 @@ from typing import Any
 
 from cygwin.address_space import ARM64, GRANULARITY, I386, X86_64, machine_name, slot_size
 from cygwin.fault import Fault, NotAnImage, TableError
-from cygwin.named_tuple import NamedTuple
 from cygwin.relocation_table import Block, Reader, Section, read_blocks
+from cygwin.values import NamedTuple
 
 # PE/COFF specification, "Characteristics", "DLL Characteristics", "Optional Header Data
 # Directories".

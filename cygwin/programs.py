@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import IO
 
 from cygwin.address_space import X86_64
-from cygwin.named_tuple import NamedTuple
+from cygwin.values import NamedTuple
 
 _MOST_ARGUMENTS = 8000  # bytes; longer lists of files go through a file
 _MOST_OUTPUT = 64 << 10  # bytes kept of each stream

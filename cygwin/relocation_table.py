@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from operator import sub
 
 from cygwin.fault import Fault, RelocationError, TableError
-from cygwin.named_tuple import NamedTuple
+from cygwin.values import NamedTuple
 
 # "Base Relocation Types"; the key is the width of the ImageBase field and of each word, in bytes.
 # Type 0, ABSOLUTE, is padding.

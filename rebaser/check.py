@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from cygwin.address_space import ARENA, GRANULARITY, SAFE, X86_64, is_runtime
 from cygwin.aslr import mandatory_aslr
 from cygwin.fault import Fault
-from cygwin.named_tuple import NamedTuple
+from cygwin.values import NamedTuple
 from rebaser.errors import UsageError, suppress
 from rebaser.files import open_to_read
 from rebaser.options import Options

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 
 from cygwin.address_space import ARENA, GRANULARITY, I386, SAFE, X86_64, Range, machine_name
-from cygwin.named_tuple import NamedTuple
+from cygwin.values import NamedTuple
 from rebaser.errors import UsageError
 from rebaser.scan.walk import Rules
 from rebaser.text import address

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cygwin.named_tuple import NamedTuple
+from cygwin.values import NamedTuple
 from rebaser.scan.skip import Skipped
 
 

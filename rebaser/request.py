@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterable
 
-from cygwin.named_tuple import NamedTuple
+from cygwin.values import NamedTuple
 from rebaser.errors import UsageError, suppress
 
 

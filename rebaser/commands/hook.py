@@ -23,7 +23,7 @@ import sys
 import zlib
 from argparse import Namespace
 
-from cygwin.named_tuple import NamedTuple
+from cygwin.values import NamedTuple
 from rebaser import hooks
 from rebaser.errors import UsageError
 from rebaser.parser import Parser

@@ -17,7 +17,7 @@ from argparse import Namespace
 from collections.abc import Iterable, Sequence
 
 from cygwin.address_space import machine_name, slot_size
-from cygwin.named_tuple import NamedTuple
+from cygwin.values import NamedTuple
 from rebaser.commands.json_output import print_json, reason_objects
 from rebaser.commands.shared import add_scan_options, with_settings
 from rebaser.errors import RebaserError, UsageError

@@ -17,7 +17,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 from cygwin.address_space import X86_64, machine_name
-from cygwin.named_tuple import NamedTuple
+from cygwin.values import NamedTuple
 from rebaser.commands import shared
 from rebaser.commands.json_output import print_json, reason_objects
 from rebaser.commands.verdict import painted

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from cygwin.address_space import ARENA
-from cygwin.named_tuple import NamedTuple
+from cygwin.values import NamedTuple
 from rebaser.report import Move, Report
 from rebaser.scan.skip import Skipped, Stay
 from rebaser.text import (

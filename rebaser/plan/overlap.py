@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
-from cygwin.named_tuple import NamedTuple
+from cygwin.values import NamedTuple
 from rebaser.report import Group
 
 TYPE_CHECKING = False

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from operator import attrgetter, itemgetter
 
 from cygwin.address_space import ARENA, GRANULARITY, RUNTIME, Range, machine_name
-from cygwin.named_tuple import NamedTuple
+from cygwin.values import NamedTuple
 from rebaser.errors import RebaserError
 from rebaser.report import Move
 from rebaser.text import address, address_size, names, plural

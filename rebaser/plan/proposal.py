@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from cygwin.named_tuple import NamedTuple
+from cygwin.values import NamedTuple
 from rebaser.options import Options
 from rebaser.plan.overlap import groups
 from rebaser.plan.placement import NoRoomError, Plan, make_plan

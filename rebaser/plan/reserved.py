@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from cygwin.address_space import GRANULARITY, Range, slot_size
 from cygwin.database import DatabaseError, read_database
-from cygwin.named_tuple import NamedTuple
 from cygwin.paths import database_files, host_path, root_of
+from cygwin.values import NamedTuple
 from rebaser.errors import UsageError
 from rebaser.options import Options
 from rebaser.plan.placement import OF_RUNTIME, Reserved

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from cygwin.address_space import Range, slot_size
-from cygwin.named_tuple import NamedTuple
+from cygwin.values import NamedTuple
 from rebaser.options import Options
 from rebaser.plan.overlap import Span
 from rebaser.plan.placement import Placed

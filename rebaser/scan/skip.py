@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from enum import Enum
 
 from cygwin.address_space import is_runtime
 from cygwin.fault import FAULTS, Fault
-from cygwin.named_tuple import NamedTuple
+from cygwin.values import Enum, NamedTuple
 from rebaser.scan.snapshot import NEVER, SIGNED, Seen, Snapshot
 
 

@@ -10,7 +10,7 @@ from itertools import islice
 
 from cygwin.address_space import ARENA
 from cygwin.fault import FAULTS
-from cygwin.named_tuple import NamedTuple
+from cygwin.values import NamedTuple
 from rebaser.errors import RebaserError
 
 MAGIC = b"rebaser\0"

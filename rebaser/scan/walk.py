@@ -8,7 +8,7 @@ import stat as modes
 from collections.abc import Callable, Iterator
 
 from cygwin.fault import Fault
-from cygwin.named_tuple import NamedTuple
+from cygwin.values import NamedTuple
 from rebaser.errors import advice, suppress
 from rebaser.files import most_open, open_to_read
 from rebaser.scan import snapshot as snapshots

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable
 
-from cygwin.named_tuple import NamedTuple
+from cygwin.values import NamedTuple
 from rebaser.errors import WHOLE, RebaserError, advice, suppress
 from rebaser.files import (
     MOMENTARY,

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
-from cygwin.named_tuple import NamedTuple
+from cygwin.values import NamedTuple
 from rebaser.errors import suppress
 from rebaser.report import Group, Report
 from rebaser.request import Request

@@ -7,7 +7,7 @@ from enum import Enum
 from itertools import cycle
 
 from cygwin.address_space import GRANULARITY, I386, RUNTIME, X86_64, Range, is_runtime
-from cygwin.named_tuple import NamedTuple
+from cygwin.values import NamedTuple
 from rebaser.plan.overlap import Span, clusters
 from rebaser.report import Group
 

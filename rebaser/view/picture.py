@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
 
 from cygwin.address_space import GRANULARITY, machine_name
-from cygwin.named_tuple import NamedTuple
+from cygwin.values import NamedTuple
 from rebaser.report import Group
 from rebaser.text import address, address_size, plural, printable
 from rebaser.view.address_map import AddressMap, Kind, Part, Region, Zone, within, zones

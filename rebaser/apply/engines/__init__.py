@@ -7,8 +7,8 @@ from typing import Protocol
 
 from cygwin.fault import RelocationError
 from cygwin.image import Image
-from cygwin.named_tuple import NamedTuple
 from cygwin.relocation import relocate
+from cygwin.values import NamedTuple
 from rebaser.errors import advice
 
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from cygwin.fault import RelocationError
 from cygwin.image import Image, read_base
-from cygwin.named_tuple import NamedTuple
 from cygwin.programs import Outcome, ProgramError, Programs
 from cygwin.relocation import check_and_sum
+from cygwin.values import NamedTuple
 from rebaser.apply.engines import Engine, Staged
 from rebaser.errors import advice
 from rebaser.files import copy_bytes
