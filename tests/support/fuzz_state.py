@@ -46,10 +46,10 @@ def tell_all(error: Exception) -> str:
 
 def _run(*words: str) -> tuple[int, str]:
     """Run a command in this process; return its status and what it printed."""
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = cli.status_of(words)
-    assert status in (0, 1), words
+    assert status in (0, 1), f"{words} ended with {status}: {err.getvalue()}"
     return status, out.getvalue()
 
 
