@@ -14,8 +14,8 @@ HERE = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HERE))
 
 from rebaser import __version__  # noqa: E402 (the checkout's, whatever else is installed)
-from rebaser.overview import COMMANDS  # noqa: E402
-from rebaser.parser import Parser, command_parser  # noqa: E402
+from rebaser.commands import COMMANDS  # noqa: E402
+from rebaser.commands.parser import Parser, command_parser  # noqa: E402
 
 FOLDERS = ("DIR", "ROOT")
 FILES = ("FILE", "PATH", "LIST")

@@ -9,10 +9,16 @@ import sys
 from collections.abc import Callable, Sequence
 
 from rebaser import __version__
-from rebaser.errors import WHOLE, RebaserError, UsageError, suppress
-from rebaser.overview import COMMANDS, command_module, overview
-from rebaser.process import Terminated, catch_signals, discard_output, flush_errors, open_streams
-from rebaser.text import printable
+from rebaser.commands import COMMANDS, command_module, overview
+from rebaser.errors import WHOLE, RebaserError, UsageError
+from rebaser.process import (
+    Terminated,
+    catch_signals,
+    complain,
+    discard_output,
+    flush_errors,
+    open_streams,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +49,9 @@ def dispatch(words: Sequence[str]) -> int:
         module = command_module(name)
         plain = getattr(module, "plain_arguments", lambda words: None)([*before, *rest])
         if plain is None:
-            from rebaser.parser import command_parser  # 7 ms with all that argparse imports
+            from rebaser.commands.parser import (
+                command_parser,  # 7 ms with all that argparse imports
+            )
 
             plain = command_parser(name).parsed([*before, *rest])
         return int(module.main(plain))
@@ -57,7 +65,7 @@ def dispatch(words: Sequence[str]) -> int:
         command = next((word for word in rest if word in COMMANDS), "COMMAND")
         what = f"{name} goes behind the command: rebaser {command} {name}"
     else:
-        from rebaser.parser import did_you_mean
+        from rebaser.commands.parser import did_you_mean
 
         did = f"; did you mean rebaser run {name}?" if os.path.isdir(name) else ""
         what = f"there is no command {name!r}{did_you_mean(name, (*COMMANDS, '--version')) or did}"
@@ -168,9 +176,3 @@ def _bug(error: Exception) -> str:
     except OSError:
         return f"{what}; no log could be written"
     return f"{what}; please report it with {log.name}"
-
-
-def complain(text: str) -> None:
-    """Print one line on stderr, whatever bytes its file names hold."""
-    with suppress(OSError):  # a stderr that is full has no room for that either
-        print(f"rebaser: {printable(text)}", file=sys.stderr, flush=True)

@@ -6,6 +6,9 @@ import io
 import os
 import sys
 
+from rebaser.errors import suppress
+from rebaser.text import printable
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal
@@ -61,6 +64,12 @@ def leave_signals() -> None:
     """Give SIGTERM and SIGHUP their defaults back, unless our caller ignores them."""
     for number in _ending():
         signal.signal(number, signal.SIG_DFL)
+
+
+def complain(text: str) -> None:
+    """Print one line on stderr, whatever bytes its file names hold."""
+    with suppress(OSError):  # a stderr that is full has no room for that either
+        print(f"rebaser: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def discard_output() -> None:

@@ -36,7 +36,8 @@ def main() -> None:
 
 def sage_rebase(words: Sequence[str]) -> int:
     """Do what the command line says; return the exit status. Raises RebaserError."""
-    from rebaser.cli import complain, dispatch
+    from rebaser.cli import dispatch
+    from rebaser.process import complain
 
     at = [*words, "--"].index("--")
     own, flags = words[:at], words[at + 1 :]
@@ -64,7 +65,7 @@ def sage_rebase(words: Sequence[str]) -> int:
 def _record(folder: str | None) -> int:
     """Have Cygwin's database know where the images of the tree are; return the exit status."""
     from cygwin.programs import ProgramError, Programs
-    from rebaser.cli import complain
+    from rebaser.process import complain
     from rebaser.scan.walk import Rules, scan
     from rebaser.tree import find_tree
 

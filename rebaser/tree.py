@@ -134,7 +134,7 @@ def _outermost(asked: str, sage_local: str | None) -> str:
         if above == "/" and not on_cygwin():
             break
         if above == sage_local or any(_made_by_a_run(above, s, trusted) for s in STATES):
-            from rebaser.scan.prune import is_left_out
+            from rebaser.scan.skip import is_left_out
 
             # What no scan of that tree would see is none of it: /cygdrive/c/sage is not of /.
             top = above.rstrip("/") + "/"

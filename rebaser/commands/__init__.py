@@ -1,1 +1,44 @@
-"""One module a command: its arguments and what it prints."""
+"""The commands: a module each, with its options and what it prints; and the help of all."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import ModuleType
+
+# Each is a module of rebaser.commands. Its docstring is the command's help, add_arguments(parser)
+# declares its options, and main(arguments) does its work and returns the exit status.
+COMMANDS = {
+    "run": "make a tree of DLLs fork-safe",
+    "check": "say what breaks fork; change nothing",
+    "info": "list images by base",
+    "map": "draw the address space",
+    "status": "the last runs, the lock, the room left",
+    "flags": "show or set PE flags, as Cygwin's peflags",
+    "lock": "run a command while holding a lock",
+    "hook": "print the hook for a package manager",
+    "forget": "take away what rebaser keeps of a tree",
+}
+
+
+def command_module(name: str) -> ModuleType:
+    """Import the module of one command, and no other: an import costs milliseconds."""
+    return __import__(f"rebaser.commands.{name}", fromlist=["main"])
+
+
+def overview() -> str:
+    """Return the help of `rebaser` itself."""
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
+    return f"""\
+usage: rebaser COMMAND [ARG ...]
+
+Keeps a tree of Cygwin or MSYS2 DLLs fork-safe.
+
+commands:
+{commands}
+
+options:
+  -h, --help  show this help; rebaser help COMMAND, or rebaser COMMAND --help, tells more
+  --version   show the version
+"""

@@ -20,9 +20,9 @@ from rebaser.check import LOADED_ANYWHERE, Findings, check
 from rebaser.commands import shared
 from rebaser.commands import verdict as say
 from rebaser.commands.json_output import print_json, reason_objects
+from rebaser.commands.parser import Parser
 from rebaser.commands.verdict import Verdict, dlls
 from rebaser.errors import UsageError
-from rebaser.parser import Parser
 from rebaser.progress import Progress
 from rebaser.scan.skip import Stay
 from rebaser.text import address, names, plural

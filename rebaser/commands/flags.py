@@ -17,8 +17,8 @@ from collections.abc import Collection, Iterator, Mapping
 from cygwin.fault import ImageError
 from cygwin.flags import FLAGS, Flag, change_flags, describe, image_flags
 from cygwin.image import read_image
+from rebaser.commands.parser import Parser
 from rebaser.errors import UsageError
-from rebaser.parser import Parser
 from rebaser.request import read_list
 from rebaser.text import printable
 

@@ -19,14 +19,13 @@ from argparse import Namespace
 from collections.abc import Iterator, Sequence
 
 from locks.holders import describe_holders, holders
-from rebaser.commands.shared import add_root, tree_of
+from rebaser.commands.parser import Parser
+from rebaser.commands.shared import SETTINGS, add_root, tree_of
 from rebaser.errors import BusyError, UsageError, suppress
 from rebaser.files import Folders, names_in, open_folder
-from rebaser.parser import Parser
 from rebaser.state import RUNS
 from rebaser.state.folder import LOCK, SNAPSHOT
 from rebaser.state.lock import TreeLock
-from rebaser.state.settings import SETTINGS
 from rebaser.text import printable
 from rebaser.tree import Tree
 

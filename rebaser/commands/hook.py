@@ -25,8 +25,8 @@ from argparse import Namespace
 
 from cygwin.values import NamedTuple
 from rebaser import hooks
+from rebaser.commands.parser import Parser
 from rebaser.errors import UsageError
-from rebaser.parser import Parser
 from rebaser.text import printable
 from rebaser.tree import find_tree
 

@@ -19,9 +19,9 @@ from collections.abc import Iterable, Sequence
 from cygwin.address_space import machine_name, slot_size
 from cygwin.values import NamedTuple
 from rebaser.commands.json_output import print_json, reason_objects
+from rebaser.commands.parser import Parser
 from rebaser.commands.shared import add_scan_options, with_settings
 from rebaser.errors import RebaserError, UsageError
-from rebaser.parser import Parser
 from rebaser.plan.overlap import Span, clusters
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.skip import is_excluded, not_images, same_file

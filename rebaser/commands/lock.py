@@ -15,8 +15,8 @@ from collections.abc import Callable
 
 from locks.flock import Flock, LockFileError, Mode
 from locks.hold import run_command, say, self_lock_warning, shell_command
+from rebaser.commands.parser import Parser, seconds
 from rebaser.errors import BusyError, RebaserError, UsageError
-from rebaser.parser import Parser, seconds
 from rebaser.text import printable
 from rebaser.tree import find_tree
 

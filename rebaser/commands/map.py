@@ -20,10 +20,10 @@ from cygwin.address_space import X86_64, machine_name
 from cygwin.values import NamedTuple
 from rebaser.commands import shared
 from rebaser.commands.json_output import print_json, reason_objects
+from rebaser.commands.parser import Parser
 from rebaser.commands.verdict import painted
 from rebaser.errors import RebaserError, UsageError
 from rebaser.files import write_file
-from rebaser.parser import Parser
 from rebaser.plan.proposal import Planner
 from rebaser.plan.survey import spans
 from rebaser.progress import make_progress

@@ -20,10 +20,10 @@ import sys
 from collections.abc import Sequence
 from types import SimpleNamespace
 
-from rebaser.cli import complain
 from rebaser.commands import shared
 from rebaser.errors import UsageError
 from rebaser.options import ENGINES
+from rebaser.process import complain
 from rebaser.progress import make_progress
 from rebaser.report import Report
 from rebaser.request import first_not_there, named_paths, read_list
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from typing import Any
 
-    from rebaser.parser import Parser
+    from rebaser.commands.parser import Parser
 
 # What the parser returns where nothing is given.
 # fmt: off
@@ -75,7 +75,7 @@ def plain_arguments(words: Sequence[str]) -> Namespace | None:
 
 
 def add_arguments(parser: Parser) -> None:
-    from rebaser.parser import seconds
+    from rebaser.commands.parser import seconds
 
     shared.add_root(parser)
     what, how = "what moves", "how"

@@ -12,7 +12,7 @@ from cygwin.values import NamedTuple
 from rebaser.errors import advice, suppress
 from rebaser.files import most_open, open_to_read
 from rebaser.scan import snapshot as snapshots
-from rebaser.scan.prune import STATE, STATE_IN_VAR, is_pruned, is_state
+from rebaser.scan.skip import STATE, STATE_IN_VAR, is_pruned, is_state
 from rebaser.scan.snapshot import Folder, Seen, Snapshot
 
 TYPE_CHECKING = False

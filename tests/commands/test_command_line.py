@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from trees import Rebaser, make_tree
 
+from rebaser.commands import COMMANDS
+from rebaser.commands.parser import command_parser
 from rebaser.commands.run import plain_arguments
-from rebaser.overview import COMMANDS
-from rebaser.parser import command_parser
 
 # Of each command line the answer; TREE is a tree, FILE a DLL in it.
 WRONG = [

@@ -90,8 +90,8 @@ def real(rebaser: Rebaser, tree: Path, name: str) -> Any:
 
 
 def test_every_command_with_json_is_described() -> None:
-    from rebaser.overview import COMMANDS
-    from rebaser.parser import command_parser
+    from rebaser.commands import COMMANDS
+    from rebaser.commands.parser import command_parser
 
     takes = {name for name in COMMANDS if "--json" in command_parser(name)._option_string_actions}
     assert set(EXAMPLES) == takes

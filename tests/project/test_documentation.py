@@ -13,8 +13,8 @@ from pathlib import Path
 import pe
 import pytest
 
-from rebaser.overview import COMMANDS, overview
-from rebaser.parser import command_parser
+from rebaser.commands import COMMANDS, overview
+from rebaser.commands.parser import command_parser
 
 HERE = Path(__file__).resolve().parents[2]
 PAGES = [HERE / "README.md", HERE / "CONTRIBUTING.md", *sorted((HERE / "docs").glob("*.md"))]

@@ -12,10 +12,8 @@ from trees import HERE
 # stands for the module or the folder.
 FLOORS = """
 rebaser.__main__ rebaser.sage_rebase
-rebaser.commands
 rebaser.cli
-rebaser.parser
-rebaser.overview
+rebaser.commands
 rebaser.api
 rebaser.process rebaser.check rebaser.run rebaser.view
 rebaser.remember

@@ -13,7 +13,7 @@ from lock_programs import eventually, holds
 from protocol import finished, first_line, held_here, lock_file, made_a_tree, stopped_at_work
 from trees import Rebaser, add_dll, add_dlls, bases, contents, damaged, make_tree, overlaps
 
-from rebaser.scan.prune import is_left_out
+from rebaser.scan.skip import is_left_out
 
 pytestmark = pytest.mark.timeout(100)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Sequence
 
-from rebaser.overview import COMMANDS, command_module
+from rebaser.commands import COMMANDS, command_module
 from rebaser.text import terminal_width
 
 TYPE_CHECKING = False
