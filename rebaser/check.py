@@ -12,14 +12,13 @@ from cygwin.fault import Fault
 from cygwin.values import NamedTuple
 from rebaser.errors import UsageError, suppress
 from rebaser.files import open_to_read
-from rebaser.options import Options
+from rebaser.options import Options, Request
 from rebaser.plan.overlap import groups
 from rebaser.plan.placement import NoRoomError, Obstacles
 from rebaser.plan.proposal import Planner
 from rebaser.plan.reserved import in_tree
 from rebaser.plan.survey import spans
 from rebaser.report import Group, Move
-from rebaser.request import Request
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.skip import Skipped, not_images, same_file
 from rebaser.scan.snapshot import Snapshot

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import time
 
-from rebaser.options import Options
+from rebaser.options import Options, Request
 from rebaser.progress import Progress
-from rebaser.request import Request
 from rebaser.scan.skip import globs_of_tree, skip_cause
 from rebaser.scan.snapshot import Seen, Snapshot
 from rebaser.tree import Tree

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import os
 import stat as modes
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 
 from rebaser.errors import UsageError, suppress
 from rebaser.files import on_cygwin
-from rebaser.state import RUNS
+from rebaser.scan import LOCK, RUNS, STATE, STATE_IN_VAR
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rebaser.state.folder import State
-
-# Where a tree may have its state, folder by folder, and what a run makes in it.
-STATES = (("var", "lib", "rebaser"), (".rebaser",))
 
 
 class Tree:
@@ -121,8 +118,8 @@ def lock_file_of(root: str) -> str:
 def _places(root: str) -> tuple[str, str]:
     root = root.rstrip("/")
     if os.path.isdir(f"{root}/var"):
-        return f"{root}/var/lock/rebase.lock", f"{root}/var/lib/rebaser"
-    return f"{root}/.rebaser/rebase.lock", f"{root}/.rebaser"
+        return f"{root}/var/lock/{LOCK}", f"{root}/{STATE_IN_VAR}"
+    return f"{root}/{STATE}/{LOCK}", f"{root}/{STATE}"
 
 
 def _outermost(asked: str, sage_local: str | None) -> str:
@@ -133,7 +130,9 @@ def _outermost(asked: str, sage_local: str | None) -> str:
         above = os.path.dirname(above)
         if above == "/" and not on_cygwin():
             break
-        if above == sage_local or any(_made_by_a_run(above, s, trusted) for s in STATES):
+        if above == sage_local or any(
+            _made_by_a_run(above, s, trusted) for s in (STATE, STATE_IN_VAR)
+        ):
             from rebaser.scan.skip import is_left_out
 
             # What no scan of that tree would see is none of it: /cygdrive/c/sage is not of /.
@@ -143,7 +142,7 @@ def _outermost(asked: str, sage_local: str | None) -> str:
     return outer
 
 
-def _made_by_a_run(folder: str, state: Sequence[str], trusted: Collection[int]) -> bool:
+def _made_by_a_run(folder: str, state: str, trusted: Collection[int]) -> bool:
     """Return whether a folder has a state that only trusted users can have made.
 
     In /tmp anybody can make a folder look like a tree, and have every tree below it rebased there.
@@ -151,12 +150,13 @@ def _made_by_a_run(folder: str, state: Sequence[str], trusted: Collection[int]) 
     """
     path = folder.rstrip("/")
     with suppress(OSError):
-        for name in (*state, RUNS):
+        *above, own = state.split("/")
+        for name in (*above, own, RUNS):
             path = f"{path}/{name}"
             st = os.lstat(path)
             if not modes.S_ISDIR(st.st_mode) or st.st_uid not in trusted:
                 return False
-            if name in (state[-1], RUNS) and st.st_mode & (modes.S_IWGRP | modes.S_IWOTH):
+            if name in (own, RUNS) and st.st_mode & (modes.S_IWGRP | modes.S_IWOTH):
                 return False
         return True
     return False

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from rebaser.errors import suppress
 from rebaser.plan.survey import Source
 from rebaser.report import Move
-from rebaser.scan import prune
+from rebaser.scan import STATE
 
 
 def with_all_names(
@@ -33,7 +33,7 @@ def with_all_names(
         with suppress(OSError), os.scandir(stack.pop()) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
-                    stack += [entry.path] if entry.name != prune.STATE else []
+                    stack += [entry.path] if entry.name != STATE else []
                 elif entry.inode() in inodes:
                     # The inode comes with the name; the device takes a look at the file.
                     device = os.lstat(entry.path).st_dev

@@ -23,9 +23,10 @@ from rebaser.files import (
     open_folder,
     open_to_read,
 )
+from rebaser.scan import STATE
 from rebaser.scan.skip import Stay
 from rebaser.scan.walk import has_times
-from rebaser.state.folder import STAGING, TREES_OWN
+from rebaser.state.folder import STAGING
 from rebaser.state.staging import StagingFolder
 from rebaser.tree import Tree
 
@@ -69,10 +70,10 @@ class StagingFolders:
 
     def _make(self, chain: Sequence[tuple[str, int]]) -> StagingFolder:
         name = f"{STAGING}-{os.urandom(8).hex()}"
-        path = "/".join([*(name for name, _ in chain[1:]), TREES_OWN, name])
+        path = "/".join([*(name for name, _ in chain[1:]), STATE, name])
         # Noted before it is made: a kill in between leaves nothing that nobody knows of.
         self._tree.state.note_staging_elsewhere(path)
-        parent = open_folder(TREES_OWN, chain[-1][1], make=0o755)
+        parent = open_folder(STATE, chain[-1][1], make=0o755)
         try:
             return StagingFolder(self._tree.path(path), parent)
         finally:

@@ -28,7 +28,7 @@ def command_module(name: str) -> ModuleType:
 
 def overview() -> str:
     """Return the help of `rebaser` itself."""
-    width = max(map(len, COMMANDS))
+    width = max(len(name) for name in COMMANDS)  # `map` is a module here
     commands = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
     return f"""\
 usage: rebaser COMMAND [ARG ...]

@@ -17,9 +17,9 @@ from collections.abc import Collection, Iterator, Mapping
 from cygwin.fault import ImageError
 from cygwin.flags import FLAGS, Flag, change_flags, describe, image_flags
 from cygwin.image import read_image
+from rebaser.commands.lists import read_list
 from rebaser.commands.parser import Parser
 from rebaser.errors import UsageError
-from rebaser.request import read_list
 from rebaser.text import printable
 
 YES, NO = ("1", "true", "yes", "t", "y"), ("0", "false", "no", "f", "n")

@@ -23,7 +23,7 @@ from rebaser.commands.parser import Parser
 from rebaser.commands.shared import SETTINGS, add_root, tree_of
 from rebaser.errors import BusyError, UsageError, suppress
 from rebaser.files import Folders, names_in, open_folder
-from rebaser.state import RUNS
+from rebaser.scan import RUNS
 from rebaser.state.folder import LOCK, SNAPSHOT
 from rebaser.state.lock import TreeLock
 from rebaser.text import printable

@@ -24,10 +24,10 @@ from rebaser.commands.parser import Parser
 from rebaser.commands.verdict import painted
 from rebaser.errors import RebaserError, UsageError
 from rebaser.files import write_file
+from rebaser.options import Request
 from rebaser.plan.proposal import Planner
 from rebaser.plan.survey import spans
 from rebaser.progress import make_progress
-from rebaser.request import Request
 from rebaser.scan.skip import Skipped
 from rebaser.scan.walk import scan
 from rebaser.text import address, printable, shortened, terminal_width

@@ -26,7 +26,6 @@ from rebaser.options import ENGINES
 from rebaser.process import complain
 from rebaser.progress import make_progress
 from rebaser.report import Report
-from rebaser.request import first_not_there, named_paths, read_list
 from rebaser.run import run
 from rebaser.text import printable
 from rebaser.tree import Tree
@@ -113,6 +112,8 @@ def main(arguments: Namespace) -> int:
     arguments = shared.with_settings(arguments, tree)
     only = None
     if arguments.only_from is not None:
+        from rebaser.commands.lists import first_not_there, named_paths, read_list
+
         listed = read_list("--only-from", arguments.only_from)
         only, folders = named_paths(listed, tree.root, tree.scope, nul=arguments.nul)
         if stranger := first_not_there(listed, only, folders, tree.root):

@@ -20,7 +20,7 @@ from locks.holders import Holder, describe_holders, holders
 from rebaser.commands.json_output import print_json, reason_objects
 from rebaser.commands.map import Look, add_look_options, end_of_look, look_as_asked, room_object
 from rebaser.commands.parser import Parser
-from rebaser.state import RUNS
+from rebaser.scan import RUNS
 from rebaser.state.records import Record, newest_first
 from rebaser.text import address, byte_count, plural, printable
 from rebaser.tree import Tree

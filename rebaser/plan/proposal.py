@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from cygwin.values import NamedTuple
-from rebaser.options import Options
+from rebaser.options import Options, Request
 from rebaser.plan.overlap import groups
 from rebaser.plan.placement import NoRoomError, Plan, make_plan
 from rebaser.plan.reserved import in_tree, reservations
 from rebaser.plan.survey import Survey, spans, survey
 from rebaser.report import Group, Move
-from rebaser.request import Request
 from rebaser.scan.skip import globs_of_tree
 from rebaser.scan.snapshot import Snapshot
 from rebaser.scan.walk import Scan

@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from cygwin.address_space import is_runtime
 from cygwin.fault import FAULTS, Fault
 from cygwin.values import Enum, NamedTuple
+from rebaser.scan import STATE, STATE_IN_VAR
 from rebaser.scan.snapshot import NEVER, SIGNED, Seen, Snapshot
 
 # Below these nothing of the tree's own programs is loaded: SageMath's build folder, a cross
@@ -18,8 +19,6 @@ AT_TOP = frozenset(("mingw32", "mingw64", "ucrt64", "clang32", "clang64", "clang
 # What a whole system has at its top that is no folder of files: processes, devices, and on Cygwin
 # all drives and the registry (/proc/registry).
 SYSTEMS_OWN = frozenset(("proc", "sys", "dev", "cygdrive"))
-# The state of a tree.
-STATE, STATE_IN_VAR = ".rebaser", "var/lib/rebaser"
 
 
 class Stay(Enum):

@@ -12,6 +12,7 @@ from cygwin.address_space import ARENA
 from cygwin.fault import FAULTS
 from cygwin.values import NamedTuple
 from rebaser.errors import RebaserError
+from rebaser.scan import STATE, STATE_IN_VAR
 
 MAGIC = b"rebaser\0"
 VERSION = 3
@@ -248,6 +249,7 @@ def _parse(body: memoryview) -> Snapshot:
         and len(set(paths)) == folder_count
         and [*dict.fromkeys(["", *details])] == details
         and not _lead_out([*paths, *inner, *pending], names)
+        and {"", STATE, STATE_IN_VAR}.isdisjoint(inner)  # a run would wait for itself
         and _are_possible(rows, len(details))
     )
     if not holds:
@@ -262,8 +264,8 @@ def _parse(body: memoryview) -> Snapshot:
 
 def _lead_out(paths: Sequence[str], names: Sequence[str]) -> bool:
     """Return whether one of these is no folder below the root, or no name in a folder."""
-    folders, files = "/".join(paths), "".join(names)
-    return "/" in files or "/../" in f"/{folders}/"
+    folders = "/".join(["", *filter(None, paths), ""])  # the root is ""
+    return "/" in "".join(names) or any(part in folders for part in ("//", "/./", "/../"))
 
 
 def _are_possible(rows: Sequence[tuple[int, ...]], details: int) -> bool:

@@ -11,8 +11,9 @@ from cygwin.fault import Fault
 from cygwin.values import NamedTuple
 from rebaser.errors import advice, suppress
 from rebaser.files import most_open, open_to_read
+from rebaser.scan import LOCK, RUNS, STATE, STATE_IN_VAR
 from rebaser.scan import snapshot as snapshots
-from rebaser.scan.skip import STATE, STATE_IN_VAR, is_pruned, is_state
+from rebaser.scan.skip import is_pruned, is_state
 from rebaser.scan.snapshot import Folder, Seen, Snapshot
 
 TYPE_CHECKING = False
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".dll", ".so", ".fas", ".oct", ".mex", ".eln", ".pyd")
 
-# One of these in a state says that a run has made its folder a tree.
-STATE_MARKS = ("rebase.lock", "runs")
 # What is remembered of a file or folder that could not be looked at: nothing, so it is looked at
 # again next time, although the folder around it does not change.
 UNSEEN = Seen(0, snapshots.NEVER, *[0] * 13)
@@ -148,7 +147,7 @@ class _Scanner:
         inner = tuple(
             state[: -1 - len(STATE if state.endswith(STATE) else STATE_IN_VAR)]
             for state in snapshot.inner
-            if any(os.path.lexists(f"{self.top}{state}/{mark}") for mark in STATE_MARKS)
+            if any(os.path.lexists(f"{self.top}{state}/{mark}") for mark in (LOCK, RUNS))
         )
         return Scan(snapshot, failed, unchanged, self.images, self.open_files, inner)
 

@@ -19,9 +19,10 @@ from rebaser.files import (
     read_file,
     write_file,
 )
+from rebaser.scan import RUNS, STATE
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.snapshot import Snapshot
-from rebaser.state import MARK, PROBE, RUNS
+from rebaser.state import MARK, PROBE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 SNAPSHOT = "seen"
 STAGING = "staging"
 LOCK = "state.lock"
-TREES_OWN = ".rebaser"  # our folder where a tree has no `var`, and on each file system below it
 
 LARGEST_SNAPSHOT = 256 << 20  # bytes; a tree of a million DLLs has 130 MB
 
@@ -172,11 +172,11 @@ class State:
             with suppress(OSError, ValueError):
                 folder = os.fsdecode(self.read(f"{STAGING}/{name}", 1 << 16)[0])
                 parent, _, name = folder.rpartition("/")
-                if name.startswith(f"{STAGING}-") and f"/{parent}".endswith(f"/{TREES_OWN}"):
+                if name.startswith(f"{STAGING}-") and f"/{parent}".endswith(f"/{STATE}"):
                     folders = Folders(self.root)
                     remove_staging(name, folders.open(parent))
                     if not names_in(folders.chain[-1][1]):
-                        os.rmdir(TREES_OWN, dir_fd=folders.chain[-2][1])
+                        os.rmdir(STATE, dir_fd=folders.chain[-2][1])
         remove_staging(STAGING, self._open())
 
     def note_staging_elsewhere(self, folder: str) -> None:

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 
 from cygwin.values import NamedTuple
 from rebaser.errors import suppress
+from rebaser.options import Request
 from rebaser.report import Group, Report
-from rebaser.request import Request
-from rebaser.state import RUNS
+from rebaser.scan import RUNS
 from rebaser.state.folder import State, StateError
 from rebaser.text import from_utf8, recoded, to_utf8
 

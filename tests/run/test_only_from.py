@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trees import Rebaser, make_tree
 
+from rebaser.commands.lists import named_paths
 from rebaser.errors import UsageError
-from rebaser.request import named_paths
 
 # Bytes that mean something in a list or in a path come often.
 LISTS = st.lists(

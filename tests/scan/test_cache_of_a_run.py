@@ -272,3 +272,12 @@ def test_no_tree_outside_is_an_inner_one(rebaser: Rebaser, tree: Path, state: st
     with open(victim / "rebase.lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert len(rebaser.report("run", tree, "--no-wait")["moved"]) == 1
+
+
+@pytest.mark.parametrize("state", [".rebaser", "./.rebaser", "/.rebaser", "var/lib/rebaser"])
+def test_a_tree_is_no_inner_one_of_itself(rebaser: Rebaser, tree: Path, state: str) -> None:
+    """A made-up memory cannot have a run wait for its own lock."""
+    rebaser.report("run", tree)
+    (tree / SEEN).write_bytes(snapshots.dump(memory(tree)._replace(inner=(state,))))
+    add_dll(tree / "lib/new.dll")
+    assert len(rebaser.report("run", tree, "--no-wait")["moved"]) == 1

@@ -23,8 +23,8 @@ from trees import (
     overlaps,
 )
 
+from rebaser.options import Request
 from rebaser.report import Group, Report
-from rebaser.request import Request
 from rebaser.state import records
 from rebaser.state.folder import State
 

@@ -13,7 +13,7 @@ import pytest
 from halted import PACE
 from trees import Rebaser, add_dll, add_dlls, bases, contents, left_over, overlaps
 
-from rebaser.request import Request
+from rebaser.options import Request
 from rebaser.scan import snapshot as snapshots
 from rebaser.state import records
 from rebaser.state.folder import State, StateError

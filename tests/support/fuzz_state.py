@@ -28,8 +28,8 @@ from pe import Shape, build, section_header  # noqa: E402
 from trees import add_dll, base_in, make_tree, moved  # noqa: E402
 
 from rebaser import cli  # noqa: E402
+from rebaser.options import Request  # noqa: E402
 from rebaser.report import Group, Report  # noqa: E402
-from rebaser.request import Request  # noqa: E402
 from rebaser.scan import snapshot  # noqa: E402
 from rebaser.state import records  # noqa: E402
 from rebaser.state.folder import State  # noqa: E402
