@@ -1,6 +1,8 @@
-"""Where Windows and Cygwin want images to lie: machines, granularity, and the named ranges."""
+"""Where Windows and Cygwin want images to lie, and whether Windows loads them there at all."""
 
 from __future__ import annotations
+
+import os
 
 from cygwin.values import NamedTuple
 
@@ -62,6 +64,24 @@ def is_runtime(file_name: str) -> bool:
     share memory at addresses that are relative to it.
     """
     name = file_name.rpartition("/")[2].lower()
-    if name in ("cygwin1.dll", "msys-2.0.dll"):
-        return True
-    return name.startswith("cyglsa") and name.endswith(".dll")
+    is_part = name.startswith("cyglsa") and name.endswith(".dll")
+    return is_part or name in ("cygwin1.dll", "msys-2.0.dll")
+
+
+def mandatory_aslr(registry: str = "/proc/registry") -> bool | None:
+    """Return whether Mandatory ASLR is on for the whole system; None: it cannot be told here.
+
+    Then Windows moves every image however it was linked, and no rebase helps. Cygwin shows the
+    registry as files. Bits 8 and 9 of the value are the policy "force relocate images" (winbase.h,
+    PROCESS_CREATION_MITIGATION_POLICY_FORCE_RELOCATE_IMAGES): 1 and 3 are on. A system on which
+    nothing was ever set has no such value.
+    """
+    kernel = "HKEY_LOCAL_MACHINE/SYSTEM/CurrentControlSet/Control/Session Manager/kernel"
+    try:
+        with open(f"{registry}/{kernel}/MitigationOptions", "rb") as file:
+            data = file.read(2)
+    except FileNotFoundError:
+        return False if os.path.isdir(f"{registry}/{kernel}") else None
+    except OSError:
+        return None
+    return len(data) == 2 and data[1] & 1 == 1

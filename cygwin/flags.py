@@ -6,9 +6,9 @@ import os
 from collections.abc import Collection
 
 from cygwin.address_space import ARM64
-from cygwin.checksum import WIDTH, checksum, sum_file, sum_words
 from cygwin.fault import ImageError
 from cygwin.image import DYNAMIC_BASE, Image
+from cygwin.relocation import checksum, sum_file, sum_words
 from cygwin.values import NamedTuple
 
 # The Characteristics field, from the PE signature: PE/COFF specification, "COFF File Header".
@@ -76,9 +76,9 @@ def change_flags(descriptor: int, image: Image, wanted: int) -> None:
     new = bytearray(old)
     fields = wanted.to_bytes(4, "little")
     new[:2], new[-2:] = fields[:2], fields[2:]
-    new[field : field + WIDTH] = bytes(WIDTH)
+    new[field : field + 4] = bytes(4)
     right = checksum(total - sum_words(old, start) + sum_words(new, start), length)
-    new[field : field + WIDTH] = right.to_bytes(WIDTH, "little")
+    new[field : field + 4] = right.to_bytes(4, "little")
     os.pwrite(descriptor, new, start)
     os.fsync(descriptor)
 

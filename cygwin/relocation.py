@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 
-from cygwin.checksum import WIDTH, checksum, sum_words
 from cygwin.fault import RelocationError
 from cygwin.image import DYNAMIC_BASE, Image, read_base
 from cygwin.relocation_table import Block, Reader, marks_of
 
 # A file is held in memory in pieces of this many bytes; a page with a word behind its end fits.
 WINDOW = 0x40000
+
+# The CheckSum is the sum of the file's little-endian 16-bit words, the field itself taken as 0,
+# with every carry added again at the low end (imagehlp.dll, CheckSumMappedFile), plus the file's
+# length. That sum is the whole file, taken as one number, modulo 0xffff: so it can be made of any
+# pieces.
+_MODULUS = 0xFFFF
+_PIECE = 0x1000  # bytes that are made one number at a time; the fastest, by measuring
 
 
 def relocate(descriptor: int, image: Image, new_base: int, *, clear_dynamic_base: bool) -> None:
@@ -46,7 +52,7 @@ def check_and_sum(
     if length != copy_length:
         raise RelocationError(f"relocated file has {copy_length} bytes, the original {length}")
     delta = new_base - image.base
-    field = slice(image.checksum_offset, image.checksum_offset + WIDTH)
+    field = slice(image.checksum_offset, image.checksum_offset + 4)
     reader = Reader(source)
     total = 0
     for start, end, blocks in _windows(image.blocks if delta else (), length):
@@ -61,10 +67,10 @@ def check_and_sum(
             stored = expected[field] = found[field]
         if expected != found:
             raise RelocationError(_first_difference(start, expected, found))
-    right = checksum(total - sum_words(stored, field.start), length).to_bytes(WIDTH, "little")
+    right = checksum(total - sum_words(stored, field.start), length).to_bytes(4, "little")
     if stored != right:
         _write(copy, right, field.start)
-        if _read(copy, field.start, WIDTH) != right:
+        if _read(copy, field.start, 4) != right:
             raise RelocationError("its CheckSum is not as it was written")
 
 
@@ -177,3 +183,24 @@ def _write(descriptor: int, data: bytes | bytearray, offset: int) -> None:
     while rest:
         written = os.pwrite(descriptor, rest, offset)
         rest, offset = rest[written:], offset + written
+
+
+def sum_words(data: bytes | bytearray, offset: int) -> int:
+    """Return what `data`, at byte `offset` of a file, adds to the file's sum."""
+    pieces = (data[at : at + _PIECE] for at in range(0, len(data), _PIECE))
+    return (sum(int.from_bytes(piece, "little") for piece in pieces) << offset % 2 * 8) % _MODULUS
+
+
+def sum_file(descriptor: int) -> int:
+    """Return the sum of a whole file, its CheckSum field included."""
+    total = at = 0
+    while window := os.pread(descriptor, WINDOW, at):
+        total += sum_words(window, at)
+        at += len(window)
+    return total
+
+
+def checksum(total: int, length: int) -> int:
+    """Return the CheckSum of a file of `length` bytes, of which `total` is the sum without it."""
+    # A sum of 0 stays 0 only where every byte is; an image begins with MZ.
+    return (total % _MODULUS or _MODULUS) + length & 0xFFFF_FFFF

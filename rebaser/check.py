@@ -6,8 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from cygwin.address_space import ARENA, GRANULARITY, SAFE, X86_64, is_runtime
-from cygwin.aslr import mandatory_aslr
+from cygwin.address_space import ARENA, GRANULARITY, SAFE, X86_64, is_runtime, mandatory_aslr
 from cygwin.fault import Fault
 from cygwin.values import NamedTuple
 from rebaser.errors import UsageError, suppress

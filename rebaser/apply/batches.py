@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 from cygwin.image import Image
-from rebaser.apply.commit import commit
+from rebaser.apply.commit import commit, with_all_names
 from rebaser.apply.engines import Engine
-from rebaser.apply.hard_links import with_all_names
 from rebaser.apply.outcome import Applied, Replacement
 from rebaser.apply.stage import StagingFolders, stage
 from rebaser.options import Options

@@ -3,18 +3,54 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from rebaser.apply.in_use import users_of
 from rebaser.apply.outcome import Applied, Replacement
 from rebaser.errors import advice, suppress
 from rebaser.files import Folders, LinkError, make_names_durable, put_in_place
+from rebaser.plan.survey import Source
+from rebaser.report import Move
+from rebaser.scan import STATE
 from rebaser.scan.skip import Stay
 from rebaser.scan.walk import has_times
 from rebaser.state.lock import TreeLock
 from rebaser.tree import Tree
 
 GONE = (FileNotFoundError, NotADirectoryError, LinkError)
+
+
+def with_all_names(
+    root: str, moves: Collection[Move], sources: Mapping[str, Source]
+) -> Mapping[str, Source]:
+    """Return `sources` with every name in the tree of what is moved.
+
+    The tree is walked once, and only if a file has more links than the scan has found.
+    """
+    missing = {
+        (sources[move.path].seen.device, sources[move.path].seen.inode): move.path
+        for move in moves
+        if sources[move.path].seen.links > len(sources[move.path].names)
+    }
+    if not missing:
+        return sources
+    inodes = {inode for _, inode in missing}
+    found = dict(sources)
+    top = root.rstrip("/") + "/"
+    stack = [top]
+    while stack:
+        with suppress(OSError), os.scandir(stack.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    stack += [entry.path] if entry.name != STATE else []
+                elif entry.inode() in inodes:
+                    # The inode comes with the name; the device takes a look at the file.
+                    device = os.lstat(entry.path).st_dev
+                    path, name = missing.get((device, entry.inode())), entry.path[len(top) :]
+                    if path is not None and name not in found[path].names:
+                        names = (*found[path].names, name)
+                        found[path] = found[path]._replace(names=names)
+    return found
 
 
 def commit(
