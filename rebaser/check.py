@@ -21,11 +21,10 @@ from rebaser.report import Group, Move
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.skip import Skipped, not_images, same_file
 from rebaser.scan.snapshot import Snapshot
-from rebaser.scan.walk import Scan, look_at_one, scan
+from rebaser.scan.walk import PROGRAM, Scan, look_at_one, scan
 from rebaser.text import address
 from rebaser.tree import Tree, find_tree
 
-PROGRAM = ".exe"
 NO_FILE = "not a regular file"
 UNJUDGED = (Fault.EMPTY, Fault.TRUNCATED, Fault.DAMAGED)
 LOADED_ANYWHERE = "DYNAMIC_BASE is set, so Windows loads it at another address each time"
@@ -183,8 +182,12 @@ class _Part:
         request = Request("", self.tree.scope, None if self.is_runs else frozenset())
         planner = Planner(self.tree, asked, request, warn, ours=self.own, top=top)
         self.survey = planner.survey(self.now, self.before)
-        found = filter(_has_high_entropy, self.programs())
-        self.incurable = [(path, HIGH_ENTROPY) for path in found]
+        programs = map(self.tree.path, self.now.programs) if self.is_runs else [self.path]
+        self.incurable = [
+            (path, HIGH_ENTROPY)
+            for path in programs
+            if self.holds(path) and path.lower().endswith(PROGRAM) and _has_high_entropy(path)
+        ]
         self.reserved = {
             machine: Obstacles(
                 (*one.range, one.owner)
@@ -214,13 +217,6 @@ class _Part:
             yield f"it lies outside {address(safe.low)}-{address(safe.high)}"
         if image.clear_dynamic_base and image.machine == X86_64:
             yield LOADED_ANYWHERE
-
-    def programs(self) -> Iterator[str]:
-        """Yield the programs below the folder, or the one that was named."""
-        for folder in map(self.tree.path, self.now.folders):
-            with suppress(OSError):
-                paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
-                yield from (p for p in paths if self.holds(p) and p.lower().endswith(PROGRAM))
 
 
 def _folder(

@@ -15,11 +15,12 @@ from rebaser.errors import RebaserError
 from rebaser.scan import STATE, STATE_IN_VAR
 
 MAGIC = b"rebaser\0"
-VERSION = 3
+VERSION = 4
 
 _HEADER = struct.Struct("<8sIIQ")  # magic, version, CRC-32 of the rest, length of the rest
-# Of folders, files, details, inner, pending and overlaps; then rows of these, then all strings.
-_COUNTS = struct.Struct("<6Q")
+# Of folders, files, details, inner, pending, programs and overlaps; then rows of folders, files and
+# overlaps, then all strings.
+_COUNTS = struct.Struct("<7Q")
 _FOLDER = struct.Struct("<QqqQQ")  # number of its files, then its times, inode and device
 _FILE = struct.Struct("<QqqQQIHBBHQIIBI")  # the fields of Seen
 _OVERLAP = struct.Struct("<HQQQ")  # machine, low, high, number of names
@@ -112,7 +113,8 @@ class Snapshot(NamedTuple):
     `settled` names the options under which nothing was left to do, or is empty; `overlaps` and
     `pending` (names of images that were in use) were left all the same. `details` are what the
     files' faults refer to; the first is empty. `host` is the machine that saw it. `inner` are the
-    folders in which other trees below the root may have their state.
+    folders in which other trees below the root may have their state. `programs` are the paths of
+    the programs in `folders`: their names alone, for no run reads them.
     """
 
     rules: str
@@ -123,6 +125,7 @@ class Snapshot(NamedTuple):
     inner: tuple[str, ...] = ()
     overlaps: tuple[Overlap, ...] = ()
     pending: tuple[str, ...] = ()
+    programs: tuple[str, ...] = ()
 
     def files(self) -> Iterator[tuple[str, Seen]]:
         """Yield the path of every file, relative to the root, and what was seen of it."""
@@ -183,16 +186,16 @@ def dump(snapshot: Snapshot) -> bytes:
 
     A name is bytes to the file system; what it is as text depends on who reads it.
     """
-    rules, settled, folders, details, host, inner, overlaps, pending = snapshot
+    rules, settled, folders, details, host, inner, overlaps, pending, programs = snapshot
     files = [row for folder in folders.values() for row in folder.files]
-    strings = [rules, settled, host, *details, *inner, *pending]
+    strings = [rules, settled, host, *details, *inner, *pending, *programs]
     for names in (*(overlap.names for overlap in overlaps), folders):
         strings += names
     for folder in folders.values():
         strings += folder.names
     body = b"".join(
         [
-            _COUNTS.pack(*map(len, (folders, files, details, inner, pending, overlaps))),
+            _COUNTS.pack(*map(len, (folders, files, details, inner, pending, programs, overlaps))),
             *(_pack(_FOLDER, len(folder.names), *folder.stat) for folder in folders.values()),
             *(_pack(_FILE, *row) for row in files),
             # A damaged image may end behind the last address.
@@ -239,16 +242,17 @@ def _parse(body: memoryview) -> Snapshot:
     stats, rows, groups = tables
     strings = iter(os.fsdecode(bytes(body[at:])).split("\0"))
     rules, settled, host = islice(strings, 3)
-    details, inner, pending = (list(islice(strings, count)) for count in others)
+    details, inner, pending, programs = (list(islice(strings, count)) for count in others)
     overlaps = tuple(Overlap(m, low, high, tuple(islice(strings, n))) for m, low, high, n in groups)
     paths = list(islice(strings, folder_count))
-    names = list(strings)
+    names, known = list(strings), set(paths)
     holds = (
         at <= len(body)
         and len(names) == file_count == sum(count for count, *_ in stats)
-        and len(set(paths)) == folder_count
+        and len(known) == folder_count
         and [*dict.fromkeys(["", *details])] == details
-        and not _lead_out([*paths, *inner, *pending], names)
+        and not _lead_out([*paths, *inner, *pending, *programs], names)
+        and all(path.rpartition("/")[0] in known for path in programs)
         and {"", STATE, STATE_IN_VAR}.isdisjoint(inner)  # a run would wait for itself
         and _are_possible(rows, len(details))
     )
@@ -259,7 +263,8 @@ def _parse(body: memoryview) -> Snapshot:
         end = start + count
         folders[path] = Folder(tuple(stat), names[start:end], rows[start:end])
         start = end
-    return Snapshot(rules, settled, folders, details, host, tuple(inner), overlaps, tuple(pending))
+    lists = tuple(inner), overlaps, tuple(pending), tuple(programs)
+    return Snapshot(rules, settled, folders, details, host, *lists)
 
 
 def _lead_out(paths: Sequence[str], names: Sequence[str]) -> bool:

@@ -6,6 +6,7 @@ import errno
 import os
 import stat as modes
 from collections.abc import Callable, Iterator
+from itertools import chain
 
 from cygwin.fault import Fault
 from cygwin.values import NamedTuple
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     AtFirstWork = Callable[[str, Seen, Optional[Fault]], bool]
 
 SUFFIXES = (".dll", ".so", ".fas", ".oct", ".mex", ".eln", ".pyd")
+PROGRAM = ".exe"
 
 # What is remembered of a file or folder that could not be looked at: nothing, so it is looked at
 # again next time, although the folder around it does not change.
@@ -113,6 +115,7 @@ class _Scanner:
         self.top = root.rstrip("/") + "/"
         self.rules = rules
         self.suffixes = SUFFIXES + tuple(suffix.lower() for suffix in rules.suffixes)
+        self.endings = (*self.suffixes, PROGRAM)
         self.comparable = snapshot.rules == rules.key() and "" in snapshot.folders
         self.host = os.uname().nodename
         if snapshot.host != self.host:
@@ -129,6 +132,7 @@ class _Scanner:
         self.room = KEPT_BYTES
         self.details = {text: number for number, text in enumerate(snapshot.details)}
         self.states = set(snapshot.inner)
+        self.programs: dict[str, list[str]] = {}  # of each folder that was listed
 
     def scan(self) -> Scan:
         """Look at every folder, and at its files of interest as soon as it is known."""
@@ -152,6 +156,9 @@ class _Scanner:
         return Scan(snapshot, failed, unchanged, self.images, self.open_files, inner)
 
     def snapshot_of(self, found: dict[str, Folder]) -> Snapshot:
+        known = (p for p in self.snapshot.programs if p.rpartition("/")[0] not in self.programs)
+        programs = [*known, *chain.from_iterable(self.programs.values())]
+        there = (path for path in programs if path.rpartition("/")[0] in found)
         return Snapshot(
             self.rules.key(),
             "",
@@ -159,6 +166,7 @@ class _Scanner:
             list(self.details),
             self.host,
             tuple(sorted(state for state in self.states if os.path.isdir(self.top + state))),
+            programs=tuple(sorted(there, key=lambda path: path.rpartition("/"))),
         )
 
     def as_settled(self, now: Snapshot) -> Snapshot:
@@ -221,6 +229,7 @@ class _Scanner:
         known = self.snapshot.folders.get(path)
         seen = dict(zip(known.names, known.files)) if known else {}
         names = []
+        programs = self.programs[path] = []
         subfolders = []
         try:
             # Its times are read before its names: what comes later changes the times again.
@@ -235,10 +244,13 @@ class _Scanner:
                             subfolders.append(below)
                         elif is_state(below) and below not in (STATE, STATE_IN_VAR):
                             self.states.add(below)
-                    elif entry.name.lower().endswith(self.suffixes) and entry.is_file(
-                        follow_symlinks=False
-                    ):
-                        names.append(entry.name)
+                        continue
+                    name = entry.name.lower()
+                    if name.endswith(self.endings) and entry.is_file(follow_symlinks=False):
+                        if name.endswith(self.suffixes):
+                            names.append(entry.name)
+                        if name.endswith(PROGRAM):
+                            programs.append(_inside(path, entry.name))
         except OSError as error:
             return (_UNLISTED, []) if self.missed(path or ".", error, UNLISTED) else None
         names.sort()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -227,6 +228,85 @@ def test_programs_with_high_entropy(
     result = rebaser("check", tmp_path / name)
     assert result.status == int(breaks)
     assert ("--high-entropy-va=0" in result.out) == breaks
+
+
+@pytest.mark.parametrize("quiet", [False, True], ids=["racy", "quiet"])
+def test_programs_of_a_tree_that_a_run_has_seen(
+    rebaser: Rebaser, tmp_path: Path, quiet: bool
+) -> None:
+    """What came, went or changed in place is seen, whether or not its folder's times tell."""
+    tree = make_tree(tmp_path / "tree", 2)
+    for name in ("bin/gone.exe", "bin/later.exe", "old/deep/bad.exe", "sound.exe"):
+        add_program(tree / name, bad="gone" in name or "bad" in name)
+    assert rebaser("run", tree).status == 0
+    if quiet:
+        time.sleep(2.2)  # until nothing here is racy any more
+        assert rebaser("run", tree).status == 0
+
+    def found(path: str = "") -> list[str]:
+        result = rebaser.report("check", tree / path, status=1)
+        return [os.path.relpath(one["path"], tree) for one in result["incurable"]]
+
+    assert found() == ["bin/gone.exe", "old/deep/bad.exe"]
+    assert found("old") == ["old/deep/bad.exe"]
+    os.rename(tree / "bin/gone.exe", tmp_path / "gone.exe")
+    add_program(tree / "bin/new.EXE", bad=True)
+    with open(tree / "bin/later.exe", "r+b") as file:
+        file.write(program(bad=True))
+    add_program(tree / "unknown/new.exe", bad=True)
+    os.symlink(tree / "bin/new.EXE", tree / "link.exe")
+    (tree / "folder.exe").mkdir()
+    now = ["bin/later.exe", "bin/new.EXE", "old/deep/bad.exe", "unknown/new.exe"]
+    assert found() == now
+    assert rebaser("run", tree).status == 0
+    assert found() == now
+    os.rename(tree / "old", tree / "moved")
+    for path in (tree / "bin", tree / "unknown"):
+        shutil.rmtree(path)
+    assert found() == ["moved/deep/bad.exe"]
+
+
+def test_a_program_that_is_a_file_of_interest_too(rebaser: Rebaser, tmp_path: Path) -> None:
+    add_program(tmp_path / "x.exe", bad=True)
+    assert rebaser("run", tmp_path, "--suffix", ".EXE").status == 0
+    for words in (["--suffix", ".exe"], []):
+        found = rebaser.report("check", tmp_path, *words, status=1)
+        assert [one["path"] for one in found["incurable"]] == [str(tmp_path / "x.exe")]
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="needs strace: install strace")
+def test_no_folder_is_listed_again_where_nothing_changed(rebaser: Rebaser, tmp_path: Path) -> None:
+    tree, log = make_tree(tmp_path / "tree", 2), tmp_path / "log"
+    for name in ("old/x.exe", "old/deep/y.exe", "old/deep/z/readme"):
+        add_program(tree / name, bad=False)
+
+    def listed() -> list[str]:
+        strace = ["strace", "-f", "-y", "-o", str(log), "-e", "trace=getdents64"]
+        result = rebaser("check", tree, before=strace)
+        if "ptrace" in result.err.lower():
+            pytest.skip("strace may not trace here")
+        assert result.status <= 1, result.words
+        return sorted(set(re.findall(rf"<{re.escape(str(tree))}/(old[^>]*)>", log.read_text())))
+
+    assert listed() == ["old", "old/deep", "old/deep/z"]
+    assert rebaser("run", tree, "--engine", "builtin").status == 0
+    time.sleep(2.2)  # until what the run itself has changed is no longer racy
+    assert rebaser("run", tree, "--engine", "builtin").status == 0
+    assert listed() == []
+    add_program(tree / "old/deep/new.exe", bad=False)
+    assert listed() == ["old/deep"]
+
+
+def program(*, bad: bool) -> bytes:
+    """Return a program of Cygwin's, which HIGH_ENTROPY_VA is bad for."""
+    flags = 0x20 if bad else 0
+    made = pe.build(base=0x1_0040_0000, characteristics=0x22, dll_characteristics=flags)
+    return made + b"cygwin1.dll"
+
+
+def add_program(path: Path, *, bad: bool) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(program(bad=bad))
 
 
 def test_among_many_overlaps_those_that_stay_are_found(rebaser: Rebaser, tmp_path: Path) -> None:

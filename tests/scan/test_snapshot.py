@@ -68,6 +68,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
             for _ in range(draw(st.integers(0, 2)))
         ),
         names(),
+        tuple(f"{draw(st.sampled_from(list(folders)))}/{name}".lstrip("/") for name in names()),
     )
 
 
@@ -86,7 +87,8 @@ def example() -> Snapshot:
     overlaps = (Overlap(0x8664, 0x1_8000_0000, 0x1_8002_0000, ("bin/a.dll", "bin/b.dll")),)
     details = ["", "section a\\x00b ends at byte 7"]
     inner = ("bin/.rebaser",)
-    return Snapshot("rules", "settled", folders, details, "host", inner, overlaps, ("bin/a.dll",))
+    kept = (inner, overlaps, ("bin/a.dll",), ("bin/a.exe", "setup.exe"))
+    return Snapshot("rules", "settled", folders, details, "host", *kept)
 
 
 def test_cut_at_every_byte() -> None:
@@ -204,6 +206,12 @@ def test_names_that_lead_out_of_the_tree(path: str, name: str) -> None:
         snapshot.load(snapshot.dump(one))
 
 
+@pytest.mark.parametrize("path", ["/etc/a.exe", "../a.exe", "bin/../a.exe", "lib/a.exe", "bin/.."])
+def test_programs_in_no_folder_of_the_tree(path: str) -> None:
+    with pytest.raises(SnapshotLostError):
+        snapshot.load(snapshot.dump(example()._replace(programs=(path,))))
+
+
 @pytest.mark.parametrize("time", [-(1 << 63) - 1, 1 << 63, -(10**20), 10**20])
 def test_a_time_that_64_bits_do_not_hold_is_looked_at_again(time: int) -> None:
     one = example()
@@ -254,7 +262,7 @@ def test_a_group_that_ends_behind_the_last_address() -> None:
 def test_a_newer_version_says_so() -> None:
     data = bytearray(snapshot.dump(example()))
     struct.pack_into("<I", data, 8, snapshot.VERSION + 1)
-    with pytest.raises(SnapshotLostError, match="version 4, and this rebaser knows 3"):
+    with pytest.raises(SnapshotLostError, match="version 5, and this rebaser knows 4"):
         snapshot.load(bytes(data))
 
 

@@ -78,7 +78,7 @@ def damage_version(data: bytes) -> bytes:
     [
         (damage_truncate, "it is damaged"),
         (damage_flip, "it is damaged"),
-        (damage_version, "it has version 4, and this rebaser knows 3"),
+        (damage_version, "it has version 5, and this rebaser knows 4"),
         (lambda data: b"", "it is cut short"),
         (lambda data: b"#!/bin/sh\n" * 20, "it is not rebaser's"),
     ],

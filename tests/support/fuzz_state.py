@@ -95,11 +95,11 @@ class Fuzz:
     def damage(self, body: bytearray) -> None:
         """Damage the numbers or the texts of a memory."""
         choose = self.choose
-        folders, files, *_, overlaps = struct.unpack_from("<6Q", body)
-        texts_at = 48 + folders * 40 + files * snapshot._FILE.size + overlaps * 26
+        folders, files, *_, overlaps = struct.unpack_from("<7Q", body)
+        texts_at = 56 + folders * 40 + files * snapshot._FILE.size + overlaps * 26
         kind = choose.random()
         if kind < 0.6:  # a field of a row
-            at = choose.randrange(48 if choose.random() < 0.95 else 0, texts_at)
+            at = choose.randrange(56 if choose.random() < 0.95 else 0, texts_at)
             size = choose.choice((1, 1, 2, 4, 8))
             value = choose.choice((*NUMBERS, choose.getrandbits(64))) % (1 << 8 * size)
             body[at : at + size] = value.to_bytes(size, "little")[: texts_at - at]
