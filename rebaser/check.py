@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from cygwin.address_space import ARENA, GRANULARITY, SAFE, X86_64, is_runtime, mandatory_aslr
 from cygwin.fault import Fault
@@ -118,14 +118,13 @@ def check(
                 problems += ((path, what) for what in part.problems_of(path))
         causes.update((one.path, one) for one in part.survey.skipped if part.holds(one.path))
         incurable += part.incurable
-    overlaps, left = (
-        tuple(
-            group
-            for group in groups(spans(images, dlls, made), images.keys() - moves.keys(), named)
-            if not named.isdisjoint(group.paths)
-        )
-        for made in ((), moves.values())
-    )
+
+    def overlaps_after(made: Collection[Move]) -> tuple[Group, ...]:
+        found = groups(spans(images, dlls, made), images.keys() - moves.keys(), named)
+        return tuple(group for group in found if not named.isdisjoint(group.paths))
+
+    overlaps = overlaps_after(())
+    left = overlaps_after(moves.values()) if moves else overlaps
     broken = {path for path, _ in problems}
     stay = causes.keys() & broken.union(*(group.paths for group in left))
     incurable += ((path, f"no run moves it: {causes[path].reason}") for path in sorted(stay))
@@ -227,7 +226,9 @@ def _folder(
     if tree.root not in found:
         found[tree.root] = scan(tree.root, options.rules, before)
     scanned = found[tree.root]
-    part = _Part(path, tree, scanned.snapshot, before, is_runs=True)
+    # Where all is known, as where nothing is, no image stays before another for that.
+    known = snapshots.blank() if scanned.unchanged else before
+    part = _Part(path, tree, scanned.snapshot, known, is_runs=True)
     failed = [(tree.root if name == "." else tree.path(name), why) for name, why in scanned.failed]
     part.unread = [pair for pair in failed if part.holds(pair[0])]
     return part

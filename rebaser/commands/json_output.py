@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 
 from cygwin.address_space import machine_name
@@ -24,6 +23,8 @@ def print_json(fields: Mapping[str, object]) -> None:
     A byte of a path that is not UTF-8 is \udcNN, as Python has it in text (PEP 383). So it is in
     every locale: a name has the letters that its bytes are in UTF-8.
     """
+    import json  # 1 ms, and every command can print something else
+
     print(json.dumps(plain({"format": FORMAT, **fields})))
 
 
