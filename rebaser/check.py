@@ -187,14 +187,12 @@ class _Part:
             for path in programs
             if self.holds(path) and path.lower().endswith(PROGRAM) and _has_high_entropy(path)
         ]
-        self.reserved = {
-            machine: Obstacles(
-                (*one.range, one.owner)
-                for one in of_machine
-                if not (one.is_runtime or any(other.holds(one.owner) for other in parts))
-            )
-            for machine, of_machine in planner.reserved.ranges.items()
-        }
+        self.reserved = {}
+        for machine, of_machine in planner.reserved.ranges.items():
+            others = (one for one in of_machine if not one.is_runtime)
+            kept = [one for one in others if not any(part.holds(one.owner) for part in parts)]
+            if kept:
+                self.reserved[machine] = Obstacles((*one.range, one.owner) for one in kept)
         if self.is_runs:
             try:
                 self.moves = planner.plan(self.survey).moves

@@ -31,13 +31,11 @@ from rebaser.tree import Tree
 
 
 def add_arguments(parser: Parser) -> None:
-    """Add the options of `rebaser forget`."""
     add_root(parser)
     parser.switch("", "--yes", "do not ask")
 
 
 def main(arguments: Namespace) -> int:
-    """Ask, take the lock, remove, and return the exit status."""
     tree = tree_of(arguments, arguments.root)
     root = printable(tree.root)
     if tree.scope:

@@ -32,8 +32,7 @@ from rebaser.scan.skip import Skipped
 from rebaser.scan.walk import scan
 from rebaser.text import address, printable, shortened, terminal_width
 from rebaser.tree import Tree
-from rebaser.view.address_map import AddressMap, Kind, Part, Region, address_map, within
-from rebaser.view.picture import Row, Style, picture
+from rebaser.view import AddressMap, Kind, Part, Region, Row, Style, address_map, picture, within
 
 # A character for each content of a cell, in Unicode and in ASCII, and its colour on a terminal.
 GLYPHS = {

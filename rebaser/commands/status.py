@@ -19,30 +19,18 @@ from cygwin.address_space import machine_name
 from locks.holders import Holder, describe_holders, holders
 from rebaser.commands.json_output import print_json, reason_objects
 from rebaser.commands.map import Look, add_look_options, end_of_look, look_as_asked, room_object
-from rebaser.commands.parser import Parser
 from rebaser.scan import RUNS
 from rebaser.state.records import Record, newest_first
 from rebaser.text import address, byte_count, plural, printable
 from rebaser.tree import Tree
-from rebaser.view.picture import room, summary
+from rebaser.view import room, summary
 
 # The last runs that are printed.
 LAST_RUNS = 10
-# What of a run's record is printed as it is.
-AS_IT_IS = (
-    "number",
-    "began",
-    "finished",
-    "engine",
-    "moved",
-    "bytes_written",
-    "unfinished",
-    "overlaps",
-)
+# What of a run's record is for other runs alone.
+UNTOLD = ("request", "host", "looked", "others")
 
-
-def add_arguments(parser: Parser) -> None:
-    add_look_options(parser)
+add_arguments = add_look_options
 
 
 def main(arguments: Namespace) -> int:
@@ -87,8 +75,8 @@ def main(arguments: Namespace) -> int:
 
 
 def _record(one: Record) -> dict[str, object]:
-    fields = {name: getattr(one, name) for name in AS_IT_IS}
-    return {**fields, "failed": reason_objects(one.failed)}
+    fields = {**one._asdict(), "failed": reason_objects(one.failed)}
+    return {name: fields[name] for name in fields if name not in UNTOLD}
 
 
 def _of_dlls(found: Look) -> Iterator[str]:

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from xml.sax.saxutils import escape
 
 from rebaser.text import address, address_size, printable
-from rebaser.view.address_map import AddressMap, Kind, Part, Region
-from rebaser.view.picture import Row, Style, picture, summary
+from rebaser.view import AddressMap, Kind, Part, Row, Style, extent, picture, summary
 
 # All in units of the picture, which is as wide as its window.
 WIDTH = 1000
@@ -121,16 +120,12 @@ def _text(text: str, style: str, x: float, y: float) -> str:
 
 def _title(part: Part) -> str:
     """Return what is shown of a rectangle on hover: whose it is, and from where to where."""
-    lines = [f"{part.kind.value} {_range(part)}"] if len(part.owners) != 1 else []
+    lines = [f"{part.kind.value} {extent(part)}"] if len(part.owners) != 1 else []
     for one in part.owners[:NAMED]:
-        lines += [one.path, f"{_range(one)} ({address_size(one.high - one.low)})"]
+        lines += [one.path, f"{extent(one)} ({address_size(one.high - one.low)})"]
     if len(part.owners) > NAMED:
         lines.append(f"and {len(part.owners) - NAMED:,} more")
     return "\n".join(map(_clean, lines))
-
-
-def _range(one: Part | Region) -> str:
-    return f"{address(one.low)}-{address(one.high)}"
 
 
 def _clean(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cygwin.address_space import ARENA, GRANULARITY, RUNTIME, X86_64
-from rebaser.view.address_map import AddressMap, Kind, Region, address_map
+from rebaser.view import AddressMap, Kind, Region, address_map
 
 ARENA_64 = ARENA[X86_64]
 LOW = ARENA_64.low

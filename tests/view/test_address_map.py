@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cygwin.address_space import ARENA, GRANULARITY, I386, X86_64, Range
-from rebaser.view.address_map import Kind, Region, address_map, zones
+from rebaser.view import Kind, Region, address_map, zones
 
 
 class TestCollisions:

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from cygwin.address_space import GRANULARITY
 from rebaser.text import address_size
-from rebaser.view.address_map import AddressMap, Kind, Region, within
-from rebaser.view.picture import Line, Row, Style, picture
+from rebaser.view import AddressMap, Kind, Line, Region, Row, Style, picture, within
 
 
 def drawn(found: AddressMap, most: int = 18) -> list[Line | Row]:

@@ -1,1 +1,0 @@
-"""The address space of a tree as values; `rebaser.commands` paints it."""
