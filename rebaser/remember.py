@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from cygwin.paths import database_files
 from rebaser.job import Job
-from rebaser.report import Group, Report
+from rebaser.report import Applied, Group, Report
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.skip import Skipped, Stay, count_images
 from rebaser.scan.snapshot import Overlap, Snapshot
@@ -19,9 +19,7 @@ from rebaser.state.lock import LockError, TreeLock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from rebaser.apply.outcome import Applied
     from rebaser.plan.proposal import Proposal
-    from rebaser.state.records import Record
 
 
 def settled_report(job: Job, lock: TreeLock, found: Scan) -> Report | None:
@@ -81,7 +79,7 @@ def _save_alone(job: Job, lock: TreeLock, seen: Snapshot) -> None:
 
 def remember_work(
     job: Job,
-    record: Record,
+    record: records.Record,
     began: FileSystemTime,
     found: Proposal,
     applied: Applied | None,

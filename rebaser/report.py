@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+
 from cygwin.values import NamedTuple
-from rebaser.scan.skip import Skipped
+from rebaser.errors import advice
+from rebaser.scan.skip import Skipped, Stay
 
 
 class Move(NamedTuple):
@@ -16,6 +20,35 @@ class Move(NamedTuple):
     slot_size: int
     reason: str
     clear_dynamic_base: bool
+
+
+class Applied:
+    """The moves that were carried out, and by name why the others were not.
+
+    `now` is the stat of each moved file's new self; `changed` are the names of `skipped` at which
+    another file lies by now, or none. All names are relative to the root.
+    """
+
+    def __init__(self, moved: Sequence[Move] = ()) -> None:
+        self.moved = list(moved)
+        self.now: dict[str, os.stat_result] = {}
+        self.skipped: dict[str, Skipped] = {}
+        self.failed: dict[str, str] = {}
+        self.changed: set[str] = set()
+
+    def note_changed(self, name: str, detail: str = "", cause: Stay = Stay.CHANGED) -> None:
+        """Note a file that is no longer what was seen."""
+        self.skipped[name] = Skipped(name, cause, detail)
+        self.changed.add(name)
+
+    def note_failed(self, name: str, what: str, error: OSError) -> None:
+        """Note what could not be done with a file, which stays as it was."""
+        why = error.strerror or error
+        self.failed[name] = f"{what} ({why}); it stays as it was; {advice(error)}"
+
+    def note_in_use(self, name: str, user: str) -> None:
+        """Note a file that somebody has loaded."""
+        self.skipped[name] = Skipped(name, Stay.IN_USE, user)
 
 
 class Seconds(NamedTuple):

@@ -10,7 +10,7 @@ from rebaser.job import Job
 from rebaser.options import Options
 from rebaser.progress import Progress
 from rebaser.remember import before_the_scan, remember_look, remember_work, settled_report
-from rebaser.report import Report, Seconds
+from rebaser.report import Applied, Report, Seconds
 from rebaser.scan.skip import Stay
 from rebaser.scan.snapshot import is_racy
 from rebaser.scan.walk import Scan, has_times, scan
@@ -24,7 +24,6 @@ from rebaser.tree import Tree, lock_file_of
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cygwin.fault import Fault
-    from rebaser.apply.outcome import Applied
     from rebaser.plan.proposal import Proposal
     from rebaser.scan.snapshot import Seen, Snapshot
     from rebaser.scan.walk import AtFirstWork
@@ -82,8 +81,6 @@ def run(
 
 def _dry_run(job: Job) -> Report:
     """Report the plan, and what it would leave; change nothing, and take no lock."""
-    from rebaser.apply.outcome import Applied
-
     job.engine()
     found = _plan(job, job.snapshot())
     applied = Applied(moved=list(found.plan.moves))
@@ -223,7 +220,6 @@ def _apply(job: Job, lock: TreeLock, found: Proposal, began: FileSystemTime) -> 
     """Carry out the plan, less what is in use: that is an obstacle for the others."""
     from rebaser.apply.batches import apply
     from rebaser.apply.in_use import users_of
-    from rebaser.apply.outcome import Applied
 
     applied = Applied()
     while used := users_of((move.path for move in found.plan.moves), job.tree, lock.rebasers):
@@ -261,8 +257,6 @@ def _apply(job: Job, lock: TreeLock, found: Proposal, began: FileSystemTime) -> 
 
 
 def _report(job: Job, found: Proposal, applied: Applied | None = None) -> Report:
-    from rebaser.apply.outcome import Applied
-
     survey, applied = found.survey, applied or Applied()
     moved = tuple(sorted(applied.moved))
     skipped = {one.path: one for one in (*survey.skipped, *applied.skipped.values())}

@@ -9,11 +9,11 @@ from contextlib import AbstractContextManager
 from cygwin.image import Image
 from rebaser.apply.commit import commit, with_all_names
 from rebaser.apply.engines import Engine
-from rebaser.apply.outcome import Applied, Replacement
-from rebaser.apply.stage import StagingFolders, stage
+from rebaser.apply.stage import Replacement, StagingFolders, stage
 from rebaser.options import Options
 from rebaser.plan.proposal import Proposal
 from rebaser.progress import Progress
+from rebaser.report import Applied
 from rebaser.state.lock import TreeLock
 from rebaser.tree import Tree
 

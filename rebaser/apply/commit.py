@@ -6,11 +6,11 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from rebaser.apply.in_use import users_of
-from rebaser.apply.outcome import Applied, Replacement
+from rebaser.apply.stage import Replacement
 from rebaser.errors import advice, suppress
 from rebaser.files import Folders, LinkError, make_names_durable, put_in_place
 from rebaser.plan.survey import Source
-from rebaser.report import Move
+from rebaser.report import Applied, Move
 from rebaser.scan import STATE
 from rebaser.scan.skip import Stay
 from rebaser.scan.walk import has_times
@@ -104,9 +104,7 @@ def _commit_one(
         applied.note_changed(name, cause=Stay.REMOVED)
         return
     except OSError as error:
-        applied.failed[name] = (
-            f"cannot be looked at ({error.strerror}); it stays as it was; {advice(error)}"
-        )
+        applied.note_failed(name, "cannot be looked at", error)
         return
     links = {}
     try:
@@ -116,10 +114,7 @@ def _commit_one(
             os.link(item.staged, link, src_dir_fd=staging, dst_dir_fd=staging)
         put(item.staged, name)
     except OSError as error:
-        applied.failed[name] = (
-            f"its moved copy could not be put in place ({error.strerror}); it stays as it was; "
-            f"{advice(error)}"
-        )
+        applied.note_failed(name, "its moved copy could not be put in place", error)
         return
     applied.moved.append(item.move)
     for other, link in links.items():

@@ -9,20 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from cygwin.fault import ImageError
-from cygwin.image import read_image
+from cygwin.image import Image, read_image
 from cygwin.relocation import check_and_sum
+from rebaser import files
 from rebaser.apply.engines import Engine, Staged
-from rebaser.apply.outcome import Applied, Replacement
-from rebaser.errors import advice, suppress
-from rebaser.files import (
-    Folders,
-    begin_to_make_durable,
-    copy_bytes,
-    make_file,
-    most_open,
-    open_folder,
-    open_to_read,
-)
+from rebaser.errors import suppress
+from rebaser.plan.survey import Source
+from rebaser.report import Applied, Move
 from rebaser.scan import STATE
 from rebaser.scan.skip import Stay
 from rebaser.scan.walk import has_times
@@ -32,6 +25,36 @@ from rebaser.tree import Tree
 
 # Files that are open at a time, two a DLL, beside those that the scan has left open.
 MOST_OPEN = 200
+
+
+class Replacement:
+    """A move, the file that it concerns, and the copy that takes that file's place.
+
+    `name` is the first of the file's names. `original` and `copy` are descriptors while they are
+    open; `staged` is the copy's name in the folder `staging`.
+    """
+
+    staging: StagingFolder
+    staged: str
+    copy: int | None = None
+
+    def __init__(
+        self, move: Move, source: Source, image: Image | None, original: int | None = None
+    ) -> None:
+        self.move = move
+        self.name = move.path
+        self.source = source
+        self.image = image
+        self.original = original
+
+    def close(self, *, copy: bool = True) -> None:
+        """Close the original, as Cygwin wants it of what is replaced, and the copy."""
+        if self.original is not None:
+            os.close(self.original)
+            self.original = None
+        if self.copy is not None and copy:
+            os.close(self.copy)
+            self.copy = None
 
 
 class ChangedError(Exception):
@@ -46,7 +69,7 @@ class StagingFolders:
     """
 
     def __init__(self, tree: Tree) -> None:
-        self.targets = Folders(tree.root)
+        self.targets = files.Folders(tree.root)
         self._tree = tree
         self._by_mount: dict[tuple[int, str], StagingFolder] = {}
         self._by_folder: dict[str, StagingFolder] = {}
@@ -73,7 +96,7 @@ class StagingFolders:
         path = "/".join([*(name for name, _ in chain[1:]), STATE, name])
         # Noted before it is made: a kill in between leaves nothing that nobody knows of.
         self._tree.state.note_staging_elsewhere(path)
-        parent = open_folder(STATE, chain[-1][1], make=0o755)
+        parent = files.open_folder(STATE, chain[-1][1], make=0o755)
         try:
             return StagingFolder(self._tree.path(path), parent)
         finally:
@@ -109,7 +132,7 @@ def stage(
     `advance` is told of bytes that are done.
     """
     ready = []
-    at_once = max(2, most_open(MOST_OPEN, spare=50)) // 2
+    at_once = max(2, files.most_open(MOST_OPEN, spare=50)) // 2
     for start in range(0, len(items), at_once):
         group = items[start : start + at_once]
         # One call for many images where starting a process takes long; else one by one, while a
@@ -169,10 +192,7 @@ def _noting(applied: Applied, item: Replacement) -> Iterator[None]:
     except ImageError as error:
         applied.failed[item.name] = f"{error}; it stays as it was"
     except OSError as error:
-        applied.failed[item.name] = (
-            f"its copy could not be made ({error.strerror or error}); it stays as it was; "
-            f"{advice(error)}"
-        )
+        applied.note_failed(item.name, "its copy could not be made", error)
 
 
 def _copy(item: Replacement, folders: StagingFolders, *, without_marks: bool) -> Staged:
@@ -181,7 +201,7 @@ def _copy(item: Replacement, folders: StagingFolders, *, without_marks: bool) ->
     try:
         parent = folders.targets.open(folder)
         if item.original is None:
-            item.original = open_to_read(name, parent)
+            item.original = files.open_to_read(name, parent)
     except (FileNotFoundError, NotADirectoryError):
         raise ChangedError("", Stay.REMOVED) from None
     except OSError as error:
@@ -193,8 +213,8 @@ def _copy(item: Replacement, folders: StagingFolders, *, without_marks: bool) ->
     image = item.image or read_image(original, item.source.seen.size)
     item.staging = folders.beside(folder)
     item.staged = item.staging.new_name()
-    item.copy = make_file(item.staged, item.staging.descriptor)
-    copy_bytes(original, item.copy, is_new=True)
+    item.copy = files.make_file(item.staged, item.staging.descriptor)
+    files.copy_bytes(original, item.copy, is_new=True)
     _still_as_seen(original, item)
     return Staged(
         staged=f"{item.staging.path}/{item.staged}",
@@ -229,7 +249,7 @@ def _check_and_seal(item: Replacement, staged: Staged, touch: bool) -> None:
     os.fchmod(copy, modes.S_IMODE(st.st_mode))
     if not touch:
         os.utime(copy, ns=(st.st_atime_ns, st.st_mtime_ns))
-    begin_to_make_durable(copy)
+    files.begin_to_make_durable(copy)
 
 
 def _extended_attributes(descriptor: int) -> Mapping[str, bytes]:

@@ -109,7 +109,7 @@ class CygwinEngine:
         last: dict[str, Outcome] = {}
         try:
             self._call_programs(room, copies, last)
-        except (ProgramError, _EnoughError) as error:
+        except ProgramError as error:
             self._give_up(error)
         reasons = {}
         for name, item in copies:
@@ -123,14 +123,14 @@ class CygwinEngine:
     def _not_tried(self) -> str:
         return f"not tried: {self._trouble}"
 
-    def _give_up(self, why: Exception) -> None:
+    def _give_up(self, why: ProgramError | Outcome) -> None:
         self._gave_up = True
         self._trouble = self._trouble or str(why)
 
     def _call_programs(self, room: str, copies: Sequence[_Named], last: dict[str, Outcome]) -> None:
         """Have the programs move the copies: one call for adjacent slots, unless it stops halfway.
 
-        `last` is told what became of the call that each was in. Raises ProgramError, _EnoughError.
+        `last` is told what became of the call that each was in. Raises ProgramError.
         """
         for run in adjacent([copy for copy in copies if copy[1].new_base != copy[1].image.base]):
             while run:
@@ -144,7 +144,8 @@ class CygwinEngine:
                 )
                 last.update(dict.fromkeys(names, outcome))
                 done = _count_done(run, room)
-                self._judge(outcome, progress=done > 0)
+                if self._is_enough(outcome, progress=done > 0):
+                    return
                 # It stopped at the first that is not done: the next call leaves that one out.
                 run = run[done + 1 :]
         flagged = [copy for copy in copies if copy[1].clear_dynamic_base]
@@ -153,21 +154,18 @@ class CygwinEngine:
             timeout = self._allowed(flagged)
             outcome = self._programs.clear_dynamic_base(names, cwd=room, timeout=timeout)
             last.update((name, outcome) for name in names if name not in last)
-            self._judge(outcome, progress=True)
+            self._is_enough(outcome, progress=True)
 
     def _allowed(self, copies: Sequence[_Named]) -> float:
         size = sum(os.fstat(item.copy).st_size for _, item in copies)
         return self._seconds + size / BYTES_A_SECOND
 
-    def _judge(self, outcome: Outcome, *, progress: bool) -> None:
+    def _is_enough(self, outcome: Outcome, *, progress: bool) -> bool:
         """Give up on programs that hang or crash, and on those that keep getting nothing done."""
         self._strikes += not progress
         if outcome.status < 0 or self._strikes >= STRIKES:
-            raise _EnoughError(str(outcome))
-
-
-class _EnoughError(Exception):
-    pass
+            self._give_up(outcome)
+        return self._gave_up
 
 
 def _take_over(made: str, item: Staged) -> str | None:
@@ -178,13 +176,10 @@ def _take_over(made: str, item: Staged) -> str | None:
     """
     try:
         with open(made, "r+b", buffering=0) as file:
-            stamp = item.image.timestamp.to_bytes(4, "little")
-            os.pwrite(file.fileno(), stamp, item.image.timestamp_offset)
-            clear, made_copy = item.clear_dynamic_base, file.fileno()
-            check_and_sum(
-                item.source, made_copy, item.image, item.new_base, clear_dynamic_base=clear
-            )
-            copy_bytes(made_copy, item.copy)
+            copy, image, clear = file.fileno(), item.image, item.clear_dynamic_base
+            os.pwrite(copy, image.timestamp.to_bytes(4, "little"), image.timestamp_offset)
+            check_and_sum(item.source, copy, image, item.new_base, clear_dynamic_base=clear)
+            copy_bytes(copy, item.copy)
     except RelocationError as error:
         return str(error)
     except OSError as error:
