@@ -14,8 +14,7 @@ from rebaser.files import open_to_read
 from rebaser.options import Options, Request
 from rebaser.plan.overlap import groups
 from rebaser.plan.placement import NoRoomError, Obstacles
-from rebaser.plan.proposal import Planner
-from rebaser.plan.reserved import in_tree
+from rebaser.plan.proposal import Planner, in_tree
 from rebaser.plan.survey import spans
 from rebaser.report import Group, Move
 from rebaser.scan import snapshot as snapshots

@@ -65,10 +65,8 @@ class NoRoomError(RebaserError):
 
 # The least that is reserved, by machine.
 OF_RUNTIME = {
-    machine: tuple(
-        Reserved(span, "the range of the Cygwin runtime", is_runtime=True) for span in spans
-    )
-    for machine, spans in RUNTIME.items()
+    machine: tuple(Reserved(r, "the range of the Cygwin runtime", is_runtime=True) for r in ranges)
+    for machine, ranges in RUNTIME.items()
 }
 
 
@@ -91,13 +89,11 @@ def make_plan(
     for image in images:
         by_machine.setdefault(image.machine, []).append(image)
     moves: list[Move] = []
-    total = 0
     for machine, members in by_machine.items():
-        total += len(members)
         if machine in arenas:
             moves += _moves(members, arenas[machine], reserved.get(machine, ()), machine)
     moves.sort(key=lambda move: move.path)
-    return Plan(tuple(moves), total - len(moves))
+    return Plan(tuple(moves), sum(map(len, by_machine.values())) - len(moves))
 
 
 def must_move(base: int, slot_size: int, arena: Range) -> str | None:

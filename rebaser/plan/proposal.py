@@ -1,20 +1,24 @@
-"""What is to be done with a tree that was scanned, and what would be left."""
+"""Planning for one tree: what to keep off, what is to be done with it, and what would be left."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
+from cygwin.address_space import GRANULARITY, Range, slot_size
+from cygwin.database import DatabaseError, read_database
+from cygwin.paths import database_files, host_path, root_of
 from cygwin.values import NamedTuple
+from rebaser.errors import UsageError
 from rebaser.options import Options, Request
 from rebaser.plan.overlap import groups
-from rebaser.plan.placement import NoRoomError, Plan, make_plan
-from rebaser.plan.reserved import in_tree, reservations
+from rebaser.plan.placement import OF_RUNTIME, NoRoomError, Plan, Reserved, make_plan
 from rebaser.plan.survey import Survey, spans, survey
 from rebaser.report import Group, Move
-from rebaser.scan.skip import globs_of_tree
-from rebaser.scan.snapshot import Snapshot
-from rebaser.scan.walk import Scan
-from rebaser.tree import Tree
+from rebaser.scan.skip import globs_of_tree, not_images
+from rebaser.scan.snapshot import Seen, Snapshot
+from rebaser.scan.walk import Rules, Scan, look_at_one, scan
+from rebaser.tree import Tree, posix_name
 
 
 class Proposal(NamedTuple):
@@ -112,3 +116,84 @@ class Planner:
         except NoRoomError:
             return None
         return tuple(groups(spans(images.images, images.dlls), (), ()))
+
+
+class Reservations(NamedTuple):
+    """The reserved ranges by machine, and the slots kept for files of the tree by path."""
+
+    ranges: Mapping[int, Sequence[Reserved]]
+    database_slots: Mapping[str, Range]
+
+
+def in_tree(tree: Tree) -> Callable[[str], str | None]:
+    """Return what tells a file of the tree: its path relative to the root, for a host's path."""
+    # On Cygwin /usr/lib and /lib are one folder, and the database may say either.
+    tops = {tree.root, host_path(tree.root) or tree.root}
+
+    def ours(path: str) -> str | None:
+        for top in tops:
+            inside = Tree(top, "", "").relative(path)
+            if inside and os.path.lexists(tree.path(inside)):
+                return inside
+        return None
+
+    return ours
+
+
+def reservations(
+    ours: Callable[[str], str | None], options: Options, warn: Callable[[str], None]
+) -> Reservations:
+    """Collect what is reserved: by the runtime, Cygwin's database, and --avoid.
+
+    `ours` returns the name that a host's path has among our images, or None. The system's own
+    database is left out, with a warning, where it cannot be read. Raises UsageError for one that
+    was asked for and cannot be read, and for an --avoid path that does not exist.
+    """
+    ranges = {machine: list(of_machine) for machine, of_machine in OF_RUNTIME.items()}
+    database_slots: dict[str, Range] = {}
+    if (root := options.cygwin_root) and not os.path.isdir(root):
+        raise UsageError(f"--cygwin-root {root}: no such folder; nothing was changed")
+    for path in database_files(options.database, options.cygwin_root):
+        try:
+            found = read_database(path)
+        except DatabaseError as error:
+            if options.database:
+                raise UsageError(f"--database {error}; nothing was changed") from None
+            warn(f"{error}; the addresses that it keeps are not known, so none is left free")
+            continue
+        root = root_of(path, options.cygwin_root)
+        for entry in found.entries:
+            slot = Range(entry.base, entry.base + entry.slot_size)
+            file = host_path(entry.path, root)
+            if file and (name := ours(file)):
+                database_slots[name] = slot
+            else:
+                owner = f"{entry.path} of Cygwin's database"
+                ranges.setdefault(found.machine, []).append(Reserved(slot, owner))
+    for path in options.avoid:
+        for file, seen in _avoided(path, options.rules, warn):
+            if not ours(file):  # an image of the tree itself is none of the others'
+                low = seen.base // GRANULARITY * GRANULARITY
+                slot = Range(low, seen.base + slot_size(seen.image_size))
+                ranges.setdefault(seen.machine, []).append(Reserved(slot, file))
+    return Reservations(ranges, database_slots)
+
+
+def _avoided(path: str, rules: Rules, warn: Callable[[str], None]) -> Iterator[tuple[str, Seen]]:
+    """Yield the images at or below a path that is to be avoided."""
+    if not (os.path.isdir(path) or os.path.isfile(path)):
+        raise UsageError(f"--avoid {path}: no such file or folder; nothing was changed")
+    top = path = os.path.realpath(posix_name(path))
+    if os.path.isdir(path):
+        scanned = scan(path, rules)
+        found, failed, fatal = scanned.snapshot, scanned.failed, "."
+    else:
+        top, fatal = os.path.split(path)
+        found, failed = look_at_one(top, fatal)
+        for _, reason in not_images(found):
+            warn(f"{path}: {reason}; nothing is kept free for it (--avoid)")
+    for name, reason in failed:
+        if name == fatal:
+            raise UsageError(f"--avoid {path}: {reason}")
+        warn(f"{top}/{name} {reason} (--avoid)")
+    yield from ((f"{top}/{name}", seen) for name, seen in found.files() if seen.base_width)

@@ -85,9 +85,7 @@ def survey(
             fixed=bool(cause) or not any(map(may_move, names)),
             clear_dynamic_base=seen.dynamic_base and not options.keep_aslr,
             known=any(base_before.get(name) == seen.base for name in names),
-            database_slot=next(filter(None, map(database_slots.get, names)), None)
-            if database_slots
-            else None,
+            database_slot=next(filter(None, map(database_slots.get, names)), None),
         )
     return Survey(images, sources, tuple(skipped), frozenset(dlls), len(files))
 
