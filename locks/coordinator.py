@@ -195,11 +195,7 @@ def _driver(url: str, lease: int) -> Any:
     logging.getLogger("tooz").addHandler(logging.NullHandler())  # what it logs it raises too
     member = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(4).hex()}".encode()
     driver: Any = coordination.get_coordinator(
-        url,
-        member,
-        timeout=max(1, lease // 4),
-        lock_timeout=lease,
-        membership_timeout=lease,
+        url, member, timeout=max(1, lease // 4), lock_timeout=lease, membership_timeout=lease
     )
     if hasattr(driver, "_make_client"):
         from redis.backoff import NoBackoff

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from locks.flock import Flock, Mode
+from locks.flock import Flock, Mode, inherited_lock, only_callers_have
 
 
 def run_command(
@@ -125,8 +125,6 @@ def self_lock_warning(lock: Flock, mode: Mode) -> str | None:
 
     `mode` is how it was just tried, in vain.
     """
-    from locks.inherited import inherited_lock, only_callers_have
-
     held = inherited_lock(lock.fileno())
     if held is None or held.state == "unlocked":
         return None

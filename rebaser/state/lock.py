@@ -6,14 +6,14 @@ import os
 import time
 from collections.abc import Callable
 
-from locks.flock import Flock, LockFileError, Mode
+from locks.flock import Flock, LockFileError, Mode, inherited_lock, only_callers_have
 from rebaser.errors import BusyError, RebaserError, suppress
 from rebaser.files import Folders
+from rebaser.state.folder import State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from locks.coordinator import SharedLock
-    from rebaser.state.folder import State
 
 
 class LockError(RebaserError):
@@ -47,8 +47,6 @@ class TreeLock:
         tell: Callable[[str], None],
         coordinator: str | None = None,
     ) -> None:
-        from locks.inherited import inherited_lock
-
         self.path = path
         self.seconds_waited = 0.0
         self.is_exclusive = False
@@ -194,7 +192,6 @@ class TreeLock:
 
     def _say_who(self, lock: Flock, mode: Mode) -> None:
         from locks.holders import ancestors, describe_holders, holders
-        from locks.inherited import only_callers_have
 
         text = f"waiting for the lock {lock.path}, {describe_holders(lock.path)}"
         if self._callers == "unknown" and lock is self._lock:
@@ -232,8 +229,6 @@ def _opened(path: str, state: State) -> Flock:
     """Open a lock file, made if it is missing; in the tree no link on the way is followed."""
     try:
         folder = state.folder_of(path)
-        if folder is None:
-            return Flock.open(path, make_parents=True)
-        return Flock.open(path, dir_fd=folder)
+        return Flock.open(path, make_parents=folder is None, dir_fd=folder)
     except LockFileError as error:
         raise LockError(error) from error

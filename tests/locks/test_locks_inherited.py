@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from lock_programs import run
 
-from locks.flock import Flock, Mode
-from locks.inherited import Inherited, inherited_lock, probe
+from locks.flock import Flock, Inherited, Mode, inherited_lock, probe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,8 +35,7 @@ def caller(tmp_path: Path) -> Iterator[int]:
 
 TELL = (
     "import sys\n"
-    "from locks.flock import Flock\n"
-    "from locks.inherited import inherited_lock\n"
+    "from locks.flock import Flock, inherited_lock\n"
     "with Flock.open(sys.argv[1]):\n"
     "    print(inherited_lock(sys.argv[1]))\n"
 )
