@@ -216,12 +216,7 @@ def make_names_durable(folder: int | str) -> None:
 
 
 def write_file(
-    path: str,
-    data: bytes,
-    temporary: str,
-    *,
-    folder: int | None = None,
-    staging: int | None = None,
+    path: str, data: bytes, temporary: str, *, folder: int | None = None, staging: int | None = None
 ) -> None:
     """Replace the file `path` by one that holds `data`; old or new after a crash, never mixed.
 

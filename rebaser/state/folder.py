@@ -8,17 +8,8 @@ import time
 from collections.abc import Callable
 
 from cygwin.values import NamedTuple
+from rebaser import files
 from rebaser.errors import WHOLE, RebaserError, advice, suppress
-from rebaser.files import (
-    MOMENTARY,
-    Folders,
-    make_file,
-    names_in,
-    on_cygwin,
-    patiently,
-    read_file,
-    write_file,
-)
 from rebaser.scan import RUNS, STATE
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.snapshot import Snapshot
@@ -35,7 +26,7 @@ LOCK = "state.lock"
 LARGEST_SNAPSHOT = 256 << 20  # bytes; a tree of a million DLLs has 130 MB
 
 # Windows keeps the name of what was removed while anybody has it open, a killed program too.
-_GOING = (errno.EEXIST, errno.ENOTEMPTY, *MOMENTARY) if on_cygwin() else ()
+_GOING = (errno.EEXIST, errno.ENOTEMPTY, *files.MOMENTARY) if files.on_cygwin() else ()
 
 # Nobody waits longer than this for the file system's clock to tick (FAT: two seconds).
 LONGEST_TICK = 0.06  # seconds
@@ -84,8 +75,8 @@ class State:
         top = root.rstrip("/") + "/"
         self.is_inside = folder.startswith(top)
         self._top, self._below = (root, folder[len(top) :]) if self.is_inside else (folder, "")
-        self._folders: Folders | None = None
-        self._locks: Folders | None = None
+        self._folders: files.Folders | None = None
+        self._locks: files.Folders | None = None
         self._loaded: tuple[tuple[int, ...], Snapshot] | None = None
 
     def make_home(self) -> None:
@@ -106,7 +97,7 @@ class State:
             self.staging = StagingFolder(path, self._open())
 
         with _Telling(f"{path}, where copies are made, cannot be made anew"):
-            patiently(make_anew, _GOING)
+            files.patiently(make_anew, _GOING)
         self._make(RUNS)
 
     def _make(self, below: str) -> None:
@@ -125,7 +116,7 @@ class State:
         if not folder.startswith(top):
             return None
         with _Telling(f"{folder}: the folder cannot be made"):
-            self._locks = Folders(self.root)
+            self._locks = files.Folders(self.root)
             return self._locks.open(folder[len(top) :], self._mode())
 
     def _mode(self) -> int:
@@ -135,7 +126,7 @@ class State:
     def _open(self, below: str = "", make: int | None = None) -> int:
         """Return a descriptor of the folder, or of one in it; good until the next call."""
         if self._folders is None:
-            self._folders = Folders(self._top)
+            self._folders = files.Folders(self._top)
         return self._folders.open("/".join(filter(None, (self._below, below))), make)
 
     def was_left(self) -> bool:
@@ -158,7 +149,7 @@ class State:
             self.staging.close()
             self.staging = None
         with suppress(OSError):
-            patiently(self._remove_staging, _GOING)
+            files.patiently(self._remove_staging, _GOING)
 
     def _remove_staging(self) -> None:
         from rebaser.state.staging import NOTE, remove_staging
@@ -173,9 +164,9 @@ class State:
                 folder = os.fsdecode(self.read(f"{STAGING}/{name}", 1 << 16)[0])
                 parent, _, name = folder.rpartition("/")
                 if name.startswith(f"{STAGING}-") and f"/{parent}".endswith(f"/{STATE}"):
-                    folders = Folders(self.root)
+                    folders = files.Folders(self.root)
                     remove_staging(name, folders.open(parent))
-                    if not names_in(folders.chain[-1][1]):
+                    if not files.names_in(folders.chain[-1][1]):
                         os.rmdir(STATE, dir_fd=folders.chain[-2][1])
         remove_staging(STAGING, self._open())
 
@@ -190,12 +181,12 @@ class State:
 
     def names(self, folder: str) -> list[str]:
         """Return the names in a folder of the state. Raises OSError."""
-        return names_in(self._open(folder))
+        return files.names_in(self._open(folder))
 
     def read(self, name: str, most: int) -> tuple[bytes, os.stat_result]:
         """Return what a regular file of at most so many bytes holds. Raises OSError."""
         folder, name = self._at(name)
-        return read_file(name, most, folder)
+        return files.read_file(name, most, folder)
 
     def write(self, name: str, data: bytes) -> None:
         """Replace a file. Raises StateError; then the old one is still there."""
@@ -204,12 +195,12 @@ class State:
         with _Telling(f"{self.folder}/{name} cannot be written", WHOLE):
             assert self.staging is not None
             folder, name = self._at(name)
-            write_file(name, data, NEW, folder=folder, staging=self.staging.descriptor)
+            files.write_file(name, data, NEW, folder=folder, staging=self.staging.descriptor)
 
     def write_first(self, name: str, data: bytes) -> None:
         """Write a file unless there is one, whoever else does the same. Raises OSError."""
-        folder, name = self._at(name)
-        with suppress(FileExistsError), os.fdopen(make_file(name, folder, 0o644), "wb") as file:
+        at, name = self._at(name)
+        with suppress(FileExistsError), os.fdopen(files.make_file(name, at, 0o644), "wb") as file:
             file.write(data)
 
     def remove(self, name: str) -> None:
@@ -230,7 +221,7 @@ class State:
             st = os.stat(SNAPSHOT, dir_fd=folder, follow_symlinks=False)
             # Look, then look again: most times it is the same file still.
             if self._loaded is None or self._loaded[0] != _which(st):
-                data, st = read_file(SNAPSHOT, LARGEST_SNAPSHOT, folder)
+                data, st = files.read_file(SNAPSHOT, LARGEST_SNAPSHOT, folder)
                 self._loaded = _which(st), snapshots.load(data)
             return self._loaded[1]
         except FileNotFoundError:
@@ -296,7 +287,7 @@ def _touch(folder: int) -> int:
     """Make a new probe in place of the old one and return its time in nanoseconds."""
     with suppress(FileNotFoundError):
         os.unlink(PROBE, dir_fd=folder)
-    descriptor = make_file(PROBE, folder)
+    descriptor = files.make_file(PROBE, folder)
     try:
         return os.fstat(descriptor).st_mtime_ns
     finally:

@@ -141,8 +141,7 @@ def _numbers(state: State) -> list[int]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     stems = [name[:-5] for name in names if name.endswith(".json") and len(name) < LONGEST_NAME]
-    numbers = [int(stem) for stem in stems if stem.isdecimal()]
-    return [number for number in numbers if f"{number}.json" in names]
+    return [int(stem) for stem in stems if stem.isdecimal() and str(int(stem)) == stem]
 
 
 def _path(number: int) -> str:
