@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from rebaser import __version__
 from rebaser.commands import COMMANDS, command_module, overview
-from rebaser.errors import WHOLE, RebaserError, UsageError
+from rebaser.errors import WHOLE, RebaserError, UsageError, advice
 from rebaser.process import (
     Terminated,
     catch_signals,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 EVERYWHERE = {"-n": "--dry-run", "-q": "--quiet", "-v": "--verbose"}
 
 EXIT_INTERRUPTED = 130
+NOTHING_MORE = "nothing more was done"
 NO_MEMORY = f"there is not enough memory; {WHOLE}"
 
 OWN_PACKAGES = ("rebaser", "locks", "cygwin")
@@ -152,13 +153,13 @@ def _what_failed(error: OSError) -> str:
             f"standard output cannot be written ({error.strerror}): what it should say is lost; "
             "the work itself is done"
         )
-    what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     if isinstance(error, FileNotFoundError) and error.filename is None:
         try:
             os.getcwd()
         except OSError:
-            what = "the current folder has been removed: go to one that is there"
-    return f"{what}; nothing more was done"
+            return f"the current folder has been removed: go to one that is there; {NOTHING_MORE}"
+    what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    return f"{what}; {NOTHING_MORE}: {advice(error)}"
 
 
 def _bug(error: Exception) -> str:

@@ -215,7 +215,7 @@ def test_a_folder_that_vanishes_at_every_step(in_memory: Path) -> None:
         assert "this is a bug" not in said, said
         assert os.WIFEXITED(status)
         assert os.WEXITSTATUS(status) in (0, 1), said
-        over = (root / "lib").exists()
+        over = any((root / "lib").glob("*"))  # Wine keeps a folder that is open
         if not over:
             check.before = {p: d for p, d in check.before.items() if not p.startswith("lib/")}
         check.sound()
@@ -248,7 +248,8 @@ def test_no_more_threads(in_memory: Path, allowed: int) -> None:
         threading.Thread.start = start  # type: ignore[method-assign]
 
     log = in_memory / "log"
-    assert in_child(["run", str(root)], prepare, log) == 0, log.read_text()
+    words = ["run", str(root), "--engine", "builtin"]
+    assert in_child(words, prepare, log) == 0, log.read_text()
     check.sound()
     assert "moved 4 DLLs" in log.read_text()
     assert overlaps(root) == set()

@@ -40,7 +40,7 @@ class Check:
     def sound(self) -> dict[str, bytes]:
         """Demand that each file is old or its right new self, and nothing overlaps that did not."""
         now = contents(self.root)
-        assert now.keys() == self.before.keys()
+        assert now.keys() == self.before.keys(), now.keys() ^ self.before.keys()
         for path, old in self.before.items():
             new = now[path]
             if new == old:
