@@ -18,10 +18,16 @@ except ModuleNotFoundError as error:  # native Windows
         name="fcntl",
     ) from error
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    T = TypeVar("T")
+
 LONGEST_STEP = 0.01
 """Seconds between two tries of an acquire with a time-out, at most."""
 LONGEST_DEAFNESS = 0.2
-"""Seconds that a blocking acquire may go on after a signal, at most."""
+"""Seconds that a call which waits may go on after a signal, at most."""
 
 
 class Mode:
@@ -138,7 +144,7 @@ class Flock:
         if on_wait is not None:
             on_wait()
         if timeout is None:
-            self._block(mode.operation)
+            heard(lambda: self._flock(mode.operation))
             return True
         try:
             from locks.timed import tried_for
@@ -149,29 +155,6 @@ class Flock:
     def release(self) -> None:
         """Drop the lock and keep the file open. Raises LockFileError."""
         self._flock(fcntl.LOCK_UN)
-
-    def _block(self, operation: int) -> None:
-        """Wait in flock(2), which goes back to Python now and then.
-
-        A signal that comes between Python's last look for one and the system call is only noted: a
-        ^C would be lost. Nothing is done where somebody else uses this alarm, or in another thread
-        than the first, which alone handles signals.
-        """
-        import signal
-        from threading import current_thread, main_thread  # most locks are had without a wait
-
-        alarm, timer = signal.SIGALRM, signal.ITIMER_REAL
-        used = signal.getsignal(alarm) is not signal.SIG_DFL or any(signal.getitimer(timer))
-        if used or current_thread() is not main_thread():
-            self._flock(operation)
-            return
-        signal.signal(alarm, lambda *_: None)
-        try:
-            signal.setitimer(timer, LONGEST_DEAFNESS, LONGEST_DEAFNESS)
-            self._flock(operation)
-        finally:
-            signal.setitimer(timer, 0)
-            signal.signal(alarm, signal.SIG_DFL)
 
     def _flock(self, operation: int) -> None:
         try:
@@ -196,6 +179,29 @@ class Flock:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def heard(call: Callable[[], T]) -> T:
+    """Make a system call that waits, and that goes back to Python now and then; return its result.
+
+    A signal that comes between Python's last look for one and the call is only noted: a ^C would be
+    lost. Nothing is done where somebody else uses this alarm, or in another thread than the first,
+    which alone handles signals.
+    """
+    import signal
+    from threading import current_thread, main_thread  # most locks are had without a wait
+
+    alarm, timer = signal.SIGALRM, signal.ITIMER_REAL
+    used = signal.getsignal(alarm) is not signal.SIG_DFL or any(signal.getitimer(timer))
+    if used or current_thread() is not main_thread():
+        return call()
+    signal.signal(alarm, lambda *_: None)
+    try:
+        signal.setitimer(timer, LONGEST_DEAFNESS, LONGEST_DEAFNESS)
+        return call()
+    finally:
+        signal.setitimer(timer, 0)
+        signal.signal(alarm, signal.SIG_DFL)
 
 
 def _tried_for(seconds: float, longest_step: float, attempt: Callable[[], bool]) -> bool:

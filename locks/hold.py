@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
-from locks.flock import Flock, Mode, inherited_lock, only_callers_have
+from locks.flock import Flock, Mode, heard, inherited_lock, only_callers_have
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+else:
+    # The signal module makes enumerations of all that is in this one: 3 ms of each start.
+    import _signal as signal
 
 
 def run_command(
@@ -108,13 +113,15 @@ def _run_beside(become: Callable[[], int], is_lost: Callable[[], bool] | None) -
     for _, number in came[found[0] if found else len(came) :]:
         if number in passed_on:
             os.kill(pid, number)
-    done, status = os.waitpid(pid, os.WNOHANG if is_lost else 0)
-    while not done:
-        if is_lost and is_lost():
+    done = 0
+    while is_lost and not done:
+        if is_lost():
             os.kill(pid, signal.SIGTERM)
             is_lost = None
         time.sleep(0.05)
-        done, status = os.waitpid(pid, os.WNOHANG if is_lost else 0)
+        done, status = os.waitpid(pid, os.WNOHANG)
+    if not done:
+        _, status = heard(lambda: os.waitpid(pid, 0))
     for number in passed_on:
         signal.signal(number, signal.SIG_IGN)  # nobody is left to pass it on to
     return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
@@ -140,11 +147,15 @@ def self_lock_warning(lock: Flock, mode: Mode) -> str | None:
 
 def say(text: str) -> None:
     """Write to stderr at once; a stderr that is closed or full is no reason to lose the lock."""
-    with suppress(AttributeError, OSError):
+    try:
         sys.stderr.write(text)
         sys.stderr.flush()
+    except (AttributeError, OSError):
+        pass
 
 
 def _flush() -> None:
-    with suppress(AttributeError, OSError):  # closed by the caller, or its reader is gone
+    try:
         sys.stdout.flush()
+    except (AttributeError, OSError):  # closed by the caller, or its reader is gone
+        pass

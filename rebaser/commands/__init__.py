@@ -21,6 +21,13 @@ COMMANDS = {
 }
 
 
+class Arguments:
+    """What a command line means, as argparse's Namespace has it, without the import of argparse."""
+
+    def __init__(self, **found: object) -> None:
+        vars(self).update(found)
+
+
 def command_module(name: str) -> ModuleType:
     """Import the module of one command, and no other: an import costs milliseconds."""
     return __import__(f"rebaser.commands.{name}", fromlist=["main"])

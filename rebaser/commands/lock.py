@@ -7,22 +7,25 @@ are its own, and the lock ends with it and with all of its children that keep ru
 
 from __future__ import annotations
 
-import argparse
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from locks.flock import Flock, LockFileError, Mode
 from locks.hold import run_command, say, self_lock_warning, shell_command
-from rebaser.commands.parser import Parser, seconds
+from rebaser.commands import Arguments
 from rebaser.errors import BusyError, RebaserError, UsageError
 from rebaser.text import printable
 from rebaser.tree import find_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from argparse import Namespace
+    from typing import Any
+
     from locks.coordinator import SharedLock
+    from rebaser.commands.parser import Parser
 
 EXIT_USAGE = 64
 EXIT_NOT_LOCKABLE = 65
@@ -39,7 +42,46 @@ exit status: the command's; 1 or -E when others hold the lock; 64 usage, or no t
 """
 
 
+# What the parser returns where nothing is given.
+# fmt: off
+DEFAULTS: dict[str, Any] = {
+    "name": None, "file": None, "fd": None, "root": None, "lock_file": None,
+    "mode": Mode.EXCLUSIVE, "nonblock": False, "wait": None, "conflict_exit_code": 1,
+    "close": False, "string": None, "quiet": False, "verbose": False, "coordinator": None,
+}
+PLAIN = {
+    "-n": ("nonblock", True), "--nonblock": ("nonblock", True),
+    "-s": ("mode", Mode.SHARED), "--shared": ("mode", Mode.SHARED), "-u": ("mode", None),
+    "-x": ("mode", Mode.EXCLUSIVE), "--exclusive": ("mode", Mode.EXCLUSIVE),
+}
+# fmt: on
+
+
+def plain_arguments(words: Sequence[str]) -> Namespace | None:
+    """Return what the parser makes of the words of a script, None where that is for it to say.
+
+    A lock that is free need not wait for argparse to be imported.
+    """
+    found = {**DEFAULTS, "parser": None, "given": words}
+    rest = list(words)
+    while rest and rest[0][:1] == "-" and rest[0] != "--":
+        word = rest.pop(0)
+        if word in PLAIN:
+            found.update([PLAIN[word]])
+        elif word == "--root" and rest and rest[0][:1] not in ("", "-"):
+            found["root"] = rest.pop(0)
+        elif word == "--fd" and rest and rest[0] in map(str, range(3, 1000)):
+            found["fd"] = int(rest.pop(0))
+        else:
+            return None
+    return Arguments(words=rest, **found)  # type: ignore[return-value]  # used alike
+
+
 def add_arguments(parser: Parser) -> None:
+    import argparse
+
+    from rebaser.commands.parser import seconds
+
     parser.usage_status = EXIT_USAGE
     parser.usage = "rebaser lock [options] [--] COMMAND [ARG ...]"
     parser.epilog = EPILOG
@@ -75,7 +117,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add("", "words", argparse.SUPPRESS, nargs=argparse.REMAINDER, metavar="COMMAND")
 
 
-def main(arguments: argparse.Namespace) -> int:
+def main(arguments: Namespace) -> int:
     from rebaser.process import leave_signals
 
     try:
@@ -93,7 +135,7 @@ def main(arguments: argparse.Namespace) -> int:
         raise failure from error
 
 
-def _run(arguments: argparse.Namespace, command: list[str]) -> int:
+def _run(arguments: Namespace, command: list[str]) -> int:
     mode: Mode | None = arguments.mode
     lock = _opened(arguments)
     if mode is None:
@@ -139,7 +181,7 @@ def _run(arguments: argparse.Namespace, command: list[str]) -> int:
 
 
 def _coordinators(
-    arguments: argparse.Namespace, wait: float | None, tell: Callable[[str], None]
+    arguments: Namespace, wait: float | None, tell: Callable[[str], None]
 ) -> SharedLock:
     """Take the lock that other machines see, too."""
     from rebaser.state.machines import HELD, take_lock
@@ -150,7 +192,7 @@ def _coordinators(
     return shared
 
 
-def _command(arguments: argparse.Namespace) -> list[str]:
+def _command(arguments: Namespace) -> list[str]:
     words: list[str] = arguments.words
     if words[:1] == ["--"]:
         words = words[1:]
@@ -171,7 +213,7 @@ def _command(arguments: argparse.Namespace) -> list[str]:
     return words
 
 
-def _opened(arguments: argparse.Namespace) -> Flock:
+def _opened(arguments: Namespace) -> Flock:
     """Open the lock that was named, or that of the tree: there no link on the way is followed."""
     if arguments.fd is not None:
         return Flock.of_descriptor(_callers(arguments.fd))
@@ -223,7 +265,9 @@ def _say(text: str) -> None:
 
 def _name(text: str) -> str:
     if not text or "/" in text or "\0" in text or text.startswith("."):
-        raise argparse.ArgumentTypeError(
+        from argparse import ArgumentTypeError
+
+        raise ArgumentTypeError(
             f"{text!r} is no name for a lock: a word without slashes, such as pip; "
             "a path is given with --file"
         )
@@ -233,7 +277,9 @@ def _name(text: str) -> str:
 def _number(highest: int, what: str) -> Callable[[str], int]:
     def number(text: str) -> int:
         if not (text.isascii() and text.isdigit() and int(text) <= highest):
-            raise argparse.ArgumentTypeError(f"{text!r} is no {what}, 0 to {highest}")
+            from argparse import ArgumentTypeError
+
+            raise ArgumentTypeError(f"{text!r} is no {what}, 0 to {highest}")
         return int(text)
 
     return number

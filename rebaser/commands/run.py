@@ -18,9 +18,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from types import SimpleNamespace
 
-from rebaser.commands import shared
+from rebaser.commands import Arguments, shared
 from rebaser.errors import UsageError
 from rebaser.options import ENGINES
 from rebaser.process import complain
@@ -70,7 +69,7 @@ def plain_arguments(words: Sequence[str]) -> Namespace | None:
             found["root"] = word
         else:
             return None
-    return SimpleNamespace(**found)  # type: ignore[return-value]  # used alike
+    return Arguments(**found)  # type: ignore[return-value]  # used alike
 
 
 def add_arguments(parser: Parser) -> None:

@@ -215,7 +215,7 @@ def test_a_folder_that_vanishes_at_every_step(in_memory: Path) -> None:
         assert "this is a bug" not in said, said
         assert os.WIFEXITED(status)
         assert os.WEXITSTATUS(status) in (0, 1), said
-        over = any((root / "lib").glob("*"))  # Wine keeps a folder that is open
+        over = (root / "lib").exists()
         if not over:
             check.before = {p: d for p, d in check.before.items() if not p.startswith("lib/")}
         check.sound()

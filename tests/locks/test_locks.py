@@ -152,6 +152,30 @@ def test_a_signal_just_before_the_wait_is_not_lost(tmp_path: Path) -> None:
     assert result.stdout == f"{signal.SIG_DFL!s} (0.0, 0.0)\n", result.stderr
 
 
+@pytest.mark.parametrize(("how", "hears"), [("heard", True), ("plain", False)])
+def test_a_signal_that_was_only_noted_is_heard(how: str, hears: bool) -> None:
+    """Another thread gets it, so the call goes on; so it is where it comes just before the call."""
+    script = """
+import os, signal, sys, threading, time
+from locks.flock import heard
+ready, say = os.pipe()
+signal.signal(signal.SIGUSR1, lambda *_: os.write(say, b"heard"))
+def send():
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
+    time.sleep(0.3)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    time.sleep(3)
+    os.write(say, b"not heard")
+threading.Thread(target=send, daemon=True).start()
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+call = lambda: os.read(ready, 100)
+print((heard(call) if sys.argv[1] == "heard" else call()).decode(), flush=True)
+"""
+    words = [sys.executable, "-c", script, how]
+    result = subprocess.run(words, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True, timeout=20)
+    assert result.stdout == ("heard\n" if hears else "not heard\n")
+
+
 @pytest.mark.parametrize("where", ["in another thread", "under somebody's alarm"])
 def test_somebody_elses_alarm_is_left_alone(tmp_path: Path, where: str) -> None:
     script = """

@@ -70,6 +70,7 @@ SKIPS = {
 #: Tests (fnmatch on the node id), and why they cannot run on Cygwin at all.
 ON_CYGWIN = {
     "tests/state/test_nested.py::test_the_whole_of_another_system_is_no_tree": LINUX,
+    "tests/locks/test_locks.py::test_a_signal_that_was_only_noted_is_heard*": SIGNALS,
     "tests/commands/test_lock_command.py::test_the_command_starts_with_the_callers*": SIGNALS,
     "tests/commands/test_lock_command.py::test_a_signal_at_the_fork*[parent-*": SIGNALS,
     "tests/run/test_protocol.py::test_a_lock_that_others_hold_is_waited_for": CALLER,
@@ -119,6 +120,7 @@ UNDER_WINE = {
     "tests/cygwin/test_programs.py::test_what_hangs_is_killed_with_its_children": DEEP,
     "tests/commands/test_process.py::test_a_folder_that_is_gone": OPEN_FOLDER,
     "tests/state/test_covered.py::TestRecords::test_cleared_away*": OPEN_FOLDER,
+    "tests/apply/test_full_disk.py::test_a_folder_that_vanishes_at_every_step": OPEN_FOLDER,
     "tests/apply/test_meanwhile.py::test_what_an_installer_changed_before_a_run_was*": REMOVED,
     "tests/apply/test_in_use.py::test_on_cygwin_rebasers_own_dlls_do_not_count": LOADED,
 }
