@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from cygwin_root import CygwinRoot
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cygwin import paths
@@ -74,6 +74,7 @@ DATABASES = st.builds(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(DATABASES)
 def test_what_was_written_is_read(database: Database) -> None:
     assert parse_database(written(database)) == database

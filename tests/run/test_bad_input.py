@@ -12,6 +12,8 @@ import pytest
 from trees import FLOOR, Rebaser, add_dll, contents, images, listing, make_tree, overlaps
 from users import NOBODY, ROOT_ONLY, as_nobody, give
 
+from rebaser.files import on_cygwin
+
 
 def reasons(report: object, kind: str = "skipped") -> dict[str, str]:
     """Return the reasons by path."""
@@ -131,7 +133,7 @@ NAMES = [
     "two\nlines.dll",
     "[bold]x[/bold].dll",
     "[a-z]*?.dll",
-    "'\"`$(touch pwned);&|<>\\.dll",
+    "'\"`$(touch pwned);&|<>" + ("" if on_cygwin() else "\\") + ".dll",
     "-rf.dll",
     "--help.dll",
     "\x1b[2J\x1b]0;title\x07.dll",

@@ -121,6 +121,7 @@ def test_a_missing_program_is_a_usage_error(tree: Path, tmp_path: Path) -> None:
 
 def test_which_engine_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(choose_engine("builtin", print), BuiltinEngine)
+    monkeypatch.setattr(sys, "platform", "linux")
     assert isinstance(choose_engine("auto", print), BuiltinEngine)
     monkeypatch.setattr(sys, "platform", "cygwin")
     monkeypatch.setenv("PATH", str(FAKE_PROGRAMS / "obedient"))
