@@ -46,8 +46,12 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 def rebaser(*words: str | os.PathLike[str]) -> list[str]:
-    """Return the command line that runs the installed console command of this interpreter."""
-    return [str(Path(sys.executable).with_name("rebaser")), *(os.fspath(word) for word in words)]
+    """Return the command line of the console command, as the pip of today makes it.
+
+    What pip before 26 makes imports `re` first: 3 ms.
+    """
+    start = "from rebaser.cli import main; main()"
+    return [sys.executable, "-c", start, *(os.fspath(word) for word in words)]
 
 
 def python(script: str, *words: str) -> list[str]:

@@ -54,6 +54,7 @@ PLAIN = {
     "-s": ("mode", Mode.SHARED), "--shared": ("mode", Mode.SHARED), "-u": ("mode", None),
     "-x": ("mode", Mode.EXCLUSIVE), "--exclusive": ("mode", Mode.EXCLUSIVE),
 }
+NAMING = {"--file": "file", "--lock-file": "lock_file", "--root": "root"}
 # fmt: on
 
 
@@ -68,12 +69,14 @@ def plain_arguments(words: Sequence[str]) -> Namespace | None:
         word = rest.pop(0)
         if word in PLAIN:
             found.update([PLAIN[word]])
-        elif word == "--root" and rest and rest[0][:1] not in ("", "-"):
-            found["root"] = rest.pop(0)
+        elif word in NAMING and rest and rest[0][:1] not in ("", "-"):
+            found[NAMING[word]] = rest.pop(0)
         elif word == "--fd" and rest and rest[0] in map(str, range(3, 1000)):
             found["fd"] = int(rest.pop(0))
         else:
             return None
+    if found["file"] and found["fd"] is not None:
+        return None
     return Arguments(words=rest, **found)  # type: ignore[return-value]  # used alike
 
 
