@@ -27,11 +27,11 @@ def with_all_names(
 
     The tree is walked once, and only if a file has more links than the scan has found.
     """
-    missing = {
-        (sources[move.path].seen.device, sources[move.path].seen.inode): move.path
-        for move in moves
-        if sources[move.path].seen.links > len(sources[move.path].names)
-    }
+    missing: dict[tuple[int, int], str] = {}
+    for move in moves:
+        seen, names = sources[move.path]
+        if seen.links > len(names):
+            missing[seen.device, seen.inode] = move.path
     if not missing:
         return sources
     inodes = {inode for _, inode in missing}

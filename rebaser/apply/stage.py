@@ -139,11 +139,9 @@ def stage(
         # copy is warm in the processor's cache.
         portions = [group] if engine.starts_processes else [[item] for item in group]
         try:
-            sealed = [
-                item
-                for portion in portions
-                for item in _stage_together(portion, folders, engine, applied, touch, advance)
-            ]
+            sealed: list[Replacement] = []
+            for portion in portions:
+                sealed += _stage_together(portion, folders, engine, applied, touch, advance)
             # By now most of them are written, and waiting for one waits for many.
             for item in sealed:
                 with _noting(applied, item):

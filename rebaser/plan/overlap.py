@@ -52,14 +52,7 @@ def groups(
         for cluster in clusters(spans):
             paths = tuple(span.path for span in cluster)
             free = [path for path in paths if path not in stuck]
-            found.append(
-                Group(
-                    machine,
-                    cluster[0].low,
-                    max(span.high for span in cluster),
-                    paths,
-                    "run" if free else None,
-                    any(path in asked for path in free),
-                )
-            )
+            low, high = cluster[0].low, max(span.high for span in cluster)
+            ours = any(path in asked for path in free)
+            found.append(Group(machine, low, high, paths, "run" if free else None, ours))
     return found

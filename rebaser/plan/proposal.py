@@ -88,16 +88,10 @@ class Planner:
         The overlaps are those that concern what may move. What is in `gone` changed under our
         hands: it may lie elsewhere by now, and is told by itself.
         """
-        asked = {
-            path
-            for path, source in images.sources.items()
-            if any(map(self._request.names, source.names))
-        }
-        found = groups(
-            spans(images.images, images.dlls.difference(gone), moved),
-            {one.path for one in images.skipped},
-            asked,
-        )
+        names = self._request.names
+        asked = {path for path, one in images.sources.items() if any(map(names, one.names))}
+        left = spans(images.images, images.dlls.difference(gone), moved)
+        found = groups(left, {one.path for one in images.skipped}, asked)
         ours = tuple(group for group in found if not asked.isdisjoint(group.paths))
         others = sum(
             len(group.paths) for group in found if group.cure and asked.isdisjoint(group.paths)

@@ -249,9 +249,8 @@ class State:
         folder = self.staging.descriptor
         with _Telling(f"{self.staging.path} cannot be written", WHOLE):
             before = os.fstat(folder)
-            first = _touch(folder)
+            now = first = _touch(folder)
             deadline = time.monotonic() + LONGEST_TICK
-            now = first
             while now <= first and time.monotonic() < deadline:
                 time.sleep(0.001)
                 now = _touch(folder)
