@@ -17,9 +17,8 @@ from rebaser.plan.placement import NoRoomError, Obstacles
 from rebaser.plan.proposal import Planner, in_tree
 from rebaser.plan.survey import spans
 from rebaser.report import Group, Move
-from rebaser.scan import snapshot as snapshots
 from rebaser.scan.skip import Skipped, not_images, same_file
-from rebaser.scan.snapshot import Snapshot
+from rebaser.scan.snapshot import blank
 from rebaser.scan.walk import PROGRAM, Scan, look_at_one, scan
 from rebaser.text import address
 from rebaser.tree import Tree, find_tree
@@ -94,14 +93,11 @@ def check(
     path that does not exist.
     """
     options = options or Options()
-    found: dict[str, Scan] = {}  # of several folders in one tree the scan is one
-    parts = [
-        _folder(path, options, found, warn) if os.path.isdir(path) else _file(path)
-        for path in _apart(paths)
-    ]
-    parts.sort(key=lambda part: part.is_runs)  # files come first, so that the runs keep off them
+    scans: dict[str, Scan] = {}  # of several folders in one tree the scan is one
+    parts = [_Part(path, options, scans, warn) for path in _apart(paths)]
+    parts.sort(key=lambda part: part.is_folder)  # files come first, so that the runs keep off them
     for part in parts:
-        part.look(parts, options, warn)
+        part.plan(parts, options, warn)
     images = {path: image for part in parts for path, image in part.survey.images.items()}
     moves = {move.path: move for part in parts for move in part.moves}
     files: dict[object, str] = {}  # a file that was seen under another name is no other image
@@ -151,19 +147,37 @@ def check(
 class _Part:
     """A file or folder that was named, in the tree that it belongs to, as a run on it sees it.
 
-    `now` is what was found, `before` what the last run saw, `unread` are (path, reason). `is_runs`:
-    a run on this folder concerns what lies below it. After `look`: `survey` has the images, `moves`
-    is what that run does, `others` are the parts in other trees, which it keeps off, `reserved`
-    what else lies in the address space, and `incurable` what no run cures.
+    `now` is what was found, `before` what the last run saw, `unread` are (path, reason). After
+    `plan`: `survey` has the images, `moves` is what a run on this folder does, `others` are the
+    parts in other trees, which it keeps off, `reserved` what else lies in the address space, and
+    `incurable` what no run cures.
     """
 
     def __init__(
-        self, path: str, tree: Tree, now: Snapshot, before: Snapshot, *, is_runs: bool = False
+        self, path: str, options: Options, scans: dict[str, Scan], warn: Callable[[str], None]
     ) -> None:
-        self.path, self.tree, self.now, self.before = path, tree, now, before
-        self.is_runs = is_runs
-        self.unread: list[tuple[str, str]] = []
+        self.path, self.is_folder = path, os.path.isdir(path)
+        self.before = blank()
         self.moves: tuple[Move, ...] = ()
+        if self.is_folder:
+            self.tree = find_tree(path)
+            before = self.tree.state.load_snapshot(warn)
+            if self.tree.root not in scans:
+                scans[self.tree.root] = scan(self.tree.root, options.rules, before)
+            found = scans[self.tree.root]
+            self.now, failed = found.snapshot, found.failed
+            if not found.unchanged:  # where all is known, as where nothing is, nothing stays for it
+                self.before = before
+        else:  # a file, whatever its name
+            folder, name = os.path.split(path)
+            self.tree = Tree(folder, "", "")
+            self.now, failed = blank(), [(name, NO_FILE)]
+            if os.path.isfile(path):
+                self.now, failed = look_at_one(folder, name)
+            failed += not_images(self.now)
+        top = {".": self.tree.root}
+        unread = [(top.get(name) or self.tree.path(name), why) for name, why in failed]
+        self.unread = [pair for pair in unread if self.holds(pair[0])]
 
     def holds(self, path: str) -> bool:
         """Return whether this is the file that was named, or lies below the folder."""
@@ -172,18 +186,18 @@ class _Part:
     def own(self, path: str) -> str | None:
         """Return the name of a file of Cygwin's database that is looked at here, or None."""
         name = in_tree(self.tree)(path)
-        return name if name and (self.is_runs or self.holds(self.tree.path(name))) else None
+        return name if name and (self.is_folder or self.holds(self.tree.path(name))) else None
 
-    def look(self, parts: Sequence[_Part], options: Options, warn: Callable[[str], None]) -> None:
+    def plan(self, parts: Sequence[_Part], options: Options, warn: Callable[[str], None]) -> None:
         """Sort out what lies where, and plan."""
         # What the command will say: trees that are looked at together keep off each other.
         self.others = tuple(other.path for other in parts if other.tree.root != self.tree.root)
         asked = options._replace(avoid=(*options.avoid, *self.others))
         top = self.tree.path("")
-        request = Request("", self.tree.scope, None if self.is_runs else frozenset())
+        request = Request("", self.tree.scope, None if self.is_folder else frozenset())
         planner = Planner(self.tree, asked, request, warn, ours=self.own, top=top)
         self.survey = planner.survey(self.now, self.before)
-        programs = map(self.tree.path, self.now.programs) if self.is_runs else [self.path]
+        programs = map(self.tree.path, self.now.programs) if self.is_folder else [self.path]
         self.incurable = [
             (path, HIGH_ENTROPY)
             for path in programs
@@ -195,7 +209,7 @@ class _Part:
             kept = [one for one in others if not any(part.holds(one.owner) for part in parts)]
             if kept:
                 self.reserved[machine] = Obstacles((*one.range, one.owner) for one in kept)
-        if self.is_runs:
+        if self.is_folder:
             try:
                 self.moves = planner.plan(self.survey).moves
             except NoRoomError as error:
@@ -216,33 +230,6 @@ class _Part:
             yield f"it lies outside {address(safe.low)}-{address(safe.high)}"
         if image.clear_dynamic_base and image.machine == X86_64:
             yield LOADED_ANYWHERE
-
-
-def _folder(
-    path: str, options: Options, found: dict[str, Scan], warn: Callable[[str], None]
-) -> _Part:
-    tree = find_tree(path)
-    before = tree.state.load_snapshot(warn)
-    if tree.root not in found:
-        found[tree.root] = scan(tree.root, options.rules, before)
-    scanned = found[tree.root]
-    # Where all is known, as where nothing is, no image stays before another for that.
-    known = snapshots.blank() if scanned.unchanged else before
-    part = _Part(path, tree, scanned.snapshot, known, is_runs=True)
-    failed = [(tree.root if name == "." else tree.path(name), why) for name, why in scanned.failed]
-    part.unread = [pair for pair in failed if part.holds(pair[0])]
-    return part
-
-
-def _file(path: str) -> _Part:
-    """Look at one file, whatever its name."""
-    folder, name = os.path.split(path)
-    now, failed = snapshots.blank(), [(name, NO_FILE)]
-    if os.path.isfile(path):
-        now, failed = look_at_one(folder, name)
-    part = _Part(path, Tree(folder, "", ""), now, snapshots.blank())
-    part.unread = [(path, reason) for _, reason in (*failed, *not_images(now))]
-    return part
 
 
 def _apart(paths: Sequence[str]) -> list[str]:

@@ -142,10 +142,10 @@ def _done(report: Report) -> str:
         return f"nothing {'would be' if report.planned else 'was'} moved of {dlls(report.images)}"
     move, clear = ("would move", "would clear") if report.planned else ("moved", "cleared")
     relocated = sum(one.old_base != one.new_base for one in report.moved)
-    done = f"{move} {dlls(relocated)}" if relocated else ""
+    parts = [f"{move} {dlls(relocated)}"] if relocated else []
     if flags := len(report.moved) - relocated:
-        done += f"{' and ' if done else ''}{clear} DYNAMIC_BASE of {flags:,}"
-        done += "" if relocated else f" {'DLL' if flags == 1 else 'DLLs'}"
+        parts.append(f"{clear} DYNAMIC_BASE of {f'{flags:,}' if parts else dlls(flags)}")
+    done = " and ".join(parts)
     if report.planned:
         return done
     return f"{done} ({byte_count(report.bytes_written)}, {report.seconds.total:.1f} s)"
