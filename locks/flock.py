@@ -146,11 +146,7 @@ class Flock:
         if timeout is None:
             heard(lambda: self._flock(mode.operation))
             return True
-        try:
-            from locks.timed import tried_for
-        except ImportError:  # sage-flock in the midst of a build: its Python has no fasteners
-            tried_for = _tried_for
-        return tried_for(timeout, LONGEST_STEP, lambda: self.try_acquire(mode))
+        return _tried_for(timeout, lambda: self.try_acquire(mode))
 
     def release(self) -> None:
         """Drop the lock and keep the file open. Raises LockFileError."""
@@ -204,14 +200,19 @@ def heard(call: Callable[[], T]) -> T:
         signal.signal(alarm, signal.SIG_DFL)
 
 
-def _tried_for(seconds: float, longest_step: float, attempt: Callable[[], bool]) -> bool:
-    end = time.monotonic() + seconds
-    while not attempt():
-        left = end - time.monotonic()
-        if left <= 0:
-            return False
-        time.sleep(min(left, longest_step))
-    return True
+def _tried_for(seconds: float, attempt: Callable[[], bool]) -> bool:
+    """Try until it succeeds or the time is up, LONGEST_STEP apart at most."""
+    try:
+        from locks.timed import TimedLock
+    except ImportError:  # sage-flock in the midst of a build: its Python has no fasteners
+        end = time.monotonic() + seconds
+        while not attempt():
+            left = end - time.monotonic()
+            if left <= 0:
+                return False
+            time.sleep(min(left, LONGEST_STEP))
+        return True
+    return bool(TimedLock(attempt).acquire(delay=0.002, max_delay=LONGEST_STEP, timeout=seconds))
 
 
 def _make_folder(path: str) -> None:

@@ -26,9 +26,3 @@ class TimedLock(fasteners.InterProcessLock):  # type: ignore[misc]
         """Take the lock or raise BlockingIOError, upon which fasteners tries again."""
         if not self.attempt():
             raise BlockingIOError(errno.EAGAIN, "held by another process")
-
-
-def tried_for(seconds: float, longest_step: float, attempt: Callable[[], bool]) -> bool:
-    """Try until it succeeds or the time is up, `longest_step` seconds apart at most."""
-    timed = TimedLock(attempt)
-    return bool(timed.acquire(delay=0.002, max_delay=longest_step, timeout=seconds))
