@@ -108,18 +108,14 @@ class AddressMap(NamedTuple):
     def use(self) -> Use:
         """Return how much of the arena is used and free."""
         low, high = self.arena
-        images = others = 0
-        gaps = []
-        for part in (*within(self.parts, low, high), Part(high, high, Kind.FREE)):
-            gaps.append(Range(low, part.low))
-            low = part.high
-            if part.kind in (Kind.RUNTIME, Kind.OTHERS):
-                others += part.high - part.low
-            else:
-                images += part.high - part.low
+        parts = within(self.parts, low, high)
+        lows, highs = [part.low for part in parts], [part.high for part in parts]
+        gaps = list(map(Range, [low, *highs], [*lows, high]))
         free = [gap.high - gap.low for gap in gaps]
+        kept = [part for part in parts if part.kind in (Kind.RUNTIME, Kind.OTHERS)]
+        others = sum(part.high - part.low for part in kept)
         largest = gaps[free.index(max(free))] if any(free) else None
-        return Use(images, others, sum(free), largest)
+        return Use(high - low - others - sum(free), others, sum(free), largest)
 
 
 def address_map(
@@ -295,15 +291,13 @@ def _zone(found: AddressMap, zone: Zone, row_size: int, most_rows: int) -> Itera
 
 def _rows(covered: Iterable[Part], row_size: int, most: int) -> list[int]:
     """Return the numbers of the rows that hold any of `covered`; one more than `most` suffice."""
-    rows: list[int] = []
+    rows: set[int] = set()
     for part in covered:
         first, last = part.low // row_size, (part.high - 1) // row_size
-        if rows and rows[-1] == first:
-            first += 1
-        rows += range(first, min(last, first + most) + 1)
+        rows.update(range(first, min(last, first + most) + 1))
         if len(rows) > most:
             break
-    return rows
+    return sorted(rows)
 
 
 def _overlaps(root: str, found: AddressMap, every_name: bool) -> Iterator[Line]:
