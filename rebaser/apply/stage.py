@@ -169,12 +169,11 @@ def _stage_together(
     reasons = engine.relocate([staged for _, staged in copied])
     sealed = []
     for item, staged in copied:
-        if staged.staged in reasons:
-            applied.failed[item.name] = f"{reasons[staged.staged]}; it stays as it was"
-        else:
-            with _noting(applied, item):
-                _check_and_seal(item, staged, touch)
-                sealed.append(item)
+        with _noting(applied, item):
+            if staged.staged in reasons:
+                raise ImageError(reasons[staged.staged])
+            _check_and_seal(item, staged, touch)
+            sealed.append(item)
         item.close(copy=False)
         advance(item.source.seen.size)
     return sealed
