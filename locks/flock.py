@@ -6,8 +6,6 @@ import errno
 import os
 import stat
 import time
-from collections import namedtuple
-from collections.abc import Callable
 
 try:
     import fcntl
@@ -20,6 +18,7 @@ except ModuleNotFoundError as error:  # native Windows
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import TypeVar
 
     T = TypeVar("T")
@@ -271,23 +270,13 @@ def _not_standard(fd: int) -> int:
         os.close(fd)
 
 
-class Inherited(namedtuple("Inherited", "descriptor state")):
-    """A descriptor from the caller that is the lock file.
+def inherited_lock(path: str | int) -> tuple[int, str] | None:
+    """Return the caller's descriptor of this lock file (a path or a descriptor) and its state.
 
-    `state` is "exclusive", "shared", "unlocked", or "unknown": one of the latter two, where the
-    system does not say which (Cygwin).
-    """
-
-    # Not typing's: that takes 2 ms to import, and this is in the way of every run.
-    descriptor: int
-    state: str
-
-
-def inherited_lock(path: str | int) -> Inherited | None:
-    """Return the caller's descriptor of this lock file (a path or a descriptor), None without one.
-
-    Of several, the one that holds most. Only what survived our exec counts, that is what is not
-    close-on-exec. The caller's lock stays as it is. Raises nothing.
+    That is "exclusive", "shared", "unlocked", or "unknown": one of the latter two, where the system
+    does not say which (Cygwin). Of several, the one that holds most; None without one. Only what
+    survived our exec counts, that is what is not close-on-exec. The caller's lock stays as it is.
+    Raises nothing.
     """
     try:
         wanted = os.stat(path)
@@ -299,11 +288,11 @@ def inherited_lock(path: str | int) -> Inherited | None:
         try:
             is_ours = fd == path or not os.get_inheritable(fd)
             if not is_ours and os.path.samestat(os.fstat(fd), wanted):
-                found.append(Inherited(fd, _state(fd, path)))
+                found.append((fd, _state(fd, path)))
         except OSError:  # the descriptor that listed the folder
             continue
     order = ("exclusive", "shared", "unknown", "unlocked")
-    return min(found, key=lambda one: order.index(one.state), default=None)
+    return min(found, key=lambda one: order.index(one[1]), default=None)
 
 
 def _state(fd: int, path: str | int) -> str:

@@ -6,13 +6,13 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Callable
 
 from locks.flock import Flock, Mode, heard, inherited_lock, only_callers_have
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal
+    from collections.abc import Callable
 else:
     # The signal module makes enumerations of all that is in this one: 3 ms of each start.
     import _signal as signal
@@ -133,14 +133,15 @@ def self_lock_warning(lock: Flock, mode: Mode) -> str | None:
     `mode` is how it was just tried, in vain.
     """
     held = inherited_lock(lock.fileno())
-    if held is None or held.state == "unlocked":
+    if held is None or held[1] == "unlocked":
         return None
-    how = f"holds this lock {held.state}"
-    if held.state == "unknown":
+    descriptor, state = held
+    how = f"holds this lock {state}"
+    if state == "unknown":
         certain = mode is Mode.EXCLUSIVE and only_callers_have(lock.fileno())
         how = "holds this lock shared" if certain else "may hold this lock"
     return (
-        f"descriptor {held.descriptor}, which this process has from its caller, {how}: "
+        f"descriptor {descriptor}, which this process has from its caller, {how}: "
         "the wait lasts until the caller drops it"
     )
 

@@ -6,7 +6,6 @@ import errno
 import gc
 import os
 import sys
-from collections.abc import Callable, Sequence
 
 from rebaser import __version__
 from rebaser.commands import COMMANDS, command_module, overview
@@ -22,6 +21,7 @@ from rebaser.process import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from typing import NoReturn
 
 # What may stand before the command too.

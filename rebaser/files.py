@@ -6,9 +6,12 @@ import errno
 import os
 import stat as modes
 import time
-from collections.abc import Callable, Collection
 
 from rebaser.errors import suppress
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
 
 # A symbolic link that has taken a file's place is not followed, and a pipe is not waited for.
 _SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

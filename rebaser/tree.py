@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat as modes
-from collections.abc import Callable, Collection, Mapping
 
 from rebaser.errors import UsageError, suppress
 from rebaser.files import on_cygwin
@@ -12,6 +11,8 @@ from rebaser.scan import LOCK, RUNS, STATE, STATE_IN_VAR
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
     from rebaser.state.folder import State
 
 

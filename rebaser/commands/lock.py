@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable, Sequence
 
 from locks.flock import Flock, LockFileError, Mode
 from locks.hold import run_command, say, self_lock_warning, shell_command
@@ -22,6 +21,7 @@ from rebaser.tree import find_tree
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from locks.coordinator import SharedLock

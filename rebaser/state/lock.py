@@ -56,9 +56,8 @@ class TreeLock:
         self._coordinator = coordinator
         self._shared: SharedLock | None = None
         # Looked for first: afterwards our own descriptor would be found.
-        held = inherited_lock(path)
-        self._descriptor: int = held.descriptor if held else -1
-        self._callers: str | None = held.state if held else None
+        self._callers: str | None
+        self._descriptor, self._callers = inherited_lock(path) or (-1, None)
         self._lock = _opened(path, state)
         self._others: list[Flock] = []  # in the state folder, and of trees inside this one
 

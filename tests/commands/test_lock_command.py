@@ -517,8 +517,10 @@ def test_a_free_lock_needs_none_of_the_slow_modules(tmp_path: Path) -> None:
     imported = set(re.findall(r"\| +([\w.]+)$", told, re.MULTILINE))
     assert "locks.hold" in imported
     slow = {"fasteners", "dataclasses", "subprocess", "inspect", "rich", "pefile", "pathlib"}
-    if sys.version_info >= (3, 10):  # before, `python -m` itself imports it
-        slow.add("typing")
+    slow |= {"argparse", "signal"}
+    # Before these `python -m` itself imports some of them.
+    slow |= {"enum", "re", "typing"} if sys.version_info >= (3, 10) else set()
+    slow |= {"collections", "contextlib"} if sys.version_info >= (3, 12) else set()
     assert imported & slow == set()
 
 

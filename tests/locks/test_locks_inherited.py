@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from lock_programs import run
 
-from locks.flock import Flock, Inherited, Mode, inherited_lock, probe
+from locks.flock import Flock, Mode, inherited_lock, probe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,7 +47,7 @@ def test_a_child_knows_what_its_caller_holds(tmp_path: Path, caller: int, state:
     fcntl.flock(caller, STATES[state])
     path = str(tmp_path / "lock")
     told = run([sys.executable, "-c", TELL, path], pass_fds=[caller])
-    assert told.stdout.strip() == str(Inherited(caller, state))
+    assert told.stdout.strip() == str((caller, state))
     # The caller's lock is what it was.
     with Flock.open(path) as other:
         assert other.try_acquire(Mode.SHARED) is (state != "exclusive")
@@ -74,9 +74,9 @@ def test_the_descriptor_that_holds_most_counts(tmp_path: Path, caller: int) -> N
     os.set_inheritable(holding, True)
     try:
         fcntl.flock(holding, fcntl.LOCK_SH)
-        assert inherited_lock(str(tmp_path / "lock")) == Inherited(holding, "shared")
+        assert inherited_lock(str(tmp_path / "lock")) == (holding, "shared")
         fcntl.flock(holding, fcntl.LOCK_EX)
-        assert inherited_lock(str(tmp_path / "lock")) == Inherited(holding, "exclusive")
+        assert inherited_lock(str(tmp_path / "lock")) == (holding, "exclusive")
     finally:
         os.close(holding)
 
@@ -86,7 +86,7 @@ def test_a_held_folder(tmp_path: Path) -> None:
     os.set_inheritable(fd, True)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
-        assert inherited_lock(str(tmp_path)) == Inherited(fd, "exclusive")
+        assert inherited_lock(str(tmp_path)) == (fd, "exclusive")
     finally:
         os.close(fd)
 
@@ -121,6 +121,6 @@ def test_where_there_is_no_fdinfo_the_probe_is_what_is_used(
     monkeypatch.setattr("builtins.open", without_fdinfo)
     path = str(tmp_path / "lock")
     fcntl.flock(caller, fcntl.LOCK_SH)
-    assert inherited_lock(path) == Inherited(caller, "unknown")
+    assert inherited_lock(path) == (caller, "unknown")
     fcntl.flock(caller, fcntl.LOCK_EX)
-    assert inherited_lock(path) == Inherited(caller, "exclusive")
+    assert inherited_lock(path) == (caller, "exclusive")
