@@ -193,7 +193,7 @@ def where_they_lay(moves: Iterable[Move], verb: str) -> Iterator[str]:
             inside.append(move.path)
         else:
             outside[move.old_base] += 1
-    for base, count in outside.most_common(3):
+    for base, count in outside.most_common()[:3]:
         if count > 1:
             yield f"{count:,} {verb} at {address(base)}, where linkers put everything"
             del outside[base]
