@@ -61,7 +61,7 @@ def read_database(path: str) -> Database:
                 raise ValueError(
                     f"has {status.st_size} bytes, more than any rebase database ({_MOST_BYTES})"
                 )
-            return parse_database(file.read(_MOST_BYTES))
+            return parse_database(file.read(status.st_size))
     except OSError as error:
         raise DatabaseError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:

@@ -68,7 +68,7 @@ def read_file(path: str, most: int, folder: int | None = None) -> tuple[bytes, o
             raise OSError(errno.EINVAL, "is no regular file", path)
         if st.st_size > most:
             raise OSError(errno.EFBIG, f"holds {st.st_size} bytes, which no run writes", path)
-        return file.read(most), st
+        return file.read(st.st_size), st  # Cygwin pays for each byte of room that `most` has
 
 
 class Folders:
