@@ -24,8 +24,10 @@ U32 = st.integers(0, (1 << 32) - 1)
 U16 = st.integers(0, 0xFFFF)
 TIME = st.integers(-(1 << 63), (1 << 63) - 1)
 # What a name may hold: anything but NUL and slash, bytes that are not UTF-8 among it.
-NAME = st.binary(min_size=1, max_size=20).map(
-    lambda raw: os.fsdecode(raw.replace(b"\0", b"0").replace(b"/", b"-").replace(b"..", b"._"))
+NAME = (
+    st.binary(min_size=1, max_size=20)
+    .map(lambda raw: os.fsdecode(raw.replace(b"\0", b"0").replace(b"/", b"-")))
+    .filter(lambda name: name not in (".", ".."))
 )
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 
