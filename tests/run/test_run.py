@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import shutil
 import subprocess
@@ -27,6 +28,7 @@ from trees import (
 )
 
 from cygwin.address_space import I386, X86_64
+from rebaser import Options, check, find_tree, run
 from rebaser.errors import UsageError
 from rebaser.files import on_cygwin
 from rebaser.options import parse_arena
@@ -281,6 +283,19 @@ def test_dry_run_changes_and_creates_nothing(
     done = rebaser.report("run", root)
     assert planned["moved"] == done["moved"]
     assert planned["run"] is None
+
+
+def test_nothing_stays_open(tree: Path) -> None:
+    """A program that uses rebaser by its names may run it for days."""
+    found = find_tree(str(tree))
+    before = sorted(os.listdir("/proc/self/fd"))
+    for dry in (True, False, True, False, False):
+        run(found, Options(), dry_run=dry)
+        check([str(tree)])
+        gc.collect()
+        assert sorted(os.listdir("/proc/self/fd")) == before
+        add_dll(tree / f"lib/{len(images(tree))}.dll")
+        found = find_tree(str(tree))
 
 
 def test_dry_run_needs_no_lock(rebaser: Rebaser, tree: Path) -> None:

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import random
+import shutil
 import struct
 import sys
 import tempfile
@@ -28,6 +29,7 @@ from pe import Shape, build, section_header  # noqa: E402
 from trees import add_dll, base_in, make_tree, moved  # noqa: E402
 
 from rebaser import cli  # noqa: E402
+from rebaser.files import on_cygwin  # noqa: E402
 from rebaser.options import Request  # noqa: E402
 from rebaser.report import Group, Report  # noqa: E402
 from rebaser.scan import snapshot  # noqa: E402
@@ -198,6 +200,8 @@ class Fuzz:
         choose = self.choose
         name = bytes(choose.choice(range(1, 256)) for _ in range(choose.randrange(1, 20)))
         name = choose.choice((name, *TEXTS[6:])).replace(b"/", b"").replace(b"\0", b"") + b".dll"
+        if on_cygwin():  # a name is UTF-16 there
+            name = bytes(code for code in name if 32 <= code < 127 and code != ord("\\"))
         name = b"_" + name if len(name) < 6 else name  # none that is there
         folder = os.fsencode(self.root) + choose.choice((b"/bin/", b"/\xff/", "/ä/".encode()))
         shape = Shape()
@@ -231,7 +235,8 @@ def fuzz_state(part: str, seed: int, executions: int) -> Counter[str]:
     cli._bug = tell_all
     results: Counter[str] = Counter()
     memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
-    with tempfile.TemporaryDirectory(prefix="rebaser-fuzz-", dir=memory) as top:
+    top = tempfile.mkdtemp(prefix="rebaser-fuzz-", dir=memory)
+    try:
         one = Fuzz(seed, Path(top))
         execute: Callable[[], str] = getattr(one, f"execute_{part}")
         for number in range(executions):
@@ -242,6 +247,8 @@ def fuzz_state(part: str, seed: int, executions: int) -> Counter[str]:
             except BaseException:
                 print(f"{part}, seed {seed}, execution {number}", file=sys.stderr)
                 raise
+    finally:
+        shutil.rmtree(top, ignore_errors=on_cygwin())  # Wine keeps a folder that is open
     return results
 
 
