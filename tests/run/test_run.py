@@ -287,15 +287,14 @@ def test_dry_run_changes_and_creates_nothing(
 
 def test_nothing_stays_open(tree: Path) -> None:
     """A program that uses rebaser by its names may run it for days."""
-    found = find_tree(str(tree))
     before = sorted(os.listdir("/proc/self/fd"))
-    for dry in (True, False, True, False, False):
-        run(found, Options(), dry_run=dry)
+    for number, dry in enumerate((True, False, True, False, False)):
+        run(find_tree(str(tree)), Options(), dry_run=dry)
         check([str(tree)])
         gc.collect()
-        assert sorted(os.listdir("/proc/self/fd")) == before
-        add_dll(tree / f"lib/{len(images(tree))}.dll")
-        found = find_tree(str(tree))
+        now = sorted(os.listdir("/proc/self/fd"))
+        assert now == before
+        add_dll(tree / f"lib/{number}.dll")
 
 
 def test_dry_run_needs_no_lock(rebaser: Rebaser, tree: Path) -> None:
