@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cygwin.fault import Fault
     from rebaser.apply.engines import Engine
     from rebaser.plan.proposal import Planner
+    from rebaser.scan.walk import Scan
 
 
 class Timed:
@@ -35,8 +36,8 @@ class Timed:
 class Job:
     """One run: what it was asked for, and what its stages share.
 
-    `excludes` are globs of paths relative to the root. `seconds` is how long each stage took; the
-    scan began at `scan_began` (time.monotonic).
+    `excludes` are globs of paths relative to the root. `seconds` is how long each stage took.
+    `scan` is the last one, whose files may be open; it began at `scan_began` (time.monotonic).
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Job:
         self.state = tree.state
         self.progress = progress or Progress()
         self.seconds: dict[str, float] = {}
+        self.scan: Scan | None = None
         self.scan_began = time.monotonic()
         # Another user's run may have failed where ours would not, and several trees may have been
         # given one state folder: neither covers ours. Nor do globs relative to another folder.
@@ -81,6 +83,11 @@ class Job:
     def snapshot(self) -> Snapshot:
         """Return what the last run saw."""
         return self.state.load_snapshot(self.tell)
+
+    def close_scan(self) -> None:
+        """Close what the last scan has kept open."""
+        if self.scan:
+            self.scan.close()
 
     def planner(self) -> Planner:
         """Return who plans for this run."""

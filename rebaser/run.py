@@ -66,12 +66,16 @@ def run(
     began = time.monotonic()
     report = None
     try:
+        if job.options.engine != "auto":
+            job.engine()  # one that is named and cannot run is an error, work or no work
         while report is None:
             try:
                 report = _dry_run(job) if dry_run else _run(job, wait, coordinator)
-            except OuterTreeError as found:
-                job = job.inside(found.tree)
+            except OuterTreeError as outer:
+                job.close_scan()
+                job = job.inside(outer.tree)
     finally:
+        job.close_scan()
         job.progress.close()
     job.seconds["total"] = time.monotonic() - began
     overlapping = {path for group in report.overlaps for path in group.paths}
@@ -81,7 +85,6 @@ def run(
 
 def _dry_run(job: Job) -> Report:
     """Report the plan, and what it would leave; change nothing, and take no lock."""
-    job.engine()
     found = _plan(job, job.snapshot())
     found.scan.close()
     applied = Applied(moved=list(found.plan.moves))
@@ -90,8 +93,6 @@ def _dry_run(job: Job) -> Report:
 
 def _run(job: Job, wait: float | None, coordinator: str | None) -> Report:
     """Look, and where there is work, do it."""
-    if job.options.engine != "auto":
-        job.engine()  # a named engine that cannot run is an error, work or no work
     asked = Asked(records.newest_number(job.state), time.monotonic())
     with TreeLock(
         job.tree.lock_file, job.state, wait=wait, tell=job.tell, coordinator=coordinator
@@ -100,14 +101,8 @@ def _run(job: Job, wait: float | None, coordinator: str | None) -> Report:
             found = _look(job, lock, asked)
             if isinstance(found, Report):
                 return found
-            if found and not (found.plan.moves and lock.is_exclusive):
-                found.scan.close()
-                if not found.plan.moves:
-                    report = _report(job, found)
-                    remember_look(job, lock, found, report)
-                    return report
-                found = None
             if found is None:
+                job.close_scan()
                 lock.exclude()
                 if done := records.covering(job.state, job.request, asked):
                     return _covered(job, done)
@@ -122,13 +117,14 @@ def _run(job: Job, wait: float | None, coordinator: str | None) -> Report:
 def _look(job: Job, lock: TreeLock, asked: Asked) -> Report | Proposal | None:
     """Look at the tree with the lock shared, which waits for no installer.
 
-    Where there is work for certain, the lock is taken exclusively if nobody else holds it, and the
-    look goes on; if somebody does it ends, for whoever gets the lock must look once more: None. So
-    of twenty that look at the same moment only one sees everything.
+    Return the report where nothing is to be done, else what is, with the lock held exclusively.
+    That is taken at the first sign of work if nobody else holds the lock, and the look goes on; if
+    somebody does it ends, for whoever gets the lock must look once more: None. So of twenty that
+    look at the same moment only one sees everything.
     """
 
     def alone() -> bool:
-        # Who got the lock between our two wrote a record before it changed anything.
+        # flock(2) drops the shared lock first; who came between wrote a record before all else.
         return lock.upgrade() and records.newest_number(job.state) == asked.newest
 
     def at_first_work(name: str, seen: Seen, fault: Fault | None) -> bool:
@@ -140,7 +136,8 @@ def _look(job: Job, lock: TreeLock, asked: Asked) -> Report | Proposal | None:
     lock.share()
     if not os.path.lexists(job.state.snapshot_file) or job.state.was_left():
         # Nothing is known, or a killed run's copies are in the way: there is work for certain.
-        if alone():
+        # Nothing was looked at yet, so it does not matter who came between.
+        if lock.upgrade():
             job.state.make()
         else:
             lock.share()
@@ -152,12 +149,13 @@ def _look(job: Job, lock: TreeLock, asked: Asked) -> Report | Proposal | None:
     except NotAloneError:
         return None
     if report := settled_report(job, lock, found):
-        found.close()
         return report
     proposal = _plan(job, before, found)
     if proposal.plan.moves:
-        alone()
-    return proposal
+        return proposal if lock.is_exclusive or alone() else None
+    report = _report(job, proposal)
+    remember_look(job, lock, proposal, report)
+    return report
 
 
 def _work(job: Job, lock: TreeLock, found: Proposal | None) -> Report:
@@ -175,7 +173,6 @@ def _work(job: Job, lock: TreeLock, found: Proposal | None) -> Report:
     # Who began in a tree inside before this one was a tree may have been at work while we looked.
     waited = [lock.exclude_from(lock_file_of(job.tree.path(name))) for name in found.scan.inner]
     if outdated or any(waited) or (waited and record.number == 1):
-        found.scan.close()
         found = _plan(job, found.scan.snapshot)
     applied = _apply(job, lock, found, began) if found.plan.moves else None
     report = _report(job, found, applied)._replace(run=record.number if applied else None)
@@ -203,9 +200,10 @@ def _plan(job: Job, before: Snapshot, found: Scan | None = None) -> Proposal:
 
 def _scan(job: Job, before: Snapshot, at_first_work: AtFirstWork | None = None) -> Scan:
     job.progress.phase("looking at the tree")
+    job.close_scan()
     job.scan_began = time.monotonic()
     with job.timed("scan"):
-        return scan(
+        job.scan = scan(
             job.tree.root,
             job.options.rules,
             before,
@@ -215,6 +213,7 @@ def _scan(job: Job, before: Snapshot, at_first_work: AtFirstWork | None = None) 
             # there: Wine refuses it, and Cygwin's rename(2) then loses the file.
             keep_open=not on_cygwin(),
         )
+    return job.scan
 
 
 def _apply(job: Job, lock: TreeLock, found: Proposal, began: FileSystemTime) -> Applied:
@@ -252,8 +251,6 @@ def _apply(job: Job, lock: TreeLock, found: Proposal, began: FileSystemTime) -> 
             f"{error} when {len(applied.moved)} of {len(found.plan.moves)} DLLs were moved; each "
             "file is whole, old or new: run rebaser again"
         ) from error
-    finally:
-        found.scan.close()
     return applied
 
 

@@ -11,13 +11,18 @@ from pathlib import Path
 import pytest
 from trees import FLOOR, Rebaser, add_dll, add_dlls, make_tree, overlaps
 
+from cygwin.address_space import Range
 from cygwin.image import Image
+from locks.flock import Flock, Mode
 from rebaser.apply import stage
+from rebaser.job import Job
 from rebaser.options import Options
+from rebaser.plan.placement import NoRoomError
 from rebaser.progress import Progress
 from rebaser.run import run
 from rebaser.scan.skip import Stay
 from rebaser.scan.snapshot import NEVER
+from rebaser.state import records
 from rebaser.state.folder import State
 from rebaser.state.lock import TreeLock
 from rebaser.tree import find_tree
@@ -200,3 +205,43 @@ def test_what_an_installer_changed_before_a_run_was_alone_is_looked_at_once_more
     assert turns
     assert (report.unfinished, report.exit_status, len(report.moved)) == ((), 0, 3)
     assert overlaps(root) == set()
+
+
+def test_after_a_run_that_was_killed_while_this_one_waited_no_installer_is_let_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its record is newer than any that this one knew, and its staging folder is there."""
+    root = make_tree(tmp_path / "tree")
+    assert run(find_tree(str(root))).exit_status == 0
+    add_dlls(root, 3, first=6)
+    share = TreeLock.share
+
+    def wait_and_share(self: TreeLock) -> None:
+        killed = Job(find_tree(str(root)), Options(), None, None)
+        killed.state.make()
+        records.begin(killed.state, killed.request, 0.0)
+        share(self)
+
+    def install() -> None:
+        with Flock.open(find_tree(str(root)).lock_file) as installer:
+            let_in.append(installer.try_acquire(Mode.SHARED))
+
+    let_in: list[bool] = []
+    monkeypatch.setattr(TreeLock, "share", wait_and_share)
+    report = run(find_tree(str(root)), progress=Meanwhile("staging", install))
+    assert (report.exit_status, len(report.moved), let_in) == (0, 3, [False])
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+@pytest.mark.parametrize("arena", [None, Range(FLOOR, FLOOR + 0x10000)])
+def test_whatever_comes_of_a_run_leaves_nothing_open(
+    tmp_path: Path, arena: Range | None, dry_run: bool
+) -> None:
+    tree = find_tree(str(make_tree(tmp_path / "tree")))
+    before = os.listdir("/proc/self/fd")
+    try:
+        assert run(tree, Options(arena=arena), dry_run=dry_run).moved
+    except NoRoomError:
+        assert arena
+    del tree
+    assert os.listdir("/proc/self/fd") == before
