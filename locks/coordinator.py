@@ -32,7 +32,7 @@ class CoordinatorError(Exception):
         self.is_usage = is_usage
 
 
-class SharedLock:
+class CoordinatorLock:
     """The lock `name` of the server that a URL names, not held yet.
 
     One thread does all the talking, so that a server that hangs hangs nobody else; while the lock

@@ -48,14 +48,13 @@ def dispatch(words: Sequence[str]) -> int:
         name, rest = rest[0], ["--help"]
     if name in COMMANDS:
         module = command_module(name)
-        plain = getattr(module, "plain_arguments", lambda words: None)([*before, *rest])
-        if plain is None:
-            from rebaser.commands.parser import (
-                command_parser,  # 7 ms with all that argparse imports
-            )
+        read = getattr(module, "plain_arguments", lambda words: None)
+        arguments = read([*before, *rest])
+        if arguments is None:
+            from rebaser.commands.parser import command_parser  # 7 ms, with argparse
 
-            plain = command_parser(name).parsed([*before, *rest])
-        return int(module.main(plain))
+            arguments = command_parser(name).parsed([*before, *rest])
+        return int(module.main(arguments))
     if name in ("-h", "--help", "help"):
         print(overview(), end="")
         return 0

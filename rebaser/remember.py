@@ -80,22 +80,22 @@ def _save_alone(job: Job, lock: TreeLock, seen: Snapshot) -> None:
 def remember_work(
     job: Job,
     record: records.Record,
-    began: FileSystemTime,
+    scan_time: FileSystemTime,
     found: Proposal,
     applied: Applied | None,
     report: Report,
 ) -> None:
-    """Save what is known of the tree after a run whose scan began at `began`, and its record.
+    """Save what is known of the tree after a run, whose scan began at `scan_time`, and its record.
 
     The next run lists the folders that were committed to: their times are others by now.
     """
-    seen, now = found.scan.snapshot, began
+    seen, now = found.scan.snapshot, scan_time
     try:
         if applied and applied.moved:
             from rebaser.plan.survey import with_moves
 
             # What was racy when the scan began is so; what has moved must not be.
-            before = snapshots.trusted(seen, began.nanoseconds, began.device)
+            before = snapshots.trusted(seen, now.nanoseconds, now.device)
             seen = with_moves(before, found.survey.sources, applied.moved, applied.now)
             now = job.state.time()
         job.state.save_snapshot(_after_work(job, seen, found, report), now)
@@ -120,7 +120,7 @@ def _after_work(job: Job, seen: Snapshot, found: Proposal, report: Report) -> Sn
     pending = tuple(one.path for one in report.skipped if one.cause is Stay.IN_USE)
     done = len(report.moved) + len(pending)
     if not job.request.is_for_all or done < len(found.plan.moves):
-        overlaps = job.planner().stays(seen, pending)
+        overlaps = job.planner().settled_overlaps(seen, pending)
     return seen if overlaps is None else _settled(job, seen, overlaps, pending)
 
 

@@ -162,21 +162,22 @@ def _work(job: Job, lock: TreeLock, found: Proposal | None) -> Report:
     """Scan, plan, apply, report: with the exclusive lock held."""
     lock.exclude_other_machines()
     job.state.make()
-    # Both ends of a nested tree say that they are here before they look for the other's.
+    # A run on an inner tree and one on the outer make their states before they look for the
+    # other's, so that of two at once one sees the other.
     tree = job.tree.find_again()
     if tree.root != job.tree.root:
         raise OuterTreeError(tree)
     record = records.begin(job.state, job.request, job.scan_began if found else time.monotonic())
     outdated = found is not None and _is_outdated(job, found)
     found = found or _plan(job, job.snapshot())
-    began = before_the_scan(job)
+    scan_time = before_the_scan(job)
     # Who began in a tree inside before this one was a tree may have been at work while we looked.
     waited = [lock.exclude_from(lock_file_of(job.tree.path(name))) for name in found.scan.inner]
     if outdated or any(waited) or (waited and record.number == 1):
         found = _plan(job, found.scan.snapshot)
-    applied = _apply(job, lock, found, began) if found.plan.moves else None
+    applied = _apply(job, lock, found, scan_time) if found.plan.moves else None
     report = _report(job, found, applied)._replace(run=record.number if applied else None)
-    remember_work(job, record, began, found, applied, report)
+    remember_work(job, record, scan_time, found, applied, report)
     return report
 
 
@@ -193,6 +194,7 @@ def _is_outdated(job: Job, found: Proposal) -> bool:
 
 
 def _plan(job: Job, before: Snapshot, found: Scan | None = None) -> Proposal:
+    """Plan what a scan has found; without one, scan first."""
     found = found or _scan(job, before)
     with job.timed("plan"):
         return job.planner().propose(found, before)
@@ -216,7 +218,7 @@ def _scan(job: Job, before: Snapshot, at_first_work: AtFirstWork | None = None) 
     return job.scan
 
 
-def _apply(job: Job, lock: TreeLock, found: Proposal, began: FileSystemTime) -> Applied:
+def _apply(job: Job, lock: TreeLock, found: Proposal, scan_time: FileSystemTime) -> Applied:
     """Carry out the plan, less what is in use: that is an obstacle for the others."""
     from rebaser.apply.batches import apply
     from rebaser.apply.in_use import users_of
@@ -226,7 +228,7 @@ def _apply(job: Job, lock: TreeLock, found: Proposal, began: FileSystemTime) -> 
         for name, user in used.items():
             applied.note_in_use(name, user)
         found = job.planner().without(found, used)
-    sources, now = found.survey.sources, (began.nanoseconds, began.device)
+    sources, now = found.survey.sources, (scan_time.nanoseconds, scan_time.device)
     # The images that the scan read and that need not be read again to be moved.
     images = {
         name: image
@@ -283,7 +285,7 @@ def _report(job: Job, found: Proposal, applied: Applied | None = None) -> Report
 
 
 def _covered(job: Job, record: Record) -> Report:
-    """Return the report of a run whose work another has done, with our own images' status."""
+    """Return the report of a run whose work another has done: what that left of our images."""
     names = job.request.names
     return Report(
         root=job.tree.root,

@@ -170,8 +170,8 @@ def _stage_together(
     sealed = []
     for item, staged in copied:
         with _noting(applied, item):
-            if staged.staged in reasons:
-                raise ImageError(reasons[staged.staged])
+            if staged.path in reasons:
+                raise ImageError(reasons[staged.path])
             _check_and_seal(item, staged, touch)
             sealed.append(item)
         item.close(copy=False)
@@ -214,7 +214,7 @@ def _copy(item: Replacement, folders: StagingFolders, *, without_marks: bool) ->
     files.copy_bytes(original, item.copy, is_new=True)
     _still_as_seen(original, item)
     return Staged(
-        staged=f"{item.staging.path}/{item.staged}",
+        path=f"{item.staging.path}/{item.staged}",
         source=original,
         copy=item.copy,
         # All images of a group are held at once.

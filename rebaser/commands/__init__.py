@@ -7,7 +7,8 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 # Each is a module of rebaser.commands. Its docstring is the command's help, add_arguments(parser)
-# declares its options, and main(arguments) does its work and returns the exit status.
+# declares its options, and main(arguments) does its work and returns the exit status. Some have
+# plain_arguments(words) too, which reads the words that hooks and scripts give without argparse.
 COMMANDS = {
     "run": "make a tree of DLLs fork-safe",
     "check": "say what breaks fork; change nothing",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
-    from locks.coordinator import SharedLock
+    from locks.coordinator import CoordinatorLock
     from rebaser.commands.parser import Parser
 
 EXIT_USAGE = 64
@@ -154,14 +154,14 @@ def _run(arguments: Namespace, command: list[str]) -> int:
             _say(warning)
 
     wait = 0 if arguments.nonblock else arguments.wait
-    busy, shared = "", None
+    busy, remote = "", None
     if not lock.acquire(mode, wait, None if arguments.quiet else on_wait):
         busy = f"could not take the lock {lock.path}, {_who(lock)}"
     elif not command:
         return 0
     elif arguments.coordinator:
         try:
-            shared = _coordinators(arguments, wait, _say if talks else lambda text: None)
+            remote = _coordinators(arguments, wait, _say if talks else lambda text: None)
         except BusyError as error:
             busy = str(error)
     if busy:
@@ -173,26 +173,26 @@ def _run(arguments: Namespace, command: list[str]) -> int:
         lock,
         close=arguments.close,
         failed=lambda error: _failed(command, error),
-        is_lost=(lambda: shared.is_lost) if shared else None,
+        is_lost=(lambda: remote.is_lost) if remote else None,
     )
-    if shared and shared.is_lost:
+    if remote and remote.is_lost:
         _say("the coordinator's lock was lost; the command was told to end (SIGTERM)")
         return BusyError.exit_status
-    if shared:
-        shared.release()
+    if remote:
+        remote.release()
     return status
 
 
 def _coordinators(
     arguments: Namespace, wait: float | None, tell: Callable[[str], None]
-) -> SharedLock:
+) -> CoordinatorLock:
     """Take the lock that other machines see, too."""
     from rebaser.state.machines import HELD, take_lock
 
     state = find_tree(arguments.root).state
-    shared = take_lock(arguments.coordinator, state, wait, tell, arguments.name or "rebase")
-    os.environ[HELD] = shared.name
-    return shared
+    remote = take_lock(arguments.coordinator, state, wait, tell, arguments.name or "rebase")
+    os.environ[HELD] = remote.name
+    return remote
 
 
 def _command(arguments: Namespace) -> list[str]:

@@ -52,13 +52,13 @@ class Planner:
 
     def propose(self, found: Scan, before: Snapshot) -> Proposal:
         """Survey and plan a tree that was scanned; `before` is what the last run saw."""
-        images = self.survey(found.snapshot, before)
-        return Proposal(found, images, self.plan(images))
+        surveyed = self.survey(found.snapshot, before)
+        return Proposal(found, surveyed, self.plan(surveyed))
 
     def survey(
         self, now: Snapshot, before: Snapshot, may_move: Callable[[str], bool] | None = None
     ) -> Survey:
-        """Sort out the files of a scan; None: what was asked for may move."""
+        """Sort out the files of a scan; without `may_move`, what was asked for may move."""
         return survey(
             now,
             before,
@@ -68,20 +68,20 @@ class Planner:
             top=self._top,
         )
 
-    def plan(self, images: Survey) -> Plan:
+    def plan(self, surveyed: Survey) -> Plan:
         """Plan what was surveyed. Raises NoRoomError."""
-        return make_plan(images.images.values(), self._options.arenas, self.reserved.ranges)
+        return make_plan(surveyed.images.values(), self._options.arenas, self.reserved.ranges)
 
     def without(self, proposal: Proposal, fixed: Collection[str]) -> Proposal:
         """Plan anew, with these images as obstacles."""
         images = dict(proposal.survey.images)
         for path in fixed:
             images[path] = images[path]._replace(fixed=True)
-        images_now = proposal.survey._replace(images=images)
-        return proposal._replace(survey=images_now, plan=self.plan(images_now))
+        surveyed = proposal.survey._replace(images=images)
+        return proposal._replace(survey=surveyed, plan=self.plan(surveyed))
 
     def left(
-        self, images: Survey, moved: Collection[Move] = (), gone: Collection[str] = ()
+        self, surveyed: Survey, moved: Collection[Move] = (), gone: Collection[str] = ()
     ) -> tuple[tuple[Group, ...], int]:
         """Return the overlaps that are left, and how many other DLLs a run for all would move.
 
@@ -89,27 +89,29 @@ class Planner:
         hands: it may lie elsewhere by now, and is told by itself.
         """
         names = self._request.names
-        asked = {path for path, one in images.sources.items() if any(map(names, one.names))}
-        left = spans(images.images, images.dlls.difference(gone), moved)
-        found = groups(left, {one.path for one in images.skipped}, asked)
+        asked = {path for path, one in surveyed.sources.items() if any(map(names, one.names))}
+        left = spans(surveyed.images, surveyed.dlls.difference(gone), moved)
+        found = groups(left, {one.path for one in surveyed.skipped}, asked)
         ours = tuple(group for group in found if not asked.isdisjoint(group.paths))
         others = sum(
             len(group.paths) for group in found if group.cure and asked.isdisjoint(group.paths)
         )
         return ours, others
 
-    def stays(self, seen: Snapshot, busy: Collection[str] = ()) -> tuple[Group, ...] | None:
+    def settled_overlaps(
+        self, seen: Snapshot, pending: Collection[str] = ()
+    ) -> tuple[Group, ...] | None:
         """Return the overlaps that no run cures, or None where a run for all has something to do.
 
-        What is `busy` can do nothing either, for as long as it is.
+        What is `pending` is in use, and no run moves it for as long as it is.
         """
-        images = self.survey(seen, seen, lambda name: name not in busy)
+        surveyed = self.survey(seen, seen, lambda name: name not in pending)
         try:
-            if self.plan(images).moves:
+            if self.plan(surveyed).moves:
                 return None
         except NoRoomError:
             return None
-        return tuple(groups(spans(images.images, images.dlls), (), ()))
+        return tuple(groups(spans(surveyed.images, surveyed.dlls), (), ()))
 
 
 class Reservations(NamedTuple):

@@ -29,6 +29,7 @@ _LAST = (1 << 64) - 1
 # A time that no file has: what carries it is looked at again.
 NEVER = -(1 << 63)
 
+# Bits of `Seen.flags`.
 SIGNED = 2
 FORKS = 4  # a DLL that a process which forks may load, and then at its base
 
@@ -275,9 +276,11 @@ def _lead_out(paths: Sequence[str], names: Sequence[str]) -> bool:
 
 def _are_possible(rows: Sequence[tuple[int, ...]], details: int) -> bool:
     """Return whether all rows can be of files that were looked at."""
+    named = ("machine", "base_width", "flags", "fault", "detail")
+    machine, width, flags, fault, detail = map(Seen._fields.index, named)
     return (
-        {row[7] for row in rows} <= {0, 4, 8}
-        and {row[6] for row in rows if row[8] & FORKS} <= ARENA.keys()
-        and {row[13] for row in rows} <= {0, *FAULTS}
-        and max((row[14] for row in rows), default=0) < details
+        {row[width] for row in rows} <= {0, 4, 8}
+        and {row[machine] for row in rows if row[flags] & FORKS} <= ARENA.keys()
+        and {row[fault] for row in rows} <= {0, *FAULTS}
+        and max((row[detail] for row in rows), default=0) < details
     )

@@ -8,6 +8,7 @@ import stat as modes
 from collections.abc import Callable, Iterator
 from itertools import chain
 
+from cygwin.address_space import ARENA
 from cygwin.fault import Fault
 from cygwin.values import NamedTuple
 from rebaser.errors import advice, suppress
@@ -124,6 +125,7 @@ class _Scanner:
         self.snapshot = snapshot
         self.at_first_work = at_first_work
         self.progress = progress
+        # How many files may be kept open; None: not looked up yet.
         self.may_open = None if keep_open else 0
         self.changed = False
         self.failed: list[tuple[str, str]] = []
@@ -285,8 +287,8 @@ class _Scanner:
         descriptor = open_to_read(where)
         try:
             st = os.fstat(descriptor)
-            if has_times(st, row) and (not row[7] or _is_placed(descriptor, row)):
-                if st.st_nlink == row[5]:
+            if has_times(st, row) and _is_placed(descriptor, row):
+                if st.st_nlink == row[5]:  # Seen.links
                     return row
                 self.changed = True
                 return Seen._make(row)._replace(links=st.st_nlink)
@@ -344,13 +346,13 @@ def has_times(st: os.stat_result, row: tuple[int, ...]) -> bool:
 
 
 def _is_placed(descriptor: int, row: tuple[int, ...]) -> bool:
-    """Return whether the image has the ImageBase and the DllCharacteristics that were seen."""
-    width = row[7]
-    fields = os.pread(descriptor, width + _FLAGS_BEHIND, row[12])
-    return (
-        int.from_bytes(fields[:width], "little") == row[10]
-        and int.from_bytes(fields[-2:], "little") == row[9]
-    )
+    """Return whether an image has the ImageBase and the DllCharacteristics that were seen."""
+    width, _, characteristics, base, _, offset = row[7:13]  # in the order of Seen
+    if not width:
+        return True  # no image
+    fields = os.pread(descriptor, width + _FLAGS_BEHIND, offset)
+    found = int.from_bytes(fields[:width], "little"), int.from_bytes(fields[-2:], "little")
+    return found == (base, characteristics)
 
 
 def look_at_one(folder: str, name: str) -> tuple[Snapshot, list[tuple[str, str]]]:
@@ -362,8 +364,6 @@ def look_at_one(folder: str, name: str) -> tuple[Snapshot, list[tuple[str, str]]
 
 def flags_of(image: Image) -> int:
     """Return the flags of `Seen` for an image."""
-    from cygwin.address_space import ARENA
-
     loads = image.fault not in (Fault.TRUNCATED, Fault.NET_ONLY)
     forks = loads and image.is_dll and image.machine in ARENA
     return (snapshots.SIGNED if image.signed else 0) | (snapshots.FORKS if forks else 0)

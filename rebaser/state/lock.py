@@ -13,7 +13,7 @@ from rebaser.state.folder import State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from locks.coordinator import SharedLock
+    from locks.coordinator import CoordinatorLock
 
 
 class LockError(RebaserError):
@@ -54,7 +54,8 @@ class TreeLock:
         self._wait = wait
         self._tell = tell
         self._coordinator = coordinator
-        self._shared: SharedLock | None = None
+        self._remote: CoordinatorLock | None = None
+        # How our caller's descriptor is locked, by `inherited_lock`; None: it has handed down none.
         # Looked for first: afterwards our own descriptor would be found.
         self._callers: str | None
         self._descriptor, self._callers = inherited_lock(path) or (-1, None)
@@ -65,8 +66,8 @@ class TreeLock:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._shared:
-            self._shared.release()
+        if self._remote:
+            self._remote.release()
         for lock in (*self._others, self._lock):
             lock.close()
 
@@ -93,7 +94,7 @@ class TreeLock:
         except LockFileError as error:
             raise LockError(error) from error
         try:
-            self.is_exclusive = self._opened_inner().try_acquire(Mode.EXCLUSIVE)
+            self.is_exclusive = self._opened_state_lock().try_acquire(Mode.EXCLUSIVE)
         except (LockError, LockFileError):
             self.is_exclusive = True
         return self.is_exclusive
@@ -107,7 +108,7 @@ class TreeLock:
         if self._callers != "exclusive":
             self._take(self._lock, Mode.EXCLUSIVE)
         with suppress(LockError):
-            self._take(self._opened_inner(), Mode.EXCLUSIVE)
+            self._take(self._opened_state_lock(), Mode.EXCLUSIVE)
         self.is_exclusive = True
 
     def exclude_other_machines(self) -> None:
@@ -118,14 +119,14 @@ class TreeLock:
             warn_of_network(self._state.root, self._tell)
             return
         began = time.monotonic()
-        self._shared = take_lock(self._coordinator, self._state, self._left, self._tell)
+        self._remote = take_lock(self._coordinator, self._state, self._left, self._tell)
         self.seconds_waited += time.monotonic() - began
 
     def is_ours(self) -> bool:
         """Return whether this run may change the tree; a coordinator is asked."""
         if not self._coordinator:
             return self.is_exclusive
-        return self._shared is not None and self._shared.still_ours()
+        return self._remote is not None and self._remote.still_ours()
 
     def demand(self) -> None:
         """Raise LockLostError unless this run may still change the tree."""
@@ -160,7 +161,7 @@ class TreeLock:
     def _left(self) -> float | None:
         return None if self._wait is None else max(0.0, self._wait - self.seconds_waited)
 
-    def _opened_inner(self) -> Flock:
+    def _opened_state_lock(self) -> Flock:
         self._state.make_home()
         lock = _opened(self._state.lock_file, self._state)
         self._others.append(lock)

@@ -12,7 +12,7 @@ from rebaser.state.folder import State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from locks.coordinator import SharedLock
+    from locks.coordinator import CoordinatorLock
 
 HELD = "REBASER_COORDINATOR_LOCK"
 """The environment variable in which `rebaser lock` tells its command what it holds for it."""
@@ -88,12 +88,12 @@ def warn_of_network(root: str, tell: Callable[[str], None]) -> None:
 
 def take_lock(
     url: str, state: State, wait: float | None, tell: Callable[[str], None], lock: str = "rebase"
-) -> SharedLock:
+) -> CoordinatorLock:
     """Take a lock of the tree that a coordinator keeps; `tell` is told who holds it, before a wait.
 
     `wait` is in seconds, None for as long as it takes. Raises UsageError, BusyError.
     """
-    from locks.coordinator import CoordinatorError, SharedLock
+    from locks.coordinator import CoordinatorError, CoordinatorLock
 
     name = name_of_lock(url, state, lock)
     if os.environ.get(HELD) == name:
@@ -102,11 +102,11 @@ def take_lock(
             "cannot hand it down; nothing was changed: run rebaser when its command has ended"
         )
     try:
-        shared = SharedLock(url, name)
-        what = f"the lock {name} of the coordinator {shared.server}"
-        if shared.acquire(wait, lambda who: tell(f"waiting for {what}, {who}")):
-            return shared
-        who = shared.describe_holder()
+        remote = CoordinatorLock(url, name)
+        what = f"the lock {name} of the coordinator {remote.server}"
+        if remote.acquire(wait, lambda who: tell(f"waiting for {what}, {who}")):
+            return remote
+        who = remote.describe_holder()
     except CoordinatorError as error:
         kind = UsageError if error.is_usage else BusyError
         raise kind(f"{error}; nothing was changed") from error

@@ -68,7 +68,7 @@ def check(item: Staged) -> None:
 def expected(item: Staged, folder: Path) -> bytes:
     """Return the bytes that the staged copy must have at the end."""
     copy = folder / "expected"
-    shutil.copy(item.staged, copy)
+    shutil.copy(item.path, copy)
     with copy.open("r+b") as file:
         relocate(
             file.fileno(), item.image, item.new_base, clear_dynamic_base=item.clear_dynamic_base
@@ -105,13 +105,13 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., CygwinEngine]:
 
 
 def bytes_of(staged: Sequence[Staged]) -> dict[str, bytes]:
-    return {item.staged: Path(item.staged).read_bytes() for item in staged}
+    return {item.path: Path(item.path).read_bytes() for item in staged}
 
 
 @pytest.fixture
 def right(staged: list[Staged], tmp_path: Path) -> dict[str, bytes]:
     """Return by the path of each copy the bytes that it must have at the end."""
-    return {item.staged: expected(item, tmp_path) for item in staged}
+    return {item.path: expected(item, tmp_path) for item in staged}
 
 
 #: On Cygwin a program may take two seconds to start.
@@ -198,7 +198,7 @@ def test_the_checksum_is_right_whatever_it_was_and_whoever_moved(
     for number, new_base in enumerate((BASE, image_of(tmp_path / "x.dll").base)):
         item = stage(tmp_path / "x.dll", new_base, name=f"{number}.dll")
         assert engine(character).relocate([item]) == {}
-        assert Path(item.staged).read_bytes() == pe.model(bytes(data), item.image, new_base, True)
+        assert Path(item.path).read_bytes() == pe.model(bytes(data), item.image, new_base, True)
 
 
 def test_the_programs_get_files_that_nobody_has_open(
@@ -263,16 +263,16 @@ def test_a_flag_alone_is_cleared(
     item = staged[0]._replace(new_base=staged[0].image.base)
     right = expected(item, tmp_path)
     assert engine("obedient").relocate([item]) == {}
-    assert Path(item.staged).read_bytes() == right
+    assert Path(item.path).read_bytes() == right
     assert engine("liar").relocate([staged[1]])
     assert engine("obedient").relocate([]) == {}
 
 
 def test_mode_is_kept(engine: Callable[..., CygwinEngine], staged: list[Staged]) -> None:
-    Path(staged[0].staged).chmod(0o751)
-    inode = Path(staged[0].staged).stat().st_ino
+    Path(staged[0].path).chmod(0o751)
+    inode = Path(staged[0].path).stat().st_ino
     assert engine("obedient").relocate(staged[:1]) == {}
-    after = Path(staged[0].staged).stat()
+    after = Path(staged[0].path).stat()
     assert (after.st_mode & 0o7777, after.st_ino) == (0o751, inode)
 
 

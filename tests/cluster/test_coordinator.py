@@ -15,14 +15,14 @@ import uuid
 import pytest
 from servers import Etcd, Postgres, Server
 
-from locks.coordinator import CoordinatorError, SharedLock
+from locks.coordinator import CoordinatorError, CoordinatorLock
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(60)]
 
 HOLD = """
 import sys
-from locks.coordinator import SharedLock
-lock = SharedLock(sys.argv[1], sys.argv[2])
+from locks.coordinator import CoordinatorLock
+lock = CoordinatorLock(sys.argv[1], sys.argv[2])
 print(lock.acquire(0), flush=True)
 while sys.stdin.readline():
     print(lock.still_ours(), flush=True)
@@ -64,7 +64,7 @@ class Other:
 
 def test_one_holds_it_and_the_next_waits_and_is_told_who(server: Server, name: str) -> None:
     other = Other(server, name)
-    lock = SharedLock(server.url(), name)
+    lock = CoordinatorLock(server.url(), name)
     assert not lock.acquire(0)
     told: list[str] = []
     began = time.monotonic()
@@ -83,13 +83,13 @@ def test_one_holds_it_and_the_next_waits_and_is_told_who(server: Server, name: s
 
 
 def test_a_lease_is_renewed_while_its_holder_does_other_things(server: Server, name: str) -> None:
-    lock = SharedLock(server.url(), name)
+    lock = CoordinatorLock(server.url(), name)
     assert lock.acquire()
     time.sleep(lock.lease + 1)
-    assert not SharedLock(server.url(), name).acquire(0)
+    assert not CoordinatorLock(server.url(), name).acquire(0)
     assert lock.still_ours()
     lock.release()
-    again = SharedLock(server.url(), name)
+    again = CoordinatorLock(server.url(), name)
     assert again.acquire(0)
     again.release()
 
@@ -98,7 +98,7 @@ def test_a_killed_holder_keeps_it_for_a_lease_at_most(server: Server, name: str)
     other = Other(server, name)
     other.process.kill()
     other.process.communicate()
-    lock = SharedLock(server.url(), name)
+    lock = CoordinatorLock(server.url(), name)
     assert lock.acquire(6)
     lock.release()
 
@@ -109,7 +109,7 @@ def test_a_holder_that_stood_still_past_its_lease_knows_that_it_is_lost(
     other = Other(server, name)
     assert other.still_has_it()
     os.kill(other.process.pid, signal.SIGSTOP)
-    lock = SharedLock(server.url(), name)
+    lock = CoordinatorLock(server.url(), name)
     was_had = lock.acquire(4)
     os.kill(other.process.pid, signal.SIGCONT)
     # PostgreSQL's locks last as long as a connection: whoever stands still holds it.
@@ -123,12 +123,12 @@ def test_a_holder_that_stood_still_past_its_lease_knows_that_it_is_lost(
 
 
 def test_a_server_that_was_killed_while_the_lock_was_held(server: Server, name: str) -> None:
-    lock = SharedLock(server.url(), name)
+    lock = CoordinatorLock(server.url(), name)
     assert lock.acquire()
     server.kill()
     server.start()
     # etcd keeps its locks on disk; the others have forgotten them.
-    other = SharedLock(server.url(), name)
+    other = CoordinatorLock(server.url(), name)
     assert other.acquire(0) != isinstance(server, Etcd)
     assert lock.still_ours() == isinstance(server, Etcd)
     lock.release()
@@ -138,7 +138,7 @@ def test_a_server_that_was_killed_while_the_lock_was_held(server: Server, name: 
 def test_a_server_that_stays_away_while_the_lock_is_held(server: Server, name: str) -> None:
     if isinstance(server, Postgres):
         pytest.skip("its lock ends with the connection, at once")
-    lock = SharedLock(server.url(), name)
+    lock = CoordinatorLock(server.url(), name)
     assert lock.acquire()
     server.kill()
     try:
@@ -154,7 +154,7 @@ def test_a_server_that_stays_away_while_the_lock_is_held(server: Server, name: s
 
 
 def test_a_server_that_hangs_while_the_lock_is_held(server: Server, name: str) -> None:
-    lock = SharedLock(server.url(), name)
+    lock = CoordinatorLock(server.url(), name)
     assert lock.acquire()
     server.send(signal.SIGSTOP)
     try:
@@ -167,9 +167,9 @@ def test_a_server_that_hangs_while_the_lock_is_held(server: Server, name: str) -
 
 
 def test_a_server_that_is_killed_while_others_wait(server: Server, name: str) -> None:
-    holder = SharedLock(server.url(), name)
+    holder = CoordinatorLock(server.url(), name)
     assert holder.acquire()
-    lock = SharedLock(server.url(), name)
+    lock = CoordinatorLock(server.url(), name)
     threading.Timer(0.3, server.kill).start()
     try:
         with pytest.raises(CoordinatorError, match="cannot be used") as raised:
@@ -183,7 +183,7 @@ def test_a_wrong_password_is_told_in_one_sentence(server: Server, name: str) -> 
     if isinstance(server, Etcd):
         pytest.skip("tooz sends etcd no password")
     with pytest.raises(CoordinatorError) as raised:
-        SharedLock(server.url("wr0ng"), name)
+        CoordinatorLock(server.url("wr0ng"), name)
     text = str(raised.value)
     assert "password" in text
     assert "wr0ng" not in text
@@ -196,7 +196,7 @@ def test_no_server_is_told_in_one_sentence(scheme: str) -> None:
     with pytest.raises(
         CoordinatorError, match=re.escape(f"the coordinator {scheme}://127.0.0.1:1 cannot")
     ):
-        SharedLock(f"{scheme}://:secret@127.0.0.1:1", "x")
+        CoordinatorLock(f"{scheme}://:secret@127.0.0.1:1", "x")
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_no_server_is_told_in_one_sentence(scheme: str) -> None:
 )
 def test_a_wrong_url_is_told_in_one_sentence(url: str, words: str) -> None:
     with pytest.raises(CoordinatorError, match=words) as raised:
-        SharedLock(url, "x")
+        CoordinatorLock(url, "x")
     assert raised.value.is_usage
 
 
@@ -227,5 +227,5 @@ def test_an_extra_that_is_not_installed_is_told_with_what_to_install(
             monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(CoordinatorError, match=r"pip install 'rebaser\[cluster\]'") as raised:
-        SharedLock("redis://127.0.0.1:1", "x")
+        CoordinatorLock("redis://127.0.0.1:1", "x")
     assert raised.value.is_usage

@@ -51,7 +51,7 @@ def moved(items: list[tuple[Path, Image, int]], engine: Engine, folder: Path) ->
         assert engine.relocate(staged) == {}
         for one in staged:
             check_and_sum(one.source, one.copy, one.image, one.new_base, clear_dynamic_base=False)
-            results.append(Path(one.staged).read_bytes())
+            results.append(Path(one.path).read_bytes())
             os.close(one.source)
             os.close(one.copy)
     shutil.rmtree(folder)

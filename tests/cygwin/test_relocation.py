@@ -367,9 +367,9 @@ def test_the_builtin_engine_says_what_it_could_not_move(tmp_path: Path) -> None:
         engine = BuiltinEngine()
         assert (engine.name, engine.version) == ("builtin", None)
         reasons = engine.relocate(staged)
-    assert set(reasons) == {staged[1].staged, staged[2].staged}
-    assert "truncated" in reasons[staged[1].staged]
-    assert "Bad file descriptor" in reasons[staged[2].staged]
+    assert set(reasons) == {staged[1].path, staged[2].path}
+    assert "truncated" in reasons[staged[1].path]
+    assert "Bad file descriptor" in reasons[staged[2].path]
     with opened(tmp_path / "a.dll", os.O_RDONLY) as descriptor:
         image = read_image(descriptor, len(build()))
     assert (image.base, image.dll_characteristics & 0x40, image.fault) == (0x2_0001_0000, 0, None)

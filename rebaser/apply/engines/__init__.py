@@ -19,7 +19,7 @@ class Staged(NamedTuple):
     flag DYNAMIC_BASE is to be cleared. The descriptors stay the caller's, who keeps them open.
     """
 
-    staged: str  # the copy's absolute path
+    path: str  # the copy's, absolute
     source: int  # the original, open for reading
     copy: int  # the copy, open for reading and writing
     image: Image
@@ -51,15 +51,15 @@ class BuiltinEngine:
     starts_processes = False
 
     def relocate(self, staged: Sequence[Staged]) -> Mapping[str, str]:
-        """Move every copy; return {staged: reason} for those that could not be moved."""
+        """Move every copy; return {path: reason} for those that could not be moved."""
         reasons = {}
         for item in staged:
             try:
                 clear = item.clear_dynamic_base
                 relocate(item.copy, item.image, item.new_base, clear_dynamic_base=clear)
             except RelocationError as error:
-                reasons[item.staged] = str(error)
+                reasons[item.path] = str(error)
             except OSError as error:
                 what = f"its copy could not be written ({error.strerror or error})"
-                reasons[item.staged] = f"{what}: {advice(error)}"
+                reasons[item.path] = f"{what}: {advice(error)}"
         return reasons

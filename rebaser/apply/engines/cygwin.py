@@ -61,8 +61,8 @@ class CygwinEngine:
 
     def relocate(self, staged: Sequence[Staged]) -> Mapping[str, str]:
         """Move every copy that can be moved; return {path: reason} for the others."""
-        reasons = {item.staged: reason for item in staged if (reason := cannot_move(item.image))}
-        able = [item for item in staged if item.staged not in reasons]
+        reasons = {item.path: reason for item in staged if (reason := cannot_move(item.image))}
+        able = [item for item in staged if item.path not in reasons]
         able.sort(key=lambda item: (item.image.machine, item.new_base))
         if able:
             reasons.update(self._relocate(able))
@@ -76,7 +76,7 @@ class CygwinEngine:
                 f"Cygwin's programs failed, {left} moved by the engine {engine.name}: "
                 f"{self._trouble}"
             )
-        return engine.relocate([item for item in staged if item.staged in reasons])
+        return engine.relocate([item for item in staged if item.path in reasons])
 
     def _relocate(self, items: Sequence[Staged]) -> dict[str, str]:
         try:
@@ -85,7 +85,7 @@ class CygwinEngine:
                 self.version = self._programs.version(timeout=self._seconds) or "unknown"
             if not self._gave_up:
                 # Here, where there is room for the staged copies too.
-                room = tempfile.mkdtemp(prefix=ROOM, dir=os.path.dirname(items[0].staged))
+                room = tempfile.mkdtemp(prefix=ROOM, dir=os.path.dirname(items[0].path))
                 try:
                     return self._relocate_in(room, items)
                 finally:
@@ -99,7 +99,7 @@ class CygwinEngine:
                 f"no copy could be made for Cygwin's programs ({error.strerror or error}): "
                 f"{advice(error)}"
             )
-        return {item.staged: self._not_tried() for item in items}
+        return {item.path: self._not_tried() for item in items}
 
     def _relocate_in(self, room: str, items: Sequence[Staged]) -> dict[str, str]:
         copies = [(f"{number:07d}.dll", item) for number, item in enumerate(items)]
@@ -116,7 +116,7 @@ class CygwinEngine:
             reason = _take_over(os.path.join(room, name), item)
             if reason is not None:
                 reason = f"{reason}; {last[name]}" if name in last else self._not_tried()
-                reasons[item.staged] = reason
+                reasons[item.path] = reason
                 self._trouble = self._trouble or reason
         return reasons
 
