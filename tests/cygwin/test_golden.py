@@ -65,7 +65,7 @@ def test_relocating_gives_what_rebase_4_6_6_gave(
 
 
 @pytest.mark.cygwin
-@pytest.mark.parametrize("vector", vectors("golden.json"))
+@pytest.mark.parametrize("vector", vectors("golden-4.6.3.json"))
 def test_relocating_gives_what_rebase_4_6_3_gave_but_for_the_times_and_the_checksum(
     vector: dict[str, Any], pristine_root: CygwinRoot, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -121,6 +122,23 @@ class TestPages:
                 headings = re.findall(r"^#+ (.*)$", text_of(file), re.MULTILINE)
                 anchors = {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}
                 assert anchor in anchors, target
+
+    @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+    def test_files_and_tests_that_are_named_are_there(self, page: Path) -> None:
+        rooms = r"(?:rebaser|cygwin|locks|bench|bin|docs|tests)/"
+        for path in re.findall(rf"`({rooms}[\w./-]*)`", text_of(page)):
+            assert (HERE / path).exists(), path
+        text = {path.name: path.read_text("utf-8") for path in HERE.glob("tests/*/test_*.py")}
+        for line in text_of(page).splitlines():
+            module = ""
+            for name in re.findall(r"`(test_[\w.*]+)`", line):
+                module = name if name.endswith(".py") else module
+                tests = "" if name == module else rf"\bdef {name.replace('*', '.*')}\("
+                assert re.search(tests, text[module]), f"{module}: {name}"
+
+    def test_the_two_walks_lead_through_the_code(self) -> None:
+        for step in re.findall(r"`([\w.]+)`", section(text_of(PAGES[1]), "## The two walks")):
+            assert pkgutil.resolve_name(f"rebaser.{step}"), step
 
     def test_the_messages_that_are_explained_are_those_that_are_printed(self) -> None:
         text = section(text_of(HERE / "docs/my-fork-fails.md"), "## What `rebaser run` says")
