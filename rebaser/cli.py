@@ -39,7 +39,8 @@ def dispatch(words: Sequence[str]) -> int:
     words = list(words)
     before = []
     while words and words[0] in (*EVERYWHERE, *EVERYWHERE.values()):
-        before.append(EVERYWHERE.get(words[0], words.pop(0)))
+        word = words.pop(0)
+        before.append(EVERYWHERE.get(word, word))
     if not words:
         print(overview(), end="", file=sys.stderr)
         return UsageError.exit_status

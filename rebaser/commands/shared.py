@@ -113,7 +113,8 @@ def read_settings(state: State) -> list[tuple[int, str]]:
 def with_settings(arguments: Namespace, tree: Tree) -> Namespace:
     """Return the arguments with those of the tree's settings file before them.
 
-    A command passes over the options that are another's. `settings` is the file's path, or None.
+    `Parser.parsed` says what was `given`, and the `parser` that reads it once more. A command
+    passes over the options that are another's. `settings` is the file's path, or None.
     Raises UsageError, or ends the program with 2, where a line is wrong.
     """
     lines = read_settings(tree.state)

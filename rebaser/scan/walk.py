@@ -34,9 +34,7 @@ PROGRAM = ".exe"
 # What is remembered of a file or folder that could not be looked at: nothing, so it is looked at
 # again next time, although the folder around it does not change.
 UNSEEN = Seen(0, snapshots.NEVER, *[0] * 13)
-UNLISTED = "listed (%s): what lies below it was not looked at"
-UNREAD = "read (%s): it stays as it is"
-_UNLISTED = Folder((snapshots.NEVER, 0, 0, 0), [], [])
+UNLISTED = Folder((snapshots.NEVER, 0, 0, 0), [], [])
 
 
 class Rules(NamedTuple):
@@ -212,13 +210,14 @@ class _Scanner:
             return False
         return (st.st_mtime_ns, st.st_ctime_ns, st.st_ino, st.st_dev) == folder.stat
 
-    def missed(self, path: str, error: OSError, what: str) -> bool:
-        """Note what cannot be looked at; what is gone by now is nobody's failure: False."""
+    def missed(self, path: str, error: OSError, what: str, left: str) -> bool:
+        """Note what cannot be done, and is left; what is gone by now is nobody's failure: False."""
         self.changed = True
         # ELOOP: a file became a symbolic link, which is not followed.
         gone = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
         if not gone:
-            self.failed.append((path, f"cannot be {what % error.strerror}; {advice(error)}"))
+            why = f"cannot be {what} ({error.strerror}): {left}; {advice(error)}"
+            self.failed.append((path, why))
         return not gone
 
     def list(self, path: str) -> tuple[Folder, list[str]] | None:
@@ -254,7 +253,8 @@ class _Scanner:
                         if name.endswith(PROGRAM):
                             programs.append(_inside(path, entry.name))
         except OSError as error:
-            return (_UNLISTED, []) if self.missed(path or ".", error, UNLISTED) else None
+            left = "what lies below it was not looked at"
+            return (UNLISTED, []) if self.missed(path or ".", error, "listed", left) else None
         names.sort()
         times = (st.st_mtime_ns, st.st_ctime_ns, st.st_ino, st.st_dev)
         files = [seen.get(name, UNSEEN) for name in names]
@@ -272,7 +272,8 @@ class _Scanner:
             try:
                 new = self.file(path, name, top + name, row)
             except OSError as error:
-                new = UNSEEN if self.missed(_inside(path, name), error, UNREAD) else None
+                where, left = _inside(path, name), "it stays as it is"
+                new = UNSEEN if self.missed(where, error, "read", left) else None
             if new is not None:
                 names.append(name)
                 rows.append(new)
