@@ -86,7 +86,6 @@ def run(
 def _dry_run(job: Job) -> Report:
     """Report the plan, and what it would leave; change nothing, and take no lock."""
     found = _plan(job, job.snapshot())
-    found.scan.close()
     applied = Applied(moved=list(found.plan.moves))
     return _report(job, found, applied)._replace(bytes_written=0, planned=True)
 

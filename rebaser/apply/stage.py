@@ -8,10 +8,10 @@ import stat as modes
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import rebaser.files as files
 from cygwin.fault import ImageError
 from cygwin.image import Image, read_image
 from cygwin.relocation import check_and_sum
-from rebaser import files
 from rebaser.apply.engines import Engine, Staged
 from rebaser.errors import suppress
 from rebaser.plan.survey import Source

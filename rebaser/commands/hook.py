@@ -23,8 +23,8 @@ import sys
 import zlib
 from argparse import Namespace
 
+import rebaser.hooks as hooks
 from cygwin.values import NamedTuple
-from rebaser import hooks
 from rebaser.commands.parser import Parser
 from rebaser.errors import UsageError
 from rebaser.text import printable

@@ -7,8 +7,8 @@ import os
 import time
 from collections.abc import Callable
 
+import rebaser.files as files
 from cygwin.values import NamedTuple
-from rebaser import files
 from rebaser.errors import WHOLE, RebaserError, advice, suppress
 from rebaser.scan import RUNS, STATE
 from rebaser.scan import snapshot as snapshots
