@@ -87,7 +87,7 @@ def _remove(tree: Tree) -> Iterator[str]:
     with suppress(OSError):  # there are none, or it is no folder: then it is told below
         runs = open_folder(RUNS, folder)
         records = [name for name in names_in(runs) if re.fullmatch(r"[0-9]+\.json", name)]
-        left = _left(runs, records)
+        left = _remove_files(runs, records)
         os.close(runs)
         for each in left:
             yield f"{tree.state_dir}/{RUNS}/{each}"
@@ -96,7 +96,7 @@ def _remove(tree: Tree) -> Iterator[str]:
     ours = [SNAPSHOT, LOCK]
     if os.path.dirname(tree.lock_file) == tree.state_dir:
         ours.append(os.path.basename(tree.lock_file))  # last: from then on others are at work
-    left = _left(folder, ours)
+    left = _remove_files(folder, ours)
     os.close(folder)
     for each in left:
         if each not in (SETTINGS, RUNS):
@@ -106,8 +106,8 @@ def _remove(tree: Tree) -> Iterator[str]:
             os.rmdir(name, dir_fd=parent)
 
 
-def _left(folder: int, ours: Sequence[str]) -> list[str]:
-    """Remove the files of these names from a folder, and return the names that are left."""
+def _remove_files(folder: int, ours: Sequence[str]) -> list[str]:
+    """Remove the files of these names from a folder; return all names that are left in it."""
     removed = set()
     for name in ours:
         with suppress(OSError):  # it is not there, or is among those that are left

@@ -11,11 +11,11 @@ from cygwin.values import Enum, NamedTuple
 from rebaser.scan import STATE, STATE_IN_VAR
 from rebaser.scan.snapshot import NEVER, SIGNED, Seen, Snapshot
 
-# Below these nothing of the tree's own programs is loaded: SageMath's build folder, a cross
-# compiler's target.
-PATHS = ("var/tmp", "sys-root/mingw")
+# Nothing of the tree's own programs is loaded from these: SageMath's build folder, at the top; the
+# target of a cross compiler, anywhere.
+BUILDS, CROSS = "var/tmp", "/sys-root/mingw"
 # MSYS2's native prefixes at the top of its root: nothing forks there, and all have DYNAMIC_BASE.
-AT_TOP = frozenset(("mingw32", "mingw64", "ucrt64", "clang32", "clang64", "clangarm64"))
+NATIVE_PREFIXES = frozenset(("mingw32", "mingw64", "ucrt64", "clang32", "clang64", "clangarm64"))
 # What a whole system has at its top that is no folder of files: processes, devices, and on Cygwin
 # all drives and the registry (/proc/registry).
 SYSTEMS_OWN = frozenset(("proc", "sys", "dev", "cygdrive"))
@@ -148,7 +148,7 @@ def is_pruned(top: str, path: str) -> bool:
 
     `path` is relative to `top`.
     """
-    if path in AT_TOP or path in PATHS or path.endswith("/sys-root/mingw") or is_state(path):
+    if path == BUILDS or path in NATIVE_PREFIXES or f"/{path}".endswith(CROSS) or is_state(path):
         return True
     if path not in SYSTEMS_OWN or top == "/":
         return path in SYSTEMS_OWN

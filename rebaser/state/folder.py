@@ -70,7 +70,7 @@ class State:
         self.root = root
         self.snapshot_file = f"{folder}/{SNAPSHOT}"
         self.runs = f"{folder}/{RUNS}"
-        self.lock_file = f"{folder}/{LOCK}"
+        self.own_lock_file = f"{folder}/{LOCK}"  # not the tree's
         self.staging: StagingFolder | None = None
         top = root.rstrip("/") + "/"
         self.is_inside = folder.startswith(top)

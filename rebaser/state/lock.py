@@ -163,7 +163,7 @@ class TreeLock:
 
     def _opened_state_lock(self) -> Flock:
         self._state.make_home()
-        lock = _opened(self._state.lock_file, self._state)
+        lock = _opened(self._state.own_lock_file, self._state)
         self._others.append(lock)
         return lock
 

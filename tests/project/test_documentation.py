@@ -136,6 +136,14 @@ class TestPages:
                 tests = "" if name == module else rf"\bdef {name.replace('*', '.*')}\("
                 assert re.search(tests, text[module]), f"{module}: {name}"
 
+    def test_each_helper_of_the_tests_is_listed_with_what_it_says_of_itself(self) -> None:
+        rows = re.findall(
+            r"^\| `(.*)` \| (.*) \|$", text_of(HERE / "tests/support/README.md"), re.M
+        )
+        paths = sorted(HERE.glob("tests/support/*.py"))
+        first = [path.read_text("utf-8").split('"""')[1].split("\n")[0] for path in paths]
+        assert rows == [(path.name, line.rstrip(".")) for path, line in zip(paths, first)]
+
     def test_the_two_walks_lead_through_the_code(self) -> None:
         for step in re.findall(r"`([\w.]+)`", section(text_of(PAGES[1]), "## The two walks")):
             assert pkgutil.resolve_name(f"rebaser.{step}"), step
