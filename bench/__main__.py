@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench import engine, growth, idle, locking, work
+from bench import engine, growth, idle, locking, on_cygwin, work
 from bench.material import find_material
 from bench.measure import run
 from bench.session import FULL, SMALL, Session, Sizes
@@ -28,7 +28,7 @@ from rebaser import __version__
 # What is computed in this process comes last: Linux counts the peak of whoever starts a program as
 # that program's own (getrusage(2), ru_maxrss survives exec).
 GROUPS = {"idle": idle.rows, "work": work.rows, "locking": locking.rows, "engine": engine.rows}
-GROWTH = {"growth": growth.rows}  # only where it is asked for
+ASKED_FOR = {"cygwin": on_cygwin.rows, "growth": growth.rows}  # only then
 
 
 def main() -> int:
@@ -40,7 +40,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="rebaser-bench-", dir=arguments.dir) as scratch:
         session = Session(sizes, Path(scratch), find_material(Path(scratch)))
         rows: list[Row] = []
-        for name, measured in {**GROUPS, **GROWTH}.items():
+        for name, measured in {**GROUPS, **ASKED_FOR}.items():
             if name in (arguments.only or GROUPS):
                 rows += measured(session)
         if session.exclusive:
@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only",
         action="append",
-        choices={**GROUPS, **GROWTH},
+        choices={**GROUPS, **ASKED_FOR},
         help="only these measurements; may be repeated",
     )
     return parser
