@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from cygwin.address_space import ARENA, GRANULARITY, SAFE, X86_64, is_runtime, mandatory_aslr
 from cygwin.fault import Fault
@@ -215,21 +214,23 @@ class _Part:
             except NoRoomError as error:
                 self.incurable.append((self.path, str(error)))
 
-    def problems_of(self, path: str) -> Iterator[str]:
-        """Yield what is wrong with the place of one image, whatever else is in the tree."""
+    def problems_of(self, path: str) -> list[str]:
+        """Return what is wrong with the place of one image, whatever else is in the tree."""
         image = self.survey.images[path]
-        others = self.reserved.get(image.machine)
-        if others and (owner := others.overlapping(image.base, image.end)):
-            yield f"overlaps {owner}"
-        if is_runtime(path):
-            return  # it knows its place itself, and has DYNAMIC_BASE since Cygwin 3.4
+        found = []
         safe = SAFE.get(image.machine)
         if image.base % GRANULARITY:
-            yield "its address is not a multiple of 64 KiB"
+            found.append("its address is not a multiple of 64 KiB")
         if safe and not safe.low <= image.base < image.end <= safe.high:
-            yield f"it lies outside {address(safe.low)}-{address(safe.high)}"
+            found.append(f"it lies outside {address(safe.low)}-{address(safe.high)}")
         if image.clear_dynamic_base and image.machine == X86_64:
-            yield LOADED_ANYWHERE
+            found.append(LOADED_ANYWHERE)
+        if found and is_runtime(path):
+            found = []  # it knows its place itself, and has DYNAMIC_BASE since Cygwin 3.4
+        others = self.reserved.get(image.machine)
+        if others and (owner := others.overlapping(image.base, image.end)):
+            found.append(f"overlaps {owner}")
+        return found
 
 
 def _apart(paths: Sequence[str]) -> list[str]:
@@ -258,6 +259,8 @@ def _has_high_entropy(program: str) -> bool:
         if int.from_bytes(file.read(2), "little") & HIGH_ENTROPY_VA:
             found, _ = look_at_one(*os.path.split(program))
             if any(seen.high_entropy_va for _, seen in found.files()):
+                import re
+
                 file.seek(0)
                 return bool(re.search(rb"(?i)cygwin1\.dll|msys-2\.0\.dll", file.read(1 << 28)))
     return False

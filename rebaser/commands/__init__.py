@@ -4,7 +4,9 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import ModuleType
+    from typing import Any
 
 # Each is a module of rebaser.commands. Its docstring is the command's help, add_arguments(parser)
 # declares its options, and main(arguments) does its work and returns the exit status. Some have
@@ -27,6 +29,28 @@ class Arguments:
 
     def __init__(self, **found: object) -> None:
         vars(self).update(found)
+
+
+def plain_options(
+    words: list[str],
+    found: dict[str, Any],
+    switches: Mapping[str, tuple[str, object]],
+    naming: Mapping[str, str],
+) -> bool:
+    """Take the options off the front of `words`, into `found`; return whether all are plain.
+
+    `switches` are those without a value, with what they set, and `naming` those whose next word
+    goes to an attribute. What else there is, is for argparse to say.
+    """
+    while words and words[0][:1] == "-" and words[0] != "--":
+        word = words.pop(0)
+        if word in switches:
+            found.update([switches[word]])
+        elif word in naming and words and (words[0] == "-" or words[0][:1] not in ("", "-")):
+            found[naming[word]] = words.pop(0)
+        else:
+            return False
+    return True
 
 
 def command_module(name: str) -> ModuleType:

@@ -11,22 +11,46 @@ exit status:
 from __future__ import annotations
 
 import os
-import shlex
 import sys
-from argparse import Namespace
 from collections.abc import Iterator, Sequence
 
 from rebaser.check import LOADED_ANYWHERE, Findings, check
-from rebaser.commands import shared
+from rebaser.commands import Arguments, plain_options, shared
 from rebaser.commands import verdict as say
 from rebaser.commands.json_output import print_json, reason_objects
-from rebaser.commands.parser import Parser
 from rebaser.commands.verdict import Verdict, dlls
 from rebaser.errors import UsageError
 from rebaser.progress import Progress
 from rebaser.scan.skip import Stay
 from rebaser.text import address, names, plural
 from rebaser.tree import posix_name
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from typing import Any
+
+    from rebaser.commands.parser import Parser
+
+# What the parser returns where nothing is given.
+# fmt: off
+DEFAULTS: dict[str, Any] = {
+    "paths": [], "suffix": [], "exclude": [], "avoid": [], "database": None, "cygwin_root": None,
+    "force_signed": False, "keep_aslr": False, "arena": None, "lock_file": None,
+    "state_dir": None, "json": False, "quiet": False, "verbose": False,
+}
+PLAIN = {"--json": ("json", True), "-q": ("quiet", True), "--quiet": ("quiet", True)}
+# fmt: on
+
+
+def plain_arguments(words: Sequence[str]) -> Namespace | None:
+    """Return what the parser makes of one path and plain options, None where that is for it."""
+    found, rest = {**DEFAULTS, "parser": None, "given": words}, list(words)
+    if plain_options(rest, found, PLAIN, {}) and rest and rest[0] not in ("", "--"):
+        found["paths"] = [rest.pop(0)]
+        if plain_options(rest, found, PLAIN, {}) and not rest:
+            return Arguments(**found)  # type: ignore[return-value]  # used alike
+    return None
 
 
 def add_arguments(parser: Parser) -> None:
@@ -54,10 +78,11 @@ def main(arguments: Namespace) -> int:
     repeated = _repeated(arguments)  # those of a tree need not be
     folders = [path for path in paths if os.path.isdir(path)]
     if len(folders) == 1:  # several trees may have options that contradict each other
-        arguments = shared.with_settings(arguments, shared.tree_of(arguments, folders[0]))
+        tree = shared.tree_of(arguments, folders[0])
+        arguments = shared.with_settings(arguments, tree, "check")
     findings = check(paths, shared.options_from(arguments), warn=Progress().tell)
     commands = [
-        shlex.join(["rebaser", "run", folder, *repeated, *map("--avoid={}".format, others)])
+        _quoted("rebaser", "run", folder, *repeated, *map("--avoid={}".format, others))
         for folder, others in findings.runs.items()
     ]
     if arguments.json:
@@ -83,6 +108,12 @@ def main(arguments: Namespace) -> int:
         verdict = of_check(findings, commands, top, verbose=arguments.verbose)
         say.show(verdict, verbose=arguments.verbose, out=sys.stdout)
     return findings.exit_status
+
+
+def _quoted(*words: str) -> str:
+    from shlex import join  # 2 ms, where there is something to cure
+
+    return join(words)
 
 
 def _repeated(arguments: Namespace) -> list[str]:

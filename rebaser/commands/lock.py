@@ -13,7 +13,7 @@ import sys
 
 from locks.flock import Flock, LockFileError, Mode
 from locks.hold import run_command, say, self_lock_warning, shell_command
-from rebaser.commands import Arguments
+from rebaser.commands import Arguments, plain_options
 from rebaser.errors import BusyError, RebaserError, UsageError
 from rebaser.text import printable
 from rebaser.tree import find_tree
@@ -54,7 +54,7 @@ PLAIN = {
     "-s": ("mode", Mode.SHARED), "--shared": ("mode", Mode.SHARED), "-u": ("mode", None),
     "-x": ("mode", Mode.EXCLUSIVE), "--exclusive": ("mode", Mode.EXCLUSIVE),
 }
-NAMING = {"--file": "file", "--lock-file": "lock_file", "--root": "root"}
+NAMING = {"--fd": "fd", "--file": "file", "--lock-file": "lock_file", "--root": "root"}
 # fmt: on
 
 
@@ -63,20 +63,13 @@ def plain_arguments(words: Sequence[str]) -> Namespace | None:
 
     A lock that is free need not wait for argparse to be imported.
     """
-    found = {**DEFAULTS, "parser": None, "given": words}
-    rest = list(words)
-    while rest and rest[0][:1] == "-" and rest[0] != "--":
-        word = rest.pop(0)
-        if word in PLAIN:
-            found.update([PLAIN[word]])
-        elif word in NAMING and rest and rest[0][:1] not in ("", "-"):
-            found[NAMING[word]] = rest.pop(0)
-        elif word == "--fd" and rest and rest[0] in map(str, range(3, 1000)):
-            found["fd"] = int(rest.pop(0))
-        else:
-            return None
-    if found["file"] and found["fd"] is not None:
+    found, rest = {**DEFAULTS, "parser": None, "given": words}, list(words)
+    if not plain_options(rest, found, PLAIN, NAMING):
         return None
+    if found["fd"] is not None:
+        if found["file"] or found["fd"] not in map(str, range(3, 1000)):
+            return None
+        found["fd"] = int(found["fd"])
     return Arguments(words=rest, **found)  # type: ignore[return-value]  # used alike
 
 

@@ -19,7 +19,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from rebaser.commands import Arguments, shared
+from rebaser.commands import Arguments, plain_options, shared
 from rebaser.errors import UsageError
 from rebaser.options import ENGINES
 from rebaser.process import complain
@@ -49,6 +49,7 @@ PLAIN = {
     "-0": ("nul", True), "--json": ("json", True), "--no-wait": ("wait", 0.0),
     "-q": ("quiet", True), "--quiet": ("quiet", True), "--strict": ("strict", True),
 }
+NAMING = {"--only-from": "only_from"}
 # fmt: on
 
 
@@ -57,19 +58,14 @@ def plain_arguments(words: Sequence[str]) -> Namespace | None:
 
     A hook that has nothing to do need not wait for argparse to be imported.
     """
-    found = {**DEFAULTS, "parser": None, "given": words}
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        if word in PLAIN:
-            found.update([PLAIN[word]])
-        elif word == "--only-from" and rest and (rest[0] == "-" or rest[0][:1] not in ("", "-")):
-            found["only_from"] = rest.pop(0)
-        elif found["root"] is None and word[:1] not in ("", "-"):
-            found["root"] = word
-        else:
+    found, rest = {**DEFAULTS, "parser": None, "given": words}, list(words)
+    if not plain_options(rest, found, PLAIN, NAMING):
+        return None
+    if rest and rest[0] not in ("", "--"):
+        found["root"] = rest.pop(0)
+        if not plain_options(rest, found, PLAIN, NAMING):
             return None
-    return Arguments(**found)  # type: ignore[return-value]  # used alike
+    return None if rest else Arguments(**found)  # type: ignore[return-value]  # used alike
 
 
 def add_arguments(parser: Parser) -> None:

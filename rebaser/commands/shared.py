@@ -110,7 +110,7 @@ def read_settings(state: State) -> list[tuple[int, str]]:
     return found
 
 
-def with_settings(arguments: Namespace, tree: Tree) -> Namespace:
+def with_settings(arguments: Namespace, tree: Tree, command: str = "run") -> Namespace:
     """Return the arguments with those of the tree's settings file before them.
 
     `Parser.parsed` says what was `given`, and the `parser` that reads it once more. A command
@@ -125,7 +125,7 @@ def with_settings(arguments: Namespace, tree: Tree) -> Namespace:
 
     path, words = f"{tree.state_dir}/{SETTINGS}", []
     judge = command_parser("run")  # every option is one of its
-    parser = arguments.parser or judge
+    parser = arguments.parser or command_parser(command)
     for number, line in lines:
         judge.where = f"{path}, line {number}"
         try:

@@ -153,12 +153,22 @@ def test_a_python_without_fcntl_is_told_which_to_use(
 
 HOOKS = ["run", "run TREE", "run -q TREE", "run TREE --quiet --json", "run --no-wait TREE"]
 HOOKS += ["run TREE --only-from - -0", "run --only-from F", "run TREE --strict --no-wait -q"]
+HOOKS += ["check TREE", "check -q TREE", "check TREE --json", "check a/b.dll -q --json"]
 HOOKS += ["lock true", "lock -- true", "lock -s -- cp -r a b", "lock --fd 200 -s", "lock --"]
 HOOKS += ["lock --file F -- x", "lock --lock-file F --root T -s x", "lock --fd 200 -u"]
 HOOKS += ["lock --root T -n x -s", "lock -x --nonblock make -j8 -s", "lock"]
 OTHERS = ["TREE TREE", "-v TREE", "-q -v", "--only-from", "--only-from -0", "-qn", "--wait 3", "--"]
 OTHERS += ["--only-from=F", "--jsn", "''", "--only-from ''", "--quie TREE", "-- TREE", "-"]
 OTHERS = [f"run {line}" for line in OTHERS]
+OTHERS += [
+    "check",
+    "check a b",
+    "check -v a",
+    "check -q -v a",
+    "check -- a",
+    "check ''",
+    "check -x a",
+]
 OTHERS += ["lock -w 3 true", "lock -sn true", "lock --fd", "lock --fd 1", "lock --fd 0200 -s"]
 OTHERS += ["lock --fd=200", "lock --root", "lock - x", "lock --root -s x", "lock --name x true"]
 OTHERS += ["lock --file F --fd 9", "lock --fd 9 --file F", "lock --file", "lock --help"]
