@@ -11,7 +11,6 @@ import errno
 import os
 from collections.abc import Callable, Collection, Iterable
 
-from locks.holders import words_of
 from rebaser.errors import suppress
 from rebaser.files import on_cygwin
 from rebaser.tree import Tree
@@ -77,6 +76,8 @@ def _mapped_files() -> dict[int, set[tuple[bytes, int]]]:
 
 
 def _named(users: set[int]) -> str:
+    from locks.holders import words_of  # an import that no run outside Cygwin needs
+
     names = []
     for pid in sorted(users)[:3]:
         command = " ".join(words_of(pid)).strip()[:60]
