@@ -78,6 +78,7 @@ def run(
         job.close_scan()
         job.progress.close()
     job.seconds["total"] = time.monotonic() - began
+    # What stays is told where it was asked for, or overlaps what was.
     overlapping = {path for group in report.overlaps for path in group.paths}
     skipped = (o for o in report.skipped if job.request.names(o.path) or o.path in overlapping)
     return report._replace(skipped=tuple(skipped), seconds=Seconds(**job.seconds), strict=strict)
@@ -218,7 +219,10 @@ def _scan(job: Job, before: Snapshot, at_first_work: AtFirstWork | None = None) 
 
 
 def _apply(job: Job, lock: TreeLock, found: Proposal, scan_time: FileSystemTime) -> Applied:
-    """Carry out the plan, less what is in use: that is an obstacle for the others."""
+    """Carry out the plan, less what is in use: that is an obstacle for the others.
+
+    Planned anew, others may move, which may be in use too. `scan_time` says which images are racy.
+    """
     from rebaser.apply.batches import apply
     from rebaser.apply.in_use import users_of
 
@@ -256,6 +260,7 @@ def _apply(job: Job, lock: TreeLock, found: Proposal, scan_time: FileSystemTime)
 
 
 def _report(job: Job, found: Proposal, applied: Applied | None = None) -> Report:
+    """Return what was found, done and left; without `applied` nothing was done."""
     survey, applied = found.survey, applied or Applied()
     moved = tuple(sorted(applied.moved))
     skipped = {one.path: one for one in (*survey.skipped, *applied.skipped.values())}
@@ -272,6 +277,7 @@ def _report(job: Job, found: Proposal, applied: Applied | None = None) -> Report
         moved=moved,
         skipped=tuple(sorted(skipped.values())),
         failed=tuple(pair for pair in sorted(failed.items()) if job.request.concerns(pair[0])),
+        # What was removed is done with, unless another file lies there by now.
         unfinished=tuple(
             name
             for name in sorted(applied.changed)
