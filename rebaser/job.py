@@ -117,7 +117,7 @@ class Job:
         movable = not fault and not skip_cause(
             (name,), seen, force_signed=self.options.force_signed, excludes=self.excludes
         )
-        if not (arena and movable and self.request.names(name)):
+        if not (arena and movable and self.request.asks_for(name)):
             return False
         size = slot_size(seen.image_size)
         if must_move(seen.base, size, arena) or (seen.dynamic_base and not self.options.keep_aslr):

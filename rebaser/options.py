@@ -77,13 +77,13 @@ class Request(NamedTuple):
         """Whether every image of the tree may move."""
         return not self.below and self.only is None
 
-    def names(self, path: str) -> bool:
+    def asks_for(self, path: str) -> bool:
         """Return whether the image at `path`, relative to the root, may move."""
         return path.startswith(self.below) and (self.only is None or path in self.only)
 
     def concerns(self, path: str) -> bool:
         """Return whether what happened to a file or folder matters to what was asked for."""
-        if path == "." or self.names(path):
+        if path == "." or self.asks_for(path):
             return True
         inside = f"{path}/"
         if self.only is not None:

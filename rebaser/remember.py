@@ -42,12 +42,12 @@ def settled_report(job: Job, lock: TreeLock, found: Scan) -> Report | None:
         skipped += [Skipped(name, Stay.IN_USE, used[name]) for name in before.pending]
     if not found.unchanged:  # a folder, though none of its DLLs
         _save_alone(job, lock, before)
-    names, pending = job.request.names, frozenset(before.pending)
+    asks, pending = job.request.asks_for, frozenset(before.pending)
     left = []
     for overlap in before.overlaps:
         waits = pending.intersection(overlap.names)  # until nobody uses them
-        if any(map(names, overlap.names)):
-            left.append(Group(*overlap, "run" if waits else None, any(map(names, waits))))
+        if any(map(asks, overlap.names)):
+            left.append(Group(*overlap, "run" if waits else None, any(map(asks, waits))))
     return Report(
         root=job.tree.root,
         engine=None,

@@ -80,7 +80,7 @@ def run(
     job.seconds["total"] = time.monotonic() - began
     # What stays is told where it was asked for, or overlaps what was.
     overlapping = {path for group in report.overlaps for path in group.paths}
-    skipped = (o for o in report.skipped if job.request.names(o.path) or o.path in overlapping)
+    skipped = (o for o in report.skipped if job.request.asks_for(o.path) or o.path in overlapping)
     return report._replace(skipped=tuple(skipped), seconds=Seconds(**job.seconds), strict=strict)
 
 
@@ -291,13 +291,13 @@ def _report(job: Job, found: Proposal, applied: Applied | None = None) -> Report
 
 def _covered(job: Job, record: Record) -> Report:
     """Return the report of a run whose work another has done: what that left of our images."""
-    names = job.request.names
+    asks = job.request.asks_for
     return Report(
         root=job.tree.root,
         engine=record.engine,
         covered_by=record.number,
         failed=tuple(pair for pair in record.failed if job.request.concerns(pair[0])),
-        unfinished=tuple(filter(names, record.unfinished)),
-        overlaps=tuple(group for group in record.overlaps if any(map(names, group.paths))),
+        unfinished=tuple(filter(asks, record.unfinished)),
+        overlaps=tuple(group for group in record.overlaps if any(map(asks, group.paths))),
         others=record.others,
     )

@@ -63,7 +63,7 @@ class Planner:
             now,
             before,
             self._options,
-            may_move=may_move or self._request.names,
+            may_move=may_move or self._request.asks_for,
             database_slots=self.reserved.database_slots,
             top=self._top,
         )
@@ -88,8 +88,8 @@ class Planner:
         The overlaps are those that concern what may move. What is in `gone` changed under our
         hands: it may lie elsewhere by now, and is told by itself.
         """
-        names = self._request.names
-        asked = {path for path, one in surveyed.sources.items() if any(map(names, one.names))}
+        asks = self._request.asks_for
+        asked = {path for path, one in surveyed.sources.items() if any(map(asks, one.names))}
         left = spans(surveyed.images, surveyed.dlls.difference(gone), moved)
         found = groups(left, {one.path for one in surveyed.skipped}, asked)
         ours = tuple(group for group in found if not asked.isdisjoint(group.paths))
