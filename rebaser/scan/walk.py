@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 
 from cygwin.address_space import ARENA
-from cygwin.fault import Fault
+from cygwin.fault import Fault, NotAnImage
 from cygwin.values import NamedTuple
 from rebaser.errors import advice, suppress
 from rebaser.files import most_open, open_to_read
@@ -129,9 +129,9 @@ class _Scanner:
         self.failed: list[tuple[str, str]] = []
         self.images: dict[str, Image] = {}
         self.open_files: dict[str, int] = {}
-        self.room = KEPT_BYTES
+        self.room = KEPT_BYTES  # for more images
         self.details = {text: number for number, text in enumerate(snapshot.details)}
-        self.states = set(snapshot.inner)
+        self.states = set(snapshot.inner)  # folders that may be of trees below this one
         self.programs: dict[str, list[str]] = {}  # of each folder that was listed
 
     def scan(self) -> Scan:
@@ -272,8 +272,8 @@ class _Scanner:
             try:
                 new = self.file(path, name, top + name, row)
             except OSError as error:
-                where, left = _inside(path, name), "it stays as it is"
-                new = UNSEEN if self.missed(where, error, "read", left) else None
+                inside, left = _inside(path, name), "it stays as it is"
+                new = UNSEEN if self.missed(inside, error, "read", left) else None
             if new is not None:
                 names.append(name)
                 rows.append(new)
@@ -302,7 +302,6 @@ class _Scanner:
 
     def look(self, path: str, descriptor: int, st: os.stat_result) -> Seen:
         """Read what a file is."""
-        from cygwin.fault import NotAnImage
         from cygwin.image import read_image
 
         image, fields = None, (0,) * 7
