@@ -24,7 +24,7 @@ from rebaser.commands.shared import SETTINGS, add_root, tree_of
 from rebaser.errors import BusyError, UsageError, suppress
 from rebaser.files import Folders, names_in, open_folder
 from rebaser.scan import RUNS
-from rebaser.state.folder import LOCK, SNAPSHOT
+from rebaser.state.folder import OWN_LOCK, SNAPSHOT
 from rebaser.state.lock import TreeLock
 from rebaser.text import printable
 from rebaser.tree import Tree
@@ -93,7 +93,7 @@ def _remove(tree: Tree) -> Iterator[str]:
             yield f"{tree.state_dir}/{RUNS}/{each}"
         if not left:
             os.rmdir(RUNS, dir_fd=folder)
-    ours = [SNAPSHOT, LOCK]
+    ours = [SNAPSHOT, OWN_LOCK]
     if os.path.dirname(tree.lock_file) == tree.state_dir:
         ours.append(os.path.basename(tree.lock_file))  # last: from then on others are at work
     left = _remove_files(folder, ours)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SNAPSHOT = "seen"
 STAGING = "staging"
-LOCK = "state.lock"
+OWN_LOCK = "state.lock"  # keeps apart the runs that their caller's lock lets in
 
 LARGEST_SNAPSHOT = 256 << 20  # bytes; a tree of a million DLLs has 130 MB
 
@@ -70,7 +70,7 @@ class State:
         self.root = root
         self.snapshot_file = f"{folder}/{SNAPSHOT}"
         self.runs = f"{folder}/{RUNS}"
-        self.own_lock_file = f"{folder}/{LOCK}"  # not the tree's
+        self.own_lock_file = f"{folder}/{OWN_LOCK}"
         self.staging: StagingFolder | None = None
         top = root.rstrip("/") + "/"
         self.is_inside = folder.startswith(top)

@@ -23,7 +23,7 @@ def become(name: str) -> None:
     system[1] = name
     os.uname = lambda: os.uname_result(system)
     socket.gethostname = lambda: name
-    folder.LOCK = f"{name}.lock"  # flock(2) knows nothing of other machines
+    folder.OWN_LOCK = f"{name}.lock"  # flock(2) knows nothing of other machines
 
 
 def install(lock_file: str, url: str, root: str, number: str, seconds: str) -> None:
