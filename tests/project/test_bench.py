@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parents[2]
 # What a run with nothing to do must not import: more than half of what Python would do then.
 COSTLY = {"argparse", "asyncio", "concurrent", "dataclasses", "fasteners", "inspect", "json"}
 COSTLY |= {"logging", "pefile", "rich", "shutil", "sqlite3", "subprocess", "tempfile"}
-COSTLY |= {"contextlib", "re", "signal", "threading", "typing"}
+COSTLY |= {"contextlib", "enum", "re", "signal", "threading", "typing"}
 
 
 def test_the_table_is_markdown() -> None:
