@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 # Each is a module of rebaser.commands. Its docstring is the command's help, add_arguments(parser)
 # declares its options, and main(arguments) does its work and returns the exit status. Some have
-# plain_arguments(words) too, which reads the words that hooks and scripts give without argparse.
+# plain_arguments(words) too, which reads the usual words without argparse; DEFAULTS are the others.
 COMMANDS = {
     "run": "make a tree of DLLs fork-safe",
     "check": "say what breaks fork; change nothing",
