@@ -45,3 +45,6 @@ else:
 
         def __repr__(self):
             return f"{type(self).__name__}.{self.name}"
+
+        def __reduce__(self):
+            return repr(self)  # a copy of a member, pickled or not, is the member by this name
