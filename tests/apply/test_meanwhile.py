@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import time
@@ -244,4 +245,5 @@ def test_whatever_comes_of_a_run_leaves_nothing_open(
     except NoRoomError:
         assert arena
     del tree
+    gc.collect()
     assert os.listdir("/proc/self/fd") == before

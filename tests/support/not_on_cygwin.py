@@ -92,6 +92,7 @@ ON_CYGWIN = {
     ),
     "tests/apply/test_durability.py::test_order_of_system_calls": STRACE,
     "tests/commands/test_info.py::test_what_a_run_has_seen_is_not_read_again*": STRACE,
+    "tests/commands/test_check.py::test_no_folder_is_listed_again_where_nothing_changed": STRACE,
     "tests/commands/test_forget.py::test_a_folder_that_becomes_a_link_at_the_last_*": BY_NAME,
     "tests/commands/test_command_line.py::test_too_little_memory_is_a_sentence": LIMITS,
     "tests/commands/test_map.py::TestSvg::test_where_there_is_no_room_*": LIMITS,
