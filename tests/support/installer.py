@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 
 import pe
 
@@ -33,6 +34,16 @@ def under_flock(root: str) -> Iterator[None]:
     with open(f"{root}/var/lock/rebase.lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
         yield
+
+
+def patiently(replace: Callable[[], None]) -> None:
+    """Do it again for a second while somebody else is in the way."""
+    for _ in range(50):
+        try:
+            return replace()
+        except PermissionError:
+            time.sleep(0.02)
+    return replace()
 
 
 def main(
@@ -65,7 +76,8 @@ def main(
                 else:
                     with open(f"{root}/{path}.new", "wb") as file:
                         file.write(data)
-                    os.replace(f"{root}/{path}.new", f"{root}/{path}")
+                    # Wine renames over no file that a run is looking at.
+                    patiently(partial(os.replace, f"{root}/{path}.new", f"{root}/{path}"))
                 there[path] = size
         time.sleep(dice.uniform(0, 0.02))
     print(json.dumps(there))
