@@ -139,7 +139,10 @@ class _Scanner:
         found = {}
         try:
             for path, folder in self.folders():
-                found[path] = self.files(path, folder) if folder.names else folder
+                now = self.files(path, folder) if folder.names else folder
+                if len(now.names) < len(folder.names) and (listed := self.list(path)):
+                    now = self.files(path, listed[0])  # see `folders`
+                found[path] = now
             snapshot = self.as_settled(self.snapshot_of(found)) if self.changed else self.snapshot
         except BaseException:
             self.result(self.snapshot).close()
@@ -182,16 +185,22 @@ class _Scanner:
     # Folders.
 
     def folders(self) -> Iterator[tuple[str, Folder]]:
-        """Yield every folder with its files of interest as remembered, first those that changed."""
+        """Yield every folder with its files of interest as remembered, first those that changed.
+
+        What is gone from a folder that has not changed may be there by another name, so that one is
+        listed again: Cygwin says names in the characters of the locale.
+        """
         known = self.snapshot.folders if self.comparable else {}
+        renamed: set[str] = set()
         again: dict[str, set[str]] = {}  # the subfolders of each that was listed again
         unchanged = []
         stack = list(reversed(known)) or [""]
         while stack:
             path = stack.pop()
-            if again and path and path not in again.get(path.rpartition("/")[0], (path,)):
+            parent = path.rpartition("/")[0]
+            if again and path and path not in again.get(parent, (path,)):
                 again[path] = set()  # gone, and so is all below it
-            elif path in known and self.is_as_seen(path, known[path]):
+            elif path in known and path not in renamed and self.is_as_seen(path, known[path]):
                 unchanged.append(path)
             else:
                 listed = self.list(path)
@@ -199,6 +208,10 @@ class _Scanner:
                 if listed:
                     yield path, listed[0]
                     stack += [new for new in reversed(listed[1]) if new not in known]
+                elif parent in unchanged:
+                    unchanged.remove(parent)
+                    renamed.add(parent)
+                    stack.append(parent)
         for path in unchanged:
             yield path, known[path]
 

@@ -136,13 +136,38 @@ def test_no_locale_loses_a_folder(rebaser: Rebaser, tmp_path: Path) -> None:
             before = (tree / SEEN).read_bytes()
             report = rebaser.report("run", tree, env=reader)
             assert (report["images"], report["run"]) == (5, None)
-            assert set(snapshots.load(before).folders) == set(memory(tree).folders)
+            if not on_cygwin():  # there a name is said in the characters of the locale
+                assert set(snapshots.load(before).folders) == set(memory(tree).folders)
             for words in (["run", "-v"], ["status"], ["check"], ["map"]):
                 assert "Traceback" not in rebaser(*words, tree, env=reader).err
-            assert {
-                os.path.relpath(one["path"], tree) for one in listed(rebaser, tree, reader)
-            } == {path.relative_to(tree).as_posix() for path in tree.glob("*/*.dll")}
+            told = {os.path.relpath(one["path"], tree) for one in listed(rebaser, tree, reader)}
+            there = {path.relative_to(tree).as_posix() for path in tree.glob("*/*.dll")}
+            assert len(told) == len(there) if on_cygwin() else told == there
     assert len(set(bases(tree).values())) == 5
+
+
+def test_what_goes_by_another_name_is_found(rebaser: Rebaser, tree: Path) -> None:
+    """As on Cygwin in another locale: names differ, and no time has changed."""
+    add_dll(tree / "lib/deep/y.dll")
+    for path in ("lib/x.dll", "x.dll"):
+        add_dll(tree / path)
+    for _ in range(3):  # until no time is racy
+        rebaser.report("run", tree)
+    one = memory(tree)
+    assert snapshots.NEVER not in {folder.stat[0] for folder in one.folders.values()}
+    folders = {
+        path.replace("lib", "l\udce4b"): folder._replace(
+            names=[name.replace("x0", "\udcff") for name in folder.names]
+        )
+        for path, folder in one.folders.items()
+    }
+    (tree / SEEN).write_bytes(snapshots.dump(one._replace(folders=folders)))
+    report = rebaser.report("run", tree)
+    assert (report["images"], report["moved"]) == (6, [])
+    assert memory(tree).folders.keys() == one.folders.keys()
+    assert [folder.names for folder in memory(tree).folders.values()] == [
+        folder.names for folder in one.folders.values()
+    ]
 
 
 def test_a_section_name_with_zeros_concerns_its_own_file_only(rebaser: Rebaser, tree: Path) -> None:
