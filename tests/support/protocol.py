@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from typing import Any
 import pytest
 from lock_programs import A_WHILE, eventually
 from trees import HERE, Rebaser, Result, clean_environment
+
+from rebaser.files import on_cygwin
 
 _PROGRAMS = {
     "sage-flock": ("-c", "from locks.sage_flock import main; main()"),
@@ -120,6 +123,8 @@ def first_line(child: subprocess.Popen[str]) -> str:
 
 def stop(child: subprocess.Popen[str]) -> None:
     """Stop a process, and wait until it has stopped: woken before that, it may take the lock."""
+    if on_cygwin():
+        time.sleep(0.1)  # stopped as flock(2) begins, it lets nobody have that file: docs/locks.md
     child.send_signal(signal.SIGSTOP)
     _, status = os.waitpid(child.pid, os.WUNTRACED)
     assert os.WIFSTOPPED(status), "it has ended already"
