@@ -191,6 +191,8 @@ class Postgres(Server):
             "listen_addresses=127.0.0.1",
             "-c",
             "fsync=off",
+            "-c",
+            "max_connections=400",  # a crowd of quick starters has more than the usual hundred
         )
 
     def answers(self) -> bool:
