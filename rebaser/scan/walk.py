@@ -197,8 +197,7 @@ class _Scanner:
         stack = list(reversed(known)) or [""]
         while stack:
             path = stack.pop()
-            parent = path.rpartition("/")[0]
-            if again and path and path not in again.get(parent, (path,)):
+            if again and path and path not in again.get(path.rpartition("/")[0], (path,)):
                 again[path] = set()  # gone, and so is all below it
             elif path in known and path not in renamed and self.is_as_seen(path, known[path]):
                 unchanged.append(path)
@@ -208,7 +207,7 @@ class _Scanner:
                 if listed:
                     yield path, listed[0]
                     stack += [new for new in reversed(listed[1]) if new not in known]
-                elif parent in unchanged:
+                elif (parent := path.rpartition("/")[0]) in unchanged:
                     unchanged.remove(parent)
                     renamed.add(parent)
                     stack.append(parent)
