@@ -20,6 +20,8 @@ from functools import partial
 
 import pe
 
+from rebaser.files import MOMENTARY, patiently
+
 LINKERS = 0x4_0000_0000
 
 
@@ -34,16 +36,6 @@ def under_flock(root: str) -> Iterator[None]:
     with open(f"{root}/var/lock/rebase.lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
         yield
-
-
-def patiently(replace: Callable[[], None]) -> None:
-    """Do it again for a second while somebody else is in the way."""
-    for _ in range(50):
-        try:
-            return replace()
-        except PermissionError:
-            time.sleep(0.02)
-    return replace()
 
 
 def main(
@@ -77,7 +69,8 @@ def main(
                     with open(f"{root}/{path}.new", "wb") as file:
                         file.write(data)
                     # Wine renames over no file that a run is looking at.
-                    patiently(partial(os.replace, f"{root}/{path}.new", f"{root}/{path}"))
+                    replace = partial(os.replace, f"{root}/{path}.new", f"{root}/{path}")
+                    patiently(replace, MOMENTARY)
                 there[path] = size
         time.sleep(dice.uniform(0, 0.02))
     print(json.dumps(there))
