@@ -17,15 +17,15 @@ from rebaser.plan.proposal import Planner, in_tree
 from rebaser.plan.survey import spans
 from rebaser.report import Group, Move
 from rebaser.scan.skip import Skipped, not_images, same_file
-from rebaser.scan.snapshot import blank
+from rebaser.scan.snapshot import HIGH_ENTROPY_VA, blank
 from rebaser.scan.walk import PROGRAM, Scan, look_at_one, scan
 from rebaser.text import address
 from rebaser.tree import Tree, find_tree
 
 NO_FILE = "not a regular file"
-# PE/COFF specification, "Signature", "Optional Header", "DLL Characteristics": where it is said how
-# far the signature lies from the start of the file, and the flags from the signature.
-E_LFANEW, FLAGS_BEHIND_SIGNATURE, HIGH_ENTROPY_VA = 60, 24 + 70, 0x20
+# PE/COFF specification, "Signature", "Optional Header": where it is said how far the signature lies
+# from the start of the file, and how far the DLL Characteristics lie from the signature.
+E_LFANEW, FLAGS_BEHIND_SIGNATURE = 60, 24 + 70
 UNJUDGED = (Fault.EMPTY, Fault.TRUNCATED, Fault.DAMAGED)
 LOADED_ANYWHERE = "DYNAMIC_BASE is set, so Windows loads it at another address each time"
 HIGH_ENTROPY = (

@@ -34,7 +34,7 @@ SIGNED = 2
 FORKS = 4  # a DLL that a process which forks may load, and then at its base
 
 _DYNAMIC_BASE = 0x40  # of DllCharacteristics
-_HIGH_ENTROPY_VA = 0x20
+HIGH_ENTROPY_VA = 0x20
 
 
 class Seen(NamedTuple):
@@ -69,7 +69,7 @@ class Seen(NamedTuple):
     @property
     def high_entropy_va(self) -> bool:
         """Whether Windows may spread its address space over all of the 47 bits."""
-        return bool(self.dll_characteristics & _HIGH_ENTROPY_VA)
+        return bool(self.dll_characteristics & HIGH_ENTROPY_VA)
 
     @property
     def times(self) -> tuple[int, int, int]:
