@@ -8,7 +8,7 @@ import os
 import sys
 
 from rebaser import __version__
-from rebaser.commands import COMMANDS, command_module, overview
+from rebaser.commands import COMMANDS, command_module, overview, plain_arguments
 from rebaser.errors import WHOLE, RebaserError, UsageError, advice
 from rebaser.process import (
     Terminated,
@@ -49,8 +49,7 @@ def dispatch(words: Sequence[str]) -> int:
         name, rest = rest[0], ["--help"]
     if name in COMMANDS:
         module = command_module(name)
-        read = getattr(module, "plain_arguments", lambda words: None)
-        arguments = read([*before, *rest])
+        arguments: object = plain_arguments(module, [*before, *rest])
         if arguments is None:
             from rebaser.commands.parser import command_parser  # 7 ms, with argparse
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
     from types import ModuleType
     from typing import Any
 
 # Each is a module of rebaser.commands. Its docstring is the command's help, add_arguments(parser)
-# declares its options, and main(arguments) does its work and returns the exit status. Some have
-# plain_arguments(words) too, which reads the usual words without argparse; DEFAULTS are the others.
+# declares its options, and main(arguments) does its work and returns the exit status. What was not
+# given is None or false. Some have USUAL and OPERANDS too: see `plain_arguments`.
 COMMANDS = {
     "run": "make a tree of DLLs fork-safe",
     "check": "say what breaks fork; change nothing",
@@ -25,32 +25,45 @@ COMMANDS = {
 
 
 class Arguments:
-    """What a command line means, as argparse's Namespace has it, without the import of argparse."""
+    """What a command line means, as argparse's Namespace has it; what was not given is None."""
 
-    def __init__(self, **found: object) -> None:
+    def __init__(self, found: dict[str, Any]) -> None:
         vars(self).update(found)
 
+    def __getattr__(self, name: str) -> None:
+        return None
 
-def plain_options(
-    words: list[str],
-    found: dict[str, Any],
-    switches: Mapping[str, tuple[str, object]],
-    naming: Mapping[str, str],
-) -> bool:
-    """Take the options off the front of `words`, into `found`; return whether all are plain.
 
-    `switches` are those without a value, with what they set, and `naming` those whose next word
-    goes to an attribute. What else there is, is for argparse to say.
+def plain_arguments(command: ModuleType, words: Sequence[str]) -> Arguments | None:
+    """Return what the parser makes of a command's usual words, None where that is for it to say.
+
+    A hook that has nothing to do need not wait for argparse to be imported. `command.USUAL` are
+    options, with what they set or with the attribute of their value and its type. OPERANDS are the
+    attribute of the operands, and whether that is "one", "some", or "all" from the first one on.
     """
-    while words and words[0][:1] == "-" and words[0] != "--":
-        word = words.pop(0)
-        if word in switches:
-            found.update([switches[word]])
-        elif word in naming and words and (words[0] == "-" or words[0][:1] not in ("", "-")):
-            found[naming[word]] = words.pop(0)
+    usual: dict[str, tuple[str, Any]] = getattr(command, "USUAL", {})
+    attribute, number = getattr(command, "OPERANDS", ("", ""))
+    found: dict[str, Any] = {"given": words}
+    rest, operands = list(words), []
+    while rest:
+        word = rest.pop(0)
+        if number == "all" and (word[:1] != "-" or word == "--"):
+            operands, rest = [word, *rest], []
+        elif word[:1] not in ("", "-"):
+            operands.append(word)
+        elif word not in usual:
+            return None
         else:
-            return False
-    return True
+            name, value = usual[word]
+            if isinstance(value, type):
+                if not rest or (rest[0][:1] in ("", "-") and rest[0] != "-"):
+                    return None
+                value = value(rest.pop(0))
+            found[name] = value
+    if not number or (number == "one" and len(operands) > 1):
+        return None
+    found[attribute] = operands if number != "one" else operands[0] if operands else None
+    return Arguments(found)
 
 
 def command_module(name: str) -> ModuleType:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from rebaser.check import LOADED_ANYWHERE, Findings, check
-from rebaser.commands import Arguments, plain_options, shared
+from rebaser.commands import shared
 from rebaser.commands import verdict as say
 from rebaser.commands.json_output import print_json, reason_objects
 from rebaser.commands.verdict import Verdict, dlls
@@ -28,29 +28,11 @@ from rebaser.tree import posix_name
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
-    from typing import Any
 
     from rebaser.commands.parser import Parser
 
-# What the parser returns where nothing is given.
-# fmt: off
-DEFAULTS: dict[str, Any] = {
-    "paths": [], "suffix": [], "exclude": [], "avoid": [], "database": None, "cygwin_root": None,
-    "force_signed": False, "keep_aslr": False, "arena": None, "lock_file": None,
-    "state_dir": None, "json": False, "quiet": False, "verbose": False,
-}
-PLAIN = {"--json": ("json", True), "-q": ("quiet", True), "--quiet": ("quiet", True)}
-# fmt: on
-
-
-def plain_arguments(words: Sequence[str]) -> Namespace | None:
-    """Return what the parser makes of one path and plain options, None where that is for it."""
-    found, rest = {**DEFAULTS, "parser": None, "given": words}, list(words)
-    if plain_options(rest, found, PLAIN, {}) and rest and rest[0] not in ("", "--"):
-        found["paths"] = [rest.pop(0)]
-        if plain_options(rest, found, PLAIN, {}) and not rest:
-            return Arguments(**found)  # type: ignore[return-value]  # used alike
-    return None
+USUAL = {"--json": ("json", True), "-q": ("quiet", True), "--quiet": ("quiet", True)}
+OPERANDS = "paths", "some"
 
 
 def add_arguments(parser: Parser) -> None:

@@ -92,10 +92,10 @@ def _of_path(path: str, asked: Namespace, failed: list[tuple[str, str]]) -> Iter
     if os.path.isdir(path):
         tree = find_tree(path)
         asked = with_settings(asked, tree)
-        found = scan(path, Rules(tuple(asked.suffix)), _seen_last(tree))
+        found = scan(path, Rules(tuple(asked.suffix or ())), _seen_last(tree))
         failed += [(os.path.join(path, inside), reason) for inside, reason in found.failed]
         for inside, seen in found.snapshot.files():
-            if seen.base_width and not is_excluded(inside, asked.exclude):
+            if seen.base_width and not is_excluded(inside, asked.exclude or ()):
                 yield _line(os.path.join(path, inside), seen)
     elif not os.path.isfile(path):
         gone = not os.path.lexists(path)

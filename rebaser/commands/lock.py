@@ -13,7 +13,6 @@ import sys
 
 from locks.flock import Flock, LockFileError, Mode
 from locks.hold import run_command, say, self_lock_warning, shell_command
-from rebaser.commands import Arguments, plain_options
 from rebaser.errors import BusyError, RebaserError, UsageError
 from rebaser.text import printable
 from rebaser.tree import find_tree
@@ -21,8 +20,7 @@ from rebaser.tree import find_tree
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Callable, Sequence
-    from typing import Any
+    from collections.abc import Callable
 
     from locks.coordinator import CoordinatorLock
     from rebaser.commands.parser import Parser
@@ -32,6 +30,7 @@ EXIT_NOT_LOCKABLE = 65
 EXIT_NO_LOCK_FILE = 66
 EXIT_NOT_EXECUTABLE = 126
 EXIT_NOT_FOUND = 127
+UNLOCK = "unlock"
 
 EPILOG = """\
 Every word after the first that is no option belongs to COMMAND.
@@ -42,35 +41,15 @@ exit status: the command's; 1 or -E when others hold the lock; 64 usage, or no t
 """
 
 
-# What the parser returns where nothing is given.
 # fmt: off
-DEFAULTS: dict[str, Any] = {
-    "name": None, "file": None, "fd": None, "root": None, "lock_file": None,
-    "mode": Mode.EXCLUSIVE, "nonblock": False, "wait": None, "conflict_exit_code": 1,
-    "close": False, "string": None, "quiet": False, "verbose": False, "coordinator": None,
-}
-PLAIN = {
+USUAL = {
     "-n": ("nonblock", True), "--nonblock": ("nonblock", True),
-    "-s": ("mode", Mode.SHARED), "--shared": ("mode", Mode.SHARED), "-u": ("mode", None),
-    "-x": ("mode", Mode.EXCLUSIVE), "--exclusive": ("mode", Mode.EXCLUSIVE),
+    "-s": ("mode", Mode.SHARED), "--shared": ("mode", Mode.SHARED), "-u": ("mode", UNLOCK),
+    "-x": ("mode", Mode.EXCLUSIVE), "--exclusive": ("mode", Mode.EXCLUSIVE), "--fd": ("fd", str),
+    "--file": ("file", str), "--lock-file": ("lock_file", str), "--root": ("root", str),
 }
-NAMING = {"--fd": "fd", "--file": "file", "--lock-file": "lock_file", "--root": "root"}
 # fmt: on
-
-
-def plain_arguments(words: Sequence[str]) -> Namespace | None:
-    """Return what the parser makes of the words of a script, None where that is for it to say.
-
-    A lock that is free need not wait for argparse to be imported.
-    """
-    found, rest = {**DEFAULTS, "parser": None, "given": words}, list(words)
-    if not plain_options(rest, found, PLAIN, NAMING):
-        return None
-    if found["fd"] is not None:
-        if found["file"] or found["fd"] not in map(str, range(3, 1000)):
-            return None
-        found["fd"] = int(found["fd"])
-    return Arguments(words=rest, **found)  # type: ignore[return-value]  # used alike
+OPERANDS = "words", "all"
 
 
 def add_arguments(parser: Parser) -> None:
@@ -81,26 +60,22 @@ def add_arguments(parser: Parser) -> None:
     parser.usage_status = EXIT_USAGE
     parser.usage = "rebaser lock [options] [--] COMMAND [ARG ...]"
     parser.epilog = EPILOG
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--name", type=_name, help="lock NAME.lock, beside the rebase lock")
-    which.add_argument("--file", metavar="PATH", help="lock this file or folder")
-    fd = _number(2**31 - 1, "number of a descriptor")
-    which.add_argument("--fd", type=fd, metavar="N", help="lock the caller's descriptor and return")
+    parser.add("", "--name", "lock NAME.lock, beside the rebase lock")
+    parser.add("", "--file", "lock this file or folder", metavar="PATH")
+    parser.add("", "--fd", "lock the caller's descriptor and return", metavar="N")
     parser.add("", "--root", "the tree (default: the environment variable SAGE_LOCAL)")
     text = "the rebase lock (default: REBASER_LOCK_FILE, else ROOT/var/lock/rebase.lock)"
     parser.add("", "--lock-file", text, metavar="PATH")
     for names, mode, text in (
         ("-x --exclusive", Mode.EXCLUSIVE, "nobody else holds it (default)"),
         ("-s --shared", Mode.SHARED, "others may hold it shared too"),
-        ("-u --unlock", None, "drop the lock, with --fd"),
+        ("-u --unlock", UNLOCK, "drop the lock, with --fd"),
     ):
         parser.add("", names, text, dest="mode", action="store_const", const=mode)
-    parser.set_defaults(mode=Mode.EXCLUSIVE)
     parser.switch("", "-n --nonblock", "fail rather than wait")
     parser.add("", "-w --wait", "wait that long at most", type=seconds, metavar="SECONDS")
     text = "exit status when others hold the lock (default: 1)"
-    status = _number(255, "exit status")
-    parser.add("", "-E --conflict-exit-code", text, type=status, default=1, metavar="N")
+    parser.add("", "-E --conflict-exit-code", text, dest="conflict", metavar="N")
     text = "the command does not inherit the lock: what it leaves running cannot keep it"
     parser.switch("", "-o --close", text)
     text = "run STRING in $SHELL or /bin/sh"
@@ -132,9 +107,10 @@ def main(arguments: Namespace) -> int:
 
 
 def _run(arguments: Namespace, command: list[str]) -> int:
-    mode: Mode | None = arguments.mode
+    mode: Mode = arguments.mode or Mode.EXCLUSIVE
+    conflict = _number(arguments.conflict or "1", 255, "exit status")
     lock = _opened(arguments)
-    if mode is None:
+    if arguments.mode == UNLOCK:
         lock.release()
         return 0
 
@@ -160,7 +136,7 @@ def _run(arguments: Namespace, command: list[str]) -> int:
     if busy:
         if not arguments.quiet:
             _say(busy)
-        return int(arguments.conflict_exit_code)
+        return conflict
     status = run_command(
         command,
         lock,
@@ -192,6 +168,15 @@ def _command(arguments: Namespace) -> list[str]:
     words: list[str] = arguments.words
     if words[:1] == ["--"]:
         words = words[1:]
+    name: str | None = arguments.name
+    if name is not None and (name[:1] in ("", ".") or "/" in name or "\0" in name):
+        raise UsageError(
+            f"--name {name}: this is no name for a lock, which is a word without slashes, such as "
+            "pip; a path is given with --file"
+        )
+    one = [name for name in ("name", "file", "fd") if getattr(arguments, name) is not None]
+    if len(one) > 1:
+        raise UsageError(f"--{one[0]} and --{one[1]} are two locks: name one")
     if arguments.coordinator and (arguments.file or arguments.fd is not None):
         raise UsageError("--coordinator keeps locks of a tree: no --file and no --fd with it")
     if arguments.string is not None:
@@ -202,7 +187,7 @@ def _command(arguments: Namespace) -> list[str]:
         if words:
             raise UsageError("--fd locks a descriptor of the caller's: no COMMAND with it")
         return []
-    if arguments.mode is None:
+    if arguments.mode == UNLOCK:
         raise UsageError("-u drops the lock of a descriptor: name it with --fd N")
     if not words:
         raise UsageError("no COMMAND is given (rebaser lock --help tells more)")
@@ -212,14 +197,15 @@ def _command(arguments: Namespace) -> list[str]:
 def _opened(arguments: Namespace) -> Flock:
     """Open the lock that was named, or that of the tree: there no link on the way is followed."""
     if arguments.fd is not None:
-        return Flock.of_descriptor(_callers(arguments.fd))
+        fd = _number(arguments.fd, 2**31 - 1, "number of a descriptor")
+        return Flock.of_descriptor(_callers(fd))
     if arguments.file is not None:
         return Flock.open(arguments.file)  # as flock(1), for a name may be misspelt: no folder
     path: str = arguments.lock_file or os.environ.get("REBASER_LOCK_FILE") or ""
     try:
         tree = None if path else find_tree(arguments.root)
         path = tree.lock_file if tree else path
-        if arguments.name:
+        if arguments.name is not None:
             path = os.path.join(os.path.dirname(path), f"{arguments.name}.lock")
         folder = tree.state.folder_of(path) if tree else None
         return Flock.open(path, make_parents=not tree, dir_fd=folder)
@@ -259,23 +245,7 @@ def _say(text: str) -> None:
     say(f"rebaser: {printable(text)}\n")
 
 
-def _name(text: str) -> str:
-    if not text or "/" in text or "\0" in text or text.startswith("."):
-        from argparse import ArgumentTypeError
-
-        raise ArgumentTypeError(
-            f"{text!r} is no name for a lock: a word without slashes, such as pip; "
-            "a path is given with --file"
-        )
-    return text
-
-
-def _number(highest: int, what: str) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if not (text.isascii() and text.isdigit() and int(text) <= highest):
-            from argparse import ArgumentTypeError
-
-            raise ArgumentTypeError(f"{text!r} is no {what}, 0 to {highest}")
-        return int(text)
-
-    return number
+def _number(text: str, highest: int, what: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) <= highest):
+        raise UsageError(f"{text!r} is no {what}, 0 to {highest}")
+    return int(text)

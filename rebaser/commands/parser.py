@@ -44,7 +44,7 @@ class Parser(argparse.ArgumentParser):
 
     def several(self, group: str, name: str, metavar: str, text: str, **how: Any) -> None:
         """Add an option that may be given several times."""
-        self.add(group, name, text, metavar=metavar, action="append", default=[], **how)
+        self.add(group, name, text, metavar=metavar, action="append", **how)
 
     def loudness(self, group: str, quiet: str, verbose: str) -> None:
         """Add --quiet and --verbose, of which one at a time may be given."""

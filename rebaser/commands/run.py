@@ -17,9 +17,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 
-from rebaser.commands import Arguments, plain_options, shared
+from rebaser.commands import shared
 from rebaser.errors import UsageError
 from rebaser.options import ENGINES
 from rebaser.process import complain
@@ -32,40 +31,17 @@ from rebaser.tree import Tree
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
-    from typing import Any
 
     from rebaser.commands.parser import Parser
 
-# What the parser returns where nothing is given.
 # fmt: off
-DEFAULTS: dict[str, Any] = {
-    "root": None, "only_from": None, "nul": False, "exclude": [], "avoid": [],
-    "force_signed": False, "dry_run": False, "strict": False, "wait": None, "coordinator": None,
-    "json": False, "quiet": False, "verbose": False, "lock_file": None, "state_dir": None,
-    "suffix": [], "database": None, "cygwin_root": None, "keep_aslr": False, "arena": None,
-    "engine": "auto", "touch": False, "progress": "auto",
-}
-PLAIN = {
+USUAL = {
     "-0": ("nul", True), "--json": ("json", True), "--no-wait": ("wait", 0.0),
-    "-q": ("quiet", True), "--quiet": ("quiet", True), "--strict": ("strict", True),
+    "--only-from": ("only_from", str), "-q": ("quiet", True), "--quiet": ("quiet", True),
+    "--strict": ("strict", True),
 }
-NAMING = {"--only-from": "only_from"}
 # fmt: on
-
-
-def plain_arguments(words: Sequence[str]) -> Namespace | None:
-    """Return what the parser makes of the words of a hook, None where that is for it to say.
-
-    A hook that has nothing to do need not wait for argparse to be imported.
-    """
-    found, rest = {**DEFAULTS, "parser": None, "given": words}, list(words)
-    if not plain_options(rest, found, PLAIN, NAMING):
-        return None
-    if rest and rest[0] not in ("", "--"):
-        found["root"] = rest.pop(0)
-        if not plain_options(rest, found, PLAIN, NAMING):
-            return None
-    return None if rest else Arguments(**found)  # type: ignore[return-value]  # used alike
+OPERANDS = "root", "one"
 
 
 def add_arguments(parser: Parser) -> None:
@@ -93,11 +69,11 @@ def add_arguments(parser: Parser) -> None:
     parser.loudness("output", "print only what went wrong", "print a line for each DLL")
     text = "who relocates: Cygwin's programs rebase and peflags, or rebaser itself; auto takes "
     text += "Cygwin's where this is Cygwin or MSYS2 and they are found (default: auto)"
-    parser.add("advanced", "--engine", text, choices=ENGINES, default="auto")
+    parser.add("advanced", "--engine", text, choices=ENGINES)
     parser.switch("advanced", "--touch", "give moved files a new modification time")
     text = "show progress on stderr: a bar on a terminal, lines in a log (default: auto)"
     modes = ("auto", "always", "never")
-    parser.add("advanced", "--progress", text, choices=modes, default="auto")
+    parser.add("advanced", "--progress", text, choices=modes)
 
 
 def main(arguments: Namespace) -> int:

@@ -144,13 +144,14 @@ def with_settings(arguments: Namespace, tree: Tree, command: str = "run") -> Nam
 
 def options_from(arguments: Namespace) -> Options:
     """Return the options that a command line gives; a command has only some of them."""
-    given = {name: value for name, value in vars(arguments).items() if name in Options._fields}
-    return Options(**given)._replace(
+    given = {name: getattr(arguments, name, None) for name in Options._fields}
+    given.update(
         arena=parse_arena(arguments.arena) if arguments.arena else None,
-        avoid=tuple(arguments.avoid),
-        suffixes=tuple(arguments.suffix),
-        excludes=tuple(arguments.exclude),
+        avoid=tuple(arguments.avoid or ()),
+        suffixes=tuple(arguments.suffix or ()),
+        excludes=tuple(arguments.exclude or ()),
     )
+    return Options(**{name: value for name, value in given.items() if value is not None})
 
 
 def _suffix(text: str) -> str:

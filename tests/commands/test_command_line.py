@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from trees import Rebaser, make_tree
 
-from rebaser.commands import COMMANDS, command_module
+from rebaser.commands import COMMANDS, command_module, plain_arguments
 from rebaser.commands.parser import command_parser
 
 # Of each command line the answer; TREE is a tree, FILE a DLL in it.
@@ -154,34 +154,31 @@ def test_a_python_without_fcntl_is_told_which_to_use(
 HOOKS = ["run", "run TREE", "run -q TREE", "run TREE --quiet --json", "run --no-wait TREE"]
 HOOKS += ["run TREE --only-from - -0", "run --only-from F", "run TREE --strict --no-wait -q"]
 HOOKS += ["check TREE", "check -q TREE", "check TREE --json", "check a/b.dll -q --json"]
+HOOKS += ["check", "check a b", "check -q a --json b"]
 HOOKS += ["lock true", "lock -- true", "lock -s -- cp -r a b", "lock --fd 200 -s", "lock --"]
 HOOKS += ["lock --file F -- x", "lock --lock-file F --root T -s x", "lock --fd 200 -u"]
 HOOKS += ["lock --root T -n x -s", "lock -x --nonblock make -j8 -s", "lock"]
 OTHERS = ["TREE TREE", "-v TREE", "-q -v", "--only-from", "--only-from -0", "-qn", "--wait 3", "--"]
 OTHERS += ["--only-from=F", "--jsn", "''", "--only-from ''", "--quie TREE", "-- TREE", "-"]
 OTHERS = [f"run {line}" for line in OTHERS]
-OTHERS += [
-    "check",
-    "check a b",
-    "check -v a",
-    "check -q -v a",
-    "check -- a",
-    "check ''",
-    "check -x a",
-]
-OTHERS += ["lock -w 3 true", "lock -sn true", "lock --fd", "lock --fd 1", "lock --fd 0200 -s"]
+OTHERS += ["check -v a", "check -q -v a", "check -- a", "check ''", "check -x a"]
+OTHERS += ["lock -w 3 true", "lock -sn true", "lock --fd"]
 OTHERS += ["lock --fd=200", "lock --root", "lock - x", "lock --root -s x", "lock --name x true"]
-OTHERS += ["lock --file F --fd 9", "lock --fd 9 --file F", "lock --file", "lock --help"]
-OTHERS += ["lock -c true", "lock --root '' x", "lock -q true", "lock --fd x"]
+OTHERS += ["lock --file", "lock --help", "lock -c true", "lock --root '' x", "lock -q true"]
 
 
 @pytest.mark.parametrize("line", HOOKS)
 def test_a_hooks_words_mean_without_argparse_what_they_mean_with_it(line: str) -> None:
     name, *words = shlex.split(line)
-    plain = command_module(name).plain_arguments(words)
+    plain = plain_arguments(command_module(name), words)
     parsed = command_parser(name).parsed(words)
     assert plain is not None
-    found, wanted = ({**vars(one), "parser": None} for one in (plain, parsed))
+    assert plain.what_was_not_given is None
+    del parsed.parser
+    found, wanted = (
+        {name: value for name, value in vars(one).items() if value not in (None, False)}
+        for one in (plain, parsed)
+    )
     if name == "lock":  # of the word that ends the options some Pythons keep nothing
         for one in (found, wanted):
             one["words"] = one["words"][one["words"][:1] == ["--"] :]
@@ -191,4 +188,4 @@ def test_a_hooks_words_mean_without_argparse_what_they_mean_with_it(line: str) -
 @pytest.mark.parametrize("line", OTHERS)
 def test_all_other_words_are_for_argparse(line: str) -> None:
     name, *words = shlex.split(line)
-    assert command_module(name).plain_arguments(words) is None
+    assert plain_arguments(command_module(name), words) is None
