@@ -12,10 +12,9 @@ from rebaser.progress import Progress
 from rebaser.remember import before_the_scan, remember_look, remember_work, settled_report
 from rebaser.report import Applied, Report, Seconds
 from rebaser.scan.skip import Stay
-from rebaser.scan.snapshot import is_racy
 from rebaser.scan.walk import Scan, has_times, scan
 from rebaser.state import records
-from rebaser.state.lock import LockLostError, TreeLock
+from rebaser.state.lock import TreeLock
 from rebaser.state.records import Asked
 from rebaser.tree import Tree, lock_file_of
 
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from rebaser.plan.proposal import Proposal
     from rebaser.scan.snapshot import Seen, Snapshot
     from rebaser.scan.walk import AtFirstWork
-    from rebaser.state.folder import FileSystemTime
     from rebaser.state.records import Record
 
 
@@ -175,7 +173,11 @@ def _work(job: Job, lock: TreeLock, found: Proposal | None) -> Report:
     waited = [lock.exclude_from(lock_file_of(job.tree.path(name))) for name in found.scan.inner]
     if outdated or any(waited) or (waited and record.number == 1):
         found = _plan(job, found.scan.snapshot)
-    applied = _apply(job, lock, found, scan_time) if found.plan.moves else None
+    applied = None
+    if found.plan.moves:
+        from rebaser.apply.batches import apply
+
+        applied = apply(job, lock, found, scan_time)
     report = _report(job, found, applied)._replace(run=record.number if applied else None)
     remember_work(job, record, scan_time, found, applied, report)
     return report
@@ -216,47 +218,6 @@ def _scan(job: Job, before: Snapshot, at_first_work: AtFirstWork | None = None) 
             keep_open=not on_cygwin(),
         )
     return job.scan
-
-
-def _apply(job: Job, lock: TreeLock, found: Proposal, scan_time: FileSystemTime) -> Applied:
-    """Carry out the plan, less what is in use: that is an obstacle for the others.
-
-    Planned anew, others may move, which may be in use too. `scan_time` says which images are racy.
-    """
-    from rebaser.apply.batches import apply
-    from rebaser.apply.in_use import users_of
-
-    applied = Applied()
-    while used := users_of((move.path for move in found.plan.moves), job.tree, lock.rebasers):
-        for name, user in used.items():
-            applied.note_in_use(name, user)
-        found = job.planner().without(found, used)
-    sources, now = found.survey.sources, (scan_time.nanoseconds, scan_time.device)
-    # The images that the scan read and that need not be read again to be moved.
-    images = {
-        name: image
-        for name, image in found.scan.images.items()
-        if name in sources and not is_racy(*sources[name].seen.times, *now)
-    }
-    try:
-        apply(
-            job.tree,
-            job.options,
-            found,
-            job.engine(),
-            applied,
-            images=images,
-            lock=lock,
-            progress=job.progress,
-            timed=job.timed,
-        )
-        lock.demand()  # what is kept of this run lies where others may be at work by now
-    except LockLostError as error:
-        raise LockLostError(
-            f"{error} when {len(applied.moved)} of {len(found.plan.moves)} DLLs were moved; each "
-            "file is whole, old or new: run rebaser again"
-        ) from error
-    return applied
 
 
 def _report(job: Job, found: Proposal, applied: Applied | None = None) -> Report:

@@ -3,60 +3,67 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 
-from cygwin.image import Image
 from rebaser.apply.commit import commit, with_all_names
-from rebaser.apply.engines import Engine
+from rebaser.apply.in_use import users_of
 from rebaser.apply.stage import Replacement, StagingFolders, stage
-from rebaser.options import Options
+from rebaser.job import Job
 from rebaser.plan.proposal import Proposal
-from rebaser.progress import Progress
 from rebaser.report import Applied
-from rebaser.state.lock import TreeLock
+from rebaser.scan.snapshot import is_racy
+from rebaser.state.folder import FileSystemTime
+from rebaser.state.lock import LockLostError, TreeLock
 from rebaser.tree import Tree
 
 # The disk must hold the copies of one batch, of this many bytes, beside the tree.
 BATCH = 256 << 20
 
 
-def apply(
-    tree: Tree,
-    options: Options,
-    found: Proposal,
-    engine: Engine,
-    applied: Applied,
-    *,
-    images: Mapping[str, Image],
-    lock: TreeLock,
-    progress: Progress,
-    timed: Callable[[str], AbstractContextManager[None]],
-) -> None:
-    """Stage and commit what was planned; what was done is in `applied`, also when interrupted.
+def apply(job: Job, lock: TreeLock, found: Proposal, scan_time: FileSystemTime) -> Applied:
+    """Carry out what was planned, less what is in use: that is an obstacle for the others.
 
-    `images` are those that were read and need not be read again. What the scan has kept open of
-    what moves is taken over and closed. `lock` is asked before each rename, which is the end of it
-    all where it was lost (LockLostError). `timed` takes the time of a stage.
+    Planned anew, others may move, which may be in use too. What was racy at `scan_time` is read
+    again; what the scan has kept open of what moves is taken over and closed. `lock` is asked
+    before each rename: where it was lost, LockLostError says what was done until then.
     """
-    folders = StagingFolders(tree)
-    moves = found.plan.moves
-    sources = with_all_names(tree.root, moves, found.survey.sources)
-    items = []
-    for move in moves:
-        kept = images.get(move.path), found.scan.open_files.pop(move.path, None)
-        items.append(Replacement(move, sources[move.path], *kept))
-    progress.phase("moving", len(items), sum(item.source.seen.size for item in items))
+    applied = Applied()
+    while used := users_of((move.path for move in found.plan.moves), job.tree, lock.rebasers):
+        for name, user in used.items():
+            applied.note_in_use(name, user)
+        found = job.planner().without(found, used)
+    items = _replacements(job, found, scan_time)
+    job.progress.phase("moving", len(items), sum(item.source.seen.size for item in items))
+    folders = StagingFolders(job.tree)
     try:
-        for batch in _batches(items, tree, in_one=engine.starts_processes):
+        for batch in _batches(items, job.tree, in_one=job.engine().starts_processes):
             folders.remove_copies()
-            with timed("stage"):
-                ready = stage(batch, folders, engine, applied, options.touch, progress.copied)
-            with timed("commit"):
-                commit(ready, tree, folders.targets, applied, lock, progress.advance)
+            with job.timed("stage"):
+                ready = stage(batch, folders, job, applied)
+            with job.timed("commit"):
+                commit(ready, folders.targets, job, lock, applied)
+        lock.demand()  # what is kept of this run lies where others may be at work by now
+    except LockLostError as error:
+        raise LockLostError(
+            f"{error} when {len(applied.moved)} of {len(items)} DLLs were moved; each file is "
+            "whole, old or new: run rebaser again"
+        ) from error
     finally:
         for item in items:
             item.close()
+    return applied
+
+
+def _replacements(job: Job, found: Proposal, scan_time: FileSystemTime) -> list[Replacement]:
+    moves, scan = found.plan.moves, found.scan
+    sources = with_all_names(job.tree.root, moves, found.survey.sources)
+    items = []
+    for move in moves:
+        source, image = sources[move.path], scan.images.get(move.path)
+        if is_racy(*source.seen.times, scan_time.nanoseconds, scan_time.device):
+            image = None
+        items.append(Replacement(move, source, image, scan.open_files.pop(move.path, None)))
+    return items
 
 
 def _batches(

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from rebaser.apply.in_use import users_of
 from rebaser.apply.stage import Replacement
 from rebaser.errors import advice, suppress
 from rebaser.files import Folders, LinkError, make_names_durable, put_in_place
+from rebaser.job import Job
 from rebaser.plan.survey import Source
 from rebaser.report import Applied, Move
 from rebaser.scan import STATE
 from rebaser.scan.skip import Stay
 from rebaser.scan.walk import has_times
 from rebaser.state.lock import TreeLock
-from rebaser.tree import Tree
 
 GONE = (FileNotFoundError, NotADirectoryError, LinkError)
 
@@ -54,26 +54,21 @@ def with_all_names(
 
 
 def commit(
-    items: Sequence[Replacement],
-    tree: Tree,
-    folders: Folders,
-    applied: Applied,
-    lock: TreeLock,
-    advance: Callable[[int], None],
+    items: Sequence[Replacement], folders: Folders, job: Job, lock: TreeLock, applied: Applied
 ) -> None:
     """Rename the copies over their originals, one by one, after a last look at each.
 
     A file that changed since it was read, or is in use, keeps its old self. `folders` are those
-    of the tree; `advance` is told of each file. All names are durable when this returns.
+    of the tree. All names are durable when this returns.
     """
-    used = users_of((item.name for item in items), tree, lock.rebasers)
+    used = users_of((item.name for item in items), job.tree, lock.rebasers)
     touched: set[str] = set()
     for item in items:
         if item.name in used:
             applied.note_in_use(item.name, used[item.name])
         else:
             _commit_one(item, folders, applied, touched, lock)
-        advance(1)
+        job.progress.advance(1)
     for folder in sorted(touched):
         try:
             make_names_durable(folders.open(folder))

@@ -5,15 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import stat as modes
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import rebaser.files as files
 from cygwin.fault import ImageError
 from cygwin.image import Image, read_image
 from cygwin.relocation import check_and_sum
-from rebaser.apply.engines import Engine, Staged
+from rebaser.apply.engines import Staged
 from rebaser.errors import suppress
+from rebaser.job import Job
 from rebaser.plan.survey import Source
 from rebaser.report import Applied, Move
 from rebaser.scan import STATE
@@ -118,18 +119,12 @@ def _mount(folder: int) -> tuple[int, str]:
 
 
 def stage(
-    items: Sequence[Replacement],
-    folders: StagingFolders,
-    engine: Engine,
-    applied: Applied,
-    touch: bool,
-    advance: Callable[[int], None],
+    items: Sequence[Replacement], folders: StagingFolders, job: Job, applied: Applied
 ) -> list[Replacement]:
     """Make the moved copies; return those that are ready.
 
     Each copy is relocated by the engine, compared with its original byte by byte, given its
-    original's metadata, and made durable. What went wrong with the others is noted in `applied`;
-    `advance` is told of bytes that are done.
+    original's metadata, and made durable. What went wrong with the others is noted in `applied`.
     """
     ready = []
     at_once = max(2, files.most_open(MOST_OPEN, spare=50)) // 2
@@ -137,11 +132,11 @@ def stage(
         group = items[start : start + at_once]
         # One call for many images where starting a process takes long; else one by one, while a
         # copy is warm in the processor's cache.
-        portions = [group] if engine.starts_processes else [[item] for item in group]
+        portions = [group] if job.engine().starts_processes else [[item] for item in group]
         try:
             sealed: list[Replacement] = []
             for portion in portions:
-                sealed += _stage_together(portion, folders, engine, applied, touch, advance)
+                sealed += _stage_together(portion, folders, job, applied)
             # By now most of them are written, and waiting for one waits for many.
             for item in sealed:
                 with _noting(applied, item):
@@ -155,13 +150,9 @@ def stage(
 
 
 def _stage_together(
-    group: Iterable[Replacement],
-    folders: StagingFolders,
-    engine: Engine,
-    applied: Applied,
-    touch: bool,
-    advance: Callable[[int], None],
+    group: Iterable[Replacement], folders: StagingFolders, job: Job, applied: Applied
 ) -> list[Replacement]:
+    engine = job.engine()
     copied: list[tuple[Replacement, Staged]] = []
     for item in group:
         with _noting(applied, item):
@@ -172,10 +163,10 @@ def _stage_together(
         with _noting(applied, item):
             if staged.path in reasons:
                 raise ImageError(reasons[staged.path])
-            _check_and_seal(item, staged, touch)
+            _check_and_seal(item, staged, touch=job.options.touch)
             sealed.append(item)
         item.close(copy=False)
-        advance(item.source.seen.size)
+        job.progress.copied(item.source.seen.size)
     return sealed
 
 
@@ -224,7 +215,7 @@ def _copy(item: Replacement, folders: StagingFolders, *, without_marks: bool) ->
     )
 
 
-def _check_and_seal(item: Replacement, staged: Staged, touch: bool) -> None:
+def _check_and_seal(item: Replacement, staged: Staged, *, touch: bool) -> None:
     """Compare the moved copy with the original, every byte; then give it the original's metadata.
 
     All by descriptor: the owner of a tree that root rebases cannot slip another file in between.
