@@ -12,7 +12,7 @@ from rebaser.errors import UsageError, suppress
 from rebaser.files import open_to_read
 from rebaser.options import Options, Request
 from rebaser.plan.overlap import groups
-from rebaser.plan.placement import NoRoomError, Obstacles
+from rebaser.plan.placement import OF_RUNTIME, NoRoomError, Obstacles
 from rebaser.plan.proposal import Planner, in_tree
 from rebaser.plan.survey import spans
 from rebaser.report import Group, Move
@@ -204,10 +204,10 @@ class _Part:
         ]
         self.reserved = {}
         for machine, of_machine in planner.reserved.ranges.items():
-            others = (one for one in of_machine if not one.is_runtime)
-            kept = [one for one in others if not any(part.holds(one.owner) for part in parts)]
+            others = (one for one in of_machine if one not in OF_RUNTIME.get(machine, ()))
+            kept = [one for one in others if not any(part.holds(one.path) for part in parts)]
             if kept:
-                self.reserved[machine] = Obstacles((*one.range, one.owner) for one in kept)
+                self.reserved[machine] = Obstacles(kept)
         if self.is_folder:
             try:
                 self.moves = planner.plan(self.survey).moves

@@ -25,6 +25,7 @@ from rebaser.commands.verdict import painted
 from rebaser.errors import RebaserError, UsageError
 from rebaser.files import write_file
 from rebaser.options import Request
+from rebaser.plan.placement import OF_RUNTIME
 from rebaser.plan.proposal import Planner
 from rebaser.plan.survey import spans
 from rebaser.progress import make_progress
@@ -109,7 +110,7 @@ def look_as_asked(arguments: Namespace) -> Look:
 
     def map_of(machine: int) -> AddressMap:
         others = [
-            Region(*one.range, one.owner, Kind.RUNTIME if one.is_runtime else Kind.OTHERS)
+            Region(*one, Kind.RUNTIME if one in OF_RUNTIME[machine] else Kind.OTHERS)
             for one in planner.reserved.ranges.get(machine, ())
         ]
         arena = options.arenas[machine]

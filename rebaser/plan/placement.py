@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 
 from cygwin.address_space import ARENA, GRANULARITY, RUNTIME, Range, machine_name
 from cygwin.values import NamedTuple
 from rebaser.errors import RebaserError
+from rebaser.plan.overlap import Span
 from rebaser.report import Move
 from rebaser.text import address, address_size, names, plural
 
@@ -44,14 +45,6 @@ class Placed(NamedTuple):
         return Move(self.path, self.machine, self.base, new_base, size, reason, clear)
 
 
-class Reserved(NamedTuple):
-    """A range of addresses that no image may be moved into, and whose it is."""
-
-    range: Range
-    owner: str
-    is_runtime: bool = False
-
-
 class Plan(NamedTuple):
     """The moves, in order of path, and how many images keep base and flags."""
 
@@ -63,9 +56,9 @@ class NoRoomError(RebaserError):
     """The address range (arena) cannot take all images that must move; nothing was changed."""
 
 
-# The least that is reserved, by machine.
+# The least that is reserved, by machine: into what is, no image is moved.
 OF_RUNTIME = {
-    machine: tuple(Reserved(r, "the range of the Cygwin runtime", is_runtime=True) for r in ranges)
+    machine: tuple(Span(*one, "the range of the Cygwin runtime") for one in ranges)
     for machine, ranges in RUNTIME.items()
 }
 
@@ -73,7 +66,7 @@ OF_RUNTIME = {
 def make_plan(
     images: Iterable[Placed],
     arenas: Mapping[int, Range] = ARENA,
-    reserved: Mapping[int, Sequence[Reserved]] = OF_RUNTIME,
+    reserved: Mapping[int, Sequence[Span]] = OF_RUNTIME,
 ) -> Plan:
     """Decide which images move, and where to; `arenas` and `reserved` are by machine.
 
@@ -108,12 +101,12 @@ def must_move(base: int, slot_size: int, arena: Range) -> str | None:
 class _Slots:
     """The slots of an arena, one byte each: taken or free."""
 
-    def __init__(self, arena: Range, ranges: Iterable[tuple[int, int]]) -> None:
+    def __init__(self, arena: Range, spans: Iterable[Span]) -> None:
         self.low, self.high = arena
         self.taken = bytearray((arena.high - arena.low) // GRANULARITY)
         self.lowest_fit: dict[int, int] = {}
-        for low, high in ranges:
-            self.take(low, high)
+        for span in spans:
+            self.take(span.low, span.high)
 
     def take(self, low: int, high: int) -> None:
         if high > self.low and low < self.high:
@@ -140,38 +133,33 @@ class _Slots:
 
 
 class Obstacles:
-    """Ranges with their owners' names; finds one that overlaps a given range."""
+    """Spans; finds one that overlaps a given range."""
 
-    def __init__(self, ranges: Iterable[tuple[int, int, str]]) -> None:
-        self.ranges = sorted(ranges)
-        self.lows = [low for low, _, _ in self.ranges]
-        # The range that reaches highest of all that start at or below each one.
-        self.highest: list[tuple[int, int, str]] = []
-        for one in self.ranges:
-            self.highest.append(max([*self.highest[-1:], one], key=itemgetter(1)))
+    def __init__(self, spans: Iterable[Span]) -> None:
+        self.spans = sorted(spans)
+        self.lows = [span.low for span in self.spans]
+        # The span that reaches highest of all that start at or below each one.
+        self.highest: list[Span] = []
+        for span in self.spans:
+            self.highest.append(max([*self.highest[-1:], span], key=attrgetter("high")))
 
     def overlapping(self, low: int, high: int) -> str | None:
         """Return the owner of one that overlaps `[low, high)`, or None."""
         index = bisect_left(self.lows, high) - 1
-        _, reach, owner = self.highest[index] if index >= 0 else (0, low, "")
-        return owner if reach > low else None
+        span = self.highest[index] if index >= 0 else None
+        return span.path if span and span.high > low else None
 
 
 def _moves(
-    images: Collection[Placed], arena: Range, reserved: Sequence[Reserved], machine: int
+    images: Collection[Placed], arena: Range, reserved: Sequence[Span], machine: int
 ) -> list[Move]:
-    fixed = [(image.base, image.end, image.path) for image in images if image.fixed]
-    obstacles = Obstacles([*((*one.range, one.owner) for one in reserved), *fixed])
-    database_slots = Obstacles(
-        (*image.database_slot, image.path) for image in images if image.database_slot is not None
-    )
-    reasons = _reasons_to_move(images, arena, obstacles, database_slots)
-    taken = [(low, high) for low, high, _ in obstacles.ranges]
-    taken += [(image.base, image.end) for image in images]
-    occupied = _Slots(arena, taken)
+    lie = [Span(image.base, image.end, image.path) for image in images]
+    obstacles = Obstacles([*reserved, *(span for span, one in zip(lie, images) if one.fixed)])
     # What Cygwin's database keeps is free for one file only.
-    kept = [(low, high) for low, high, _ in database_slots.ranges]
-    free_for_all = _Slots(arena, [*taken, *kept]) if kept else occupied
+    kept = Obstacles(Span(*one.database_slot, one.path) for one in images if one.database_slot)
+    reasons = _reasons_to_move(images, arena, obstacles, kept)
+    occupied = _Slots(arena, [*reserved, *lie])
+    free_for_all = _Slots(arena, [*reserved, *lie, *kept.spans]) if kept.spans else occupied
     moves: list[Move] = []
     unplaced: list[Placed] = []
     for image in sorted(images, key=attrgetter("path")):
@@ -204,17 +192,17 @@ def _reasons_to_move(
         else:
             candidates.append(image)
     staying = _Slots(arena, ())
-    stayed: list[tuple[int, int, str]] = []
+    stayed: list[Span] = []
     crowded_out = []
     for image in sorted(candidates, key=lambda i: (not i.known, -i.file_size, i.path)):
         owner = obstacles.overlapping(image.base, image.end)
-        if database_slots.ranges:
+        if database_slots.spans:
             owner = owner or _other_database_slot(image, database_slots)
         if owner is not None:
             reasons[image.path] = f"overlaps {owner}"
         elif staying.is_free(image.base, image.end):
             staying.take(image.base, image.end)
-            stayed.append((image.base, image.end, image.path))
+            stayed.append(Span(image.base, image.end, image.path))
         else:
             crowded_out.append(image)
     kept = Obstacles(stayed)

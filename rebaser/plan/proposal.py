@@ -11,8 +11,8 @@ from cygwin.paths import database_files, host_path, root_of
 from cygwin.values import NamedTuple
 from rebaser.errors import UsageError
 from rebaser.options import Options, Request
-from rebaser.plan.overlap import groups
-from rebaser.plan.placement import OF_RUNTIME, NoRoomError, Plan, Reserved, make_plan
+from rebaser.plan.overlap import Span, groups
+from rebaser.plan.placement import OF_RUNTIME, NoRoomError, Plan, make_plan
 from rebaser.plan.survey import Survey, spans, survey
 from rebaser.report import Group, Move
 from rebaser.scan.skip import globs_of_tree, not_images
@@ -117,7 +117,7 @@ class Planner:
 class Reservations(NamedTuple):
     """The reserved ranges by machine, and the slots kept for files of the tree by path."""
 
-    ranges: Mapping[int, Sequence[Reserved]]
+    ranges: Mapping[int, Sequence[Span]]
     database_slots: Mapping[str, Range]
 
 
@@ -165,13 +165,13 @@ def reservations(
                 database_slots[name] = slot
             else:
                 owner = f"{entry.path} of Cygwin's database"
-                ranges.setdefault(found.machine, []).append(Reserved(slot, owner))
+                ranges.setdefault(found.machine, []).append(Span(*slot, owner))
     for path in options.avoid:
         for file, seen in _avoided(path, options.rules, warn):
             if not ours(file):  # an image of the tree itself is none of the others'
                 low = seen.base // GRANULARITY * GRANULARITY
-                slot = Range(low, seen.base + slot_size(seen.image_size))
-                ranges.setdefault(seen.machine, []).append(Reserved(slot, file))
+                span = Span(low, seen.base + slot_size(seen.image_size), file)
+                ranges.setdefault(seen.machine, []).append(span)
     return Reservations(ranges, database_slots)
 
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cygwin.address_space import ARENA, ARM64, GRANULARITY, I386, X86_64, Range
-from rebaser.plan.placement import NoRoomError, Placed, Plan, Reserved, make_plan
+from rebaser.plan.overlap import Span
+from rebaser.plan.placement import NoRoomError, Placed, Plan, make_plan
 from rebaser.report import Move
 
 LOW = 0x2_0001_0000
@@ -27,7 +28,7 @@ def image(path: str, base: int, slots: int = 1, **fields: object) -> Placed:
 
 def plan(
     images: Iterable[Placed],
-    reserved: Mapping[int, Sequence[Reserved]] | None = None,
+    reserved: Mapping[int, Sequence[Span]] | None = None,
     arenas: Mapping[int, Range] = ARENA,
 ) -> dict[str, Move]:
     """Return the moves by path."""
@@ -73,9 +74,7 @@ def some_images(draw: st.DrawFn) -> list[Placed]:
 
 RESERVED = st.lists(
     st.tuples(st.integers(0, SLOTS), st.integers(1, 6)).map(
-        lambda at: Reserved(
-            Range(LOW + at[0] * GRANULARITY, LOW + (at[0] + at[1]) * GRANULARITY), "others"
-        )
+        lambda at: Span(LOW + at[0] * GRANULARITY, LOW + (at[0] + at[1]) * GRANULARITY, "others")
     ),
     max_size=3,
 )
@@ -83,7 +82,7 @@ RESERVED = st.lists(
 
 @settings(max_examples=200, deadline=None)
 @given(some_images(), RESERVED, st.randoms(use_true_random=False))
-def test_promises(images: list[Placed], reserved: list[Reserved], random: object) -> None:
+def test_promises(images: list[Placed], reserved: list[Span], random: object) -> None:
     ranges = {X86_64: reserved}
     moves = plan(images, ranges, SMALL)
 
@@ -109,7 +108,7 @@ def test_promises(images: list[Placed], reserved: list[Reserved], random: object
                 assert not shared(new, (other.base, other.end)), "it was occupied at the scan"
         if old.machine == X86_64:
             for span in reserved:
-                assert not shared(new, (span.range.low, span.range.high))
+                assert not shared(new, (span.low, span.high))
 
     def at(one: Placed, done: Iterable[str]) -> tuple[int, int]:
         base = moves[one.path].new_base if one.path in done else one.base
@@ -143,7 +142,7 @@ def test_promises(images: list[Placed], reserved: list[Reserved], random: object
 
 @settings(max_examples=100, deadline=None)
 @given(some_images(), RESERVED)
-def test_nothing_moves_that_need_not(images: list[Placed], reserved: list[Reserved]) -> None:
+def test_nothing_moves_that_need_not(images: list[Placed], reserved: list[Span]) -> None:
     moves = plan(images, {X86_64: reserved}, SMALL)
     staying = {i.path: i for i in images if i.path not in moves or i.fixed}
     for one in images:
@@ -160,7 +159,7 @@ def test_nothing_moves_that_need_not(images: list[Placed], reserved: list[Reserv
             if i.machine == one.machine and i.path in moves and moves[i.path].new_base == i.base
         ]
         if one.machine == X86_64:
-            keeps_off += [(span.range.low, span.range.high) for span in reserved]
+            keeps_off += [(span.low, span.high) for span in reserved]
         assert (
             one.base % GRANULARITY
             or one.base < arena.low
@@ -171,7 +170,7 @@ def test_nothing_moves_that_need_not(images: list[Placed], reserved: list[Reserv
 
 @settings(max_examples=100, deadline=None)
 @given(some_images(), RESERVED)
-def test_a_second_plan_moves_nothing(images: list[Placed], reserved: list[Reserved]) -> None:
+def test_a_second_plan_moves_nothing(images: list[Placed], reserved: list[Span]) -> None:
     ranges = {X86_64: reserved}
     moves = plan(images, ranges, SMALL)
     after = [
@@ -230,7 +229,7 @@ def test_a_flag_is_cleared_where_the_image_stays() -> None:
 
 
 def test_reserved_ranges_are_left_free_and_left() -> None:
-    reserved = {X86_64: [Reserved(Range(LOW, LOW + 0x2_0000), "/bin/other.dll")]}
+    reserved = {X86_64: [Span(LOW, LOW + 0x2_0000, "/bin/other.dll")]}
     moves = plan([image("a", LOW + 0x1_0000), image("b", 0x4_0000_0000)], reserved)
     assert moves["a"].reason == "overlaps /bin/other.dll"
     assert moves["a"].new_base == LOW + 0x2_0000
