@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _signal as signal
 import errno
 import os
 import stat
@@ -18,14 +19,10 @@ except ModuleNotFoundError as error:  # native Windows
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import signal
     from collections.abc import Callable
     from typing import TypeVar
 
     T = TypeVar("T")
-else:
-    # The signal module makes enumerations of all that is in this one: 3 ms of each start.
-    import _signal as signal
 
 LONGEST_STEP = 0.01
 """Seconds between two tries of an acquire with a time-out, at most."""
@@ -33,21 +30,9 @@ LONGEST_DEAFNESS = 0.2
 """Seconds that a call which waits may go on after a signal, at most."""
 
 
-class Mode:
-    """How a lock is held: by many at once, `Mode.SHARED`, or by one alone, `Mode.EXCLUSIVE`."""
-
-    # Not enum's: that takes 2 ms of each start to import, 20 on Cygwin.
-    __slots__ = ("operation", "value")
-    SHARED: Mode
-    EXCLUSIVE: Mode
-
-    def __init__(self, value: str, operation: int) -> None:
-        self.value = value
-        self.operation = operation  # flock(2)'s
-
-
-Mode.SHARED = Mode("shared", fcntl.LOCK_SH)
-Mode.EXCLUSIVE = Mode("exclusive", fcntl.LOCK_EX)
+SHARED, EXCLUSIVE = "shared", "exclusive"
+"""The modes of a lock: it is held by many at once, or by one alone."""
+_OPERATIONS = {SHARED: fcntl.LOCK_SH, EXCLUSIVE: fcntl.LOCK_EX}
 
 
 class LockFileError(Exception):
@@ -119,20 +104,20 @@ class Flock:
         """Use a descriptor that somebody else opened; `close` leaves it open."""
         return cls(fd, f"descriptor {fd}", owned=False)
 
-    def try_acquire(self, mode: Mode) -> bool:
+    def try_acquire(self, mode: str) -> bool:
         """Take the lock, or change its mode, without waiting; False where others hold it.
 
         A lock that is held shared may be lost when it cannot be made exclusive: see flock(2).
         Raises LockFileError where this file cannot be locked at all.
         """
         try:
-            self._flock(mode.operation | fcntl.LOCK_NB)
+            self._flock(_OPERATIONS[mode] | fcntl.LOCK_NB)
         except BlockingIOError:  # EAGAIN and EWOULDBLOCK, nothing else, mean "held"
             return False
         return True
 
     def acquire(
-        self, mode: Mode, timeout: float | None = None, on_wait: Callable[[], None] | None = None
+        self, mode: str, timeout: float | None = None, on_wait: Callable[[], None] | None = None
     ) -> bool:
         """Take the lock, waiting `timeout` seconds at most (None: for ever, 0: not at all).
 
@@ -147,7 +132,7 @@ class Flock:
         if on_wait is not None:
             on_wait()
         if timeout is None:
-            heard(lambda: self._flock(mode.operation))
+            heard(lambda: self._flock(_OPERATIONS[mode]))
             return True
         return _tried_for(timeout, lambda: self.try_acquire(mode))
 
@@ -322,9 +307,9 @@ def probe(fd: int, path: str | int) -> str:
     between the two steps, the caller's descriptor is left locked. Raises LockFileError.
     """
     with Flock.open(f"/dev/fd/{path}" if isinstance(path, int) else path, create=False) as own:
-        if own.try_acquire(Mode.SHARED):
+        if own.try_acquire(SHARED):
             return "unknown"
-    return "exclusive" if Flock.of_descriptor(fd).try_acquire(Mode.EXCLUSIVE) else "unlocked"
+    return "exclusive" if Flock.of_descriptor(fd).try_acquire(EXCLUSIVE) else "unlocked"
 
 
 def only_callers_have(path: str | int) -> bool:

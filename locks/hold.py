@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+import _signal as signal
 import errno
 import os
 import sys
 import time
 
-from locks.flock import Flock, Mode, heard, inherited_lock, only_callers_have
+from locks.flock import EXCLUSIVE, Flock, heard, inherited_lock, only_callers_have
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import signal
     from collections.abc import Callable
-else:
-    # The signal module makes enumerations of all that is in this one: 3 ms of each start.
-    import _signal as signal
 
 
 def run_command(
@@ -127,7 +124,7 @@ def _run_beside(become: Callable[[], int], is_lost: Callable[[], bool] | None) -
     return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
-def self_lock_warning(lock: Flock, mode: Mode) -> str | None:
+def self_lock_warning(lock: Flock, mode: str) -> str | None:
     """Return a sentence where this process would wait for a lock that its own caller holds.
 
     `mode` is how it was just tried, in vain.
@@ -138,7 +135,7 @@ def self_lock_warning(lock: Flock, mode: Mode) -> str | None:
     descriptor, state = held
     how = f"holds this lock {state}"
     if state == "unknown":
-        certain = mode is Mode.EXCLUSIVE and only_callers_have(lock.fileno())
+        certain = mode == EXCLUSIVE and only_callers_have(lock.fileno())
         how = "holds this lock shared" if certain else "may hold this lock"
     return (
         f"descriptor {descriptor}, which this process has from its caller, {how}: "

@@ -9,7 +9,7 @@ import signal
 import sys
 from contextlib import suppress
 
-from locks.flock import Flock, LockFileError, Mode
+from locks.flock import EXCLUSIVE, SHARED, Flock, LockFileError
 from locks.hold import run_command, say, self_lock_warning, shell_command
 
 USAGE = """\
@@ -58,7 +58,7 @@ LONG = {
     "help": "-h",
     "version": "-V",
 }
-MODES = {"-s": Mode.SHARED, "-x": Mode.EXCLUSIVE, "-e": Mode.EXCLUSIVE, "-u": None}
+MODES = {"-s": SHARED, "-x": EXCLUSIVE, "-e": EXCLUSIVE, "-u": None}
 ANSWERS = {"-h": USAGE.rstrip(), "-V": "sage-flock of rebaser"}
 SAGEMATHS = {"-s", "-x", "-u"}
 LONGEST_WAIT = 2.0**31
@@ -200,7 +200,7 @@ def taken(
     lock: Flock, options: dict[str, str], command: list[str], *, talk: bool, verbose: bool
 ) -> bool:
     """Take or drop the lock; False when others kept it."""
-    mode = next((MODES[option] for option in reversed(options) if option in MODES), Mode.EXCLUSIVE)
+    mode = next((MODES[option] for option in reversed(options) if option in MODES), EXCLUSIVE)
     timeout = float(options["-w"]) if "-w" in options else None
     if timeout is not None and not 0 <= timeout < LONGEST_WAIT:
         raise ExitError(EX_OSERR, f"cannot set up a timer of {timeout} seconds")
@@ -221,7 +221,7 @@ def taken(
         if talk:
             waits = True
             what = f"to run {printable(' '.join(command))}" if command else f"on {lock.path}"
-            say(f"Waiting for {mode.value} lock {what} ... ")
+            say(f"Waiting for {mode} lock {what} ... ")
 
     try:
         had = lock.acquire(mode, 0 if "-n" in options else timeout, begin)

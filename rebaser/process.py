@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
+import _signal as signal
 import io
 import os
 import sys
 
 from rebaser.errors import suppress
 from rebaser.text import printable
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import signal
-else:
-    # The signal module makes enumerations of all that is in this one: 3 ms of each start.
-    import _signal as signal
 
 STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))  # by descriptor
 ENDING = ("SIGTERM", "SIGHUP")

@@ -11,7 +11,7 @@ import errno
 import os
 import sys
 
-from locks.flock import Flock, LockFileError, Mode
+from locks.flock import EXCLUSIVE, SHARED, Flock, LockFileError
 from locks.hold import run_command, say, self_lock_warning, shell_command
 from rebaser.errors import BusyError, RebaserError, UsageError
 from rebaser.text import printable
@@ -44,8 +44,8 @@ exit status: the command's; 1 or -E when others hold the lock; 64 usage, or no t
 # fmt: off
 USUAL = {
     "-n": ("nonblock", True), "--nonblock": ("nonblock", True),
-    "-s": ("mode", Mode.SHARED), "--shared": ("mode", Mode.SHARED), "-u": ("mode", UNLOCK),
-    "-x": ("mode", Mode.EXCLUSIVE), "--exclusive": ("mode", Mode.EXCLUSIVE), "--fd": ("fd", str),
+    "-s": ("mode", SHARED), "--shared": ("mode", SHARED), "-u": ("mode", UNLOCK),
+    "-x": ("mode", EXCLUSIVE), "--exclusive": ("mode", EXCLUSIVE), "--fd": ("fd", str),
     "--file": ("file", str), "--lock-file": ("lock_file", str), "--root": ("root", str),
 }
 # fmt: on
@@ -67,8 +67,8 @@ def add_arguments(parser: Parser) -> None:
     text = "the rebase lock (default: REBASER_LOCK_FILE, else ROOT/var/lock/rebase.lock)"
     parser.add("", "--lock-file", text, metavar="PATH")
     for names, mode, text in (
-        ("-x --exclusive", Mode.EXCLUSIVE, "nobody else holds it (default)"),
-        ("-s --shared", Mode.SHARED, "others may hold it shared too"),
+        ("-x --exclusive", EXCLUSIVE, "nobody else holds it (default)"),
+        ("-s --shared", SHARED, "others may hold it shared too"),
         ("-u --unlock", UNLOCK, "drop the lock, with --fd"),
     ):
         parser.add("", names, text, dest="mode", action="store_const", const=mode)
@@ -107,7 +107,7 @@ def main(arguments: Namespace) -> int:
 
 
 def _run(arguments: Namespace, command: list[str]) -> int:
-    mode: Mode = arguments.mode or Mode.EXCLUSIVE
+    mode: str = arguments.mode or EXCLUSIVE
     conflict = _number(arguments.conflict or "1", 255, "exit status")
     lock = _opened(arguments)
     if arguments.mode == UNLOCK:
@@ -118,7 +118,7 @@ def _run(arguments: Namespace, command: list[str]) -> int:
 
     def on_wait() -> None:
         if talks:
-            _say(f"waiting for the {mode.value} lock {lock.path}, {_who(lock)}")
+            _say(f"waiting for the {mode} lock {lock.path}, {_who(lock)}")
         if warning := self_lock_warning(lock, mode):
             _say(warning)
 

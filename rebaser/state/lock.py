@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable
 
-from locks.flock import Flock, LockFileError, Mode, inherited_lock, only_callers_have
+from locks.flock import EXCLUSIVE, SHARED, Flock, LockFileError, inherited_lock, only_callers_have
 from rebaser.errors import BusyError, RebaserError, suppress
 from rebaser.files import Folders
 from rebaser.state.folder import State
@@ -77,8 +77,8 @@ class TreeLock:
         Except under the caller's own lock, where another of its runs may be at work; then the
         staging folder is there.
         """
-        if self._callers != "exclusive":
-            self._take(self._lock, Mode.SHARED)
+        if self._callers != EXCLUSIVE:
+            self._take(self._lock, SHARED)
 
     def upgrade(self) -> bool:
         """Hold the lock exclusively if nobody else holds it now; return whether that is so.
@@ -86,15 +86,15 @@ class TreeLock:
         If it is not, the lock may not even be held shared any more (flock(2)). Never so where a
         coordinator would have to be asked.
         """
-        if self.is_exclusive or self._callers == "shared" or self._coordinator:
+        if self.is_exclusive or self._callers == SHARED or self._coordinator:
             return self.is_exclusive
         try:
-            if self._callers != "exclusive" and not self._lock.try_acquire(Mode.EXCLUSIVE):
+            if self._callers != EXCLUSIVE and not self._lock.try_acquire(EXCLUSIVE):
                 return False
         except LockFileError as error:
             raise LockError(error) from error
         try:
-            self.is_exclusive = self._opened_state_lock().try_acquire(Mode.EXCLUSIVE)
+            self.is_exclusive = self._opened_state_lock().try_acquire(EXCLUSIVE)
         except (LockError, LockFileError):
             self.is_exclusive = True
         return self.is_exclusive
@@ -103,12 +103,12 @@ class TreeLock:
         """Hold the lock exclusively. Raises BusyError, also where our caller holds it shared."""
         if self.is_exclusive:
             return
-        if self._callers == "shared":
+        if self._callers == SHARED:
             raise self._busy_by_caller()
-        if self._callers != "exclusive":
-            self._take(self._lock, Mode.EXCLUSIVE)
+        if self._callers != EXCLUSIVE:
+            self._take(self._lock, EXCLUSIVE)
         with suppress(LockError):
-            self._take(self._opened_state_lock(), Mode.EXCLUSIVE)
+            self._take(self._opened_state_lock(), EXCLUSIVE)
         self.is_exclusive = True
 
     def exclude_other_machines(self) -> None:
@@ -144,11 +144,11 @@ class TreeLock:
             folder = folders.open(os.path.relpath(os.path.dirname(path), root))
             lock = Flock.open(path, create=False, dir_fd=folder)
             self._others.append(lock)
-            if lock.try_acquire(Mode.EXCLUSIVE):
+            if lock.try_acquire(EXCLUSIVE):
                 return False
         except (OSError, LockFileError):
             return False
-        self._take(lock, Mode.EXCLUSIVE)
+        self._take(lock, EXCLUSIVE)
         return True
 
     def rebasers(self) -> set[int]:
@@ -167,7 +167,7 @@ class TreeLock:
         self._others.append(lock)
         return lock
 
-    def _take(self, lock: Flock, mode: Mode) -> None:
+    def _take(self, lock: Flock, mode: str) -> None:
         began = time.monotonic()
         try:
             held = lock.acquire(mode, self._left, lambda: self._say_who(lock, mode))
@@ -190,12 +190,12 @@ class TreeLock:
             f"changed ({self.path})"
         )
 
-    def _say_who(self, lock: Flock, mode: Mode) -> None:
+    def _say_who(self, lock: Flock, mode: str) -> None:
         from locks.holders import ancestors, describe_holders, holders
 
         text = f"waiting for the lock {lock.path}, {describe_holders(lock.path)}"
         if self._callers == "unknown" and lock is self._lock:
-            if mode is Mode.EXCLUSIVE and only_callers_have(lock.path):
+            if mode == EXCLUSIVE and only_callers_have(lock.path):
                 raise self._busy_by_caller()
             text += (
                 f"; descriptor {self._descriptor}, which our caller opened, is this "

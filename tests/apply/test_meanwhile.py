@@ -14,7 +14,7 @@ from trees import FLOOR, Rebaser, add_dll, add_dlls, make_tree, overlaps
 
 from cygwin.address_space import Range
 from cygwin.image import Image
-from locks.flock import Flock, Mode
+from locks.flock import SHARED, Flock
 from rebaser.apply import stage
 from rebaser.job import Job
 from rebaser.options import Options
@@ -225,7 +225,7 @@ def test_after_a_run_that_was_killed_while_this_one_waited_no_installer_is_let_i
 
     def install() -> None:
         with Flock.open(find_tree(str(root)).lock_file) as installer:
-            let_in.append(installer.try_acquire(Mode.SHARED))
+            let_in.append(installer.try_acquire(SHARED))
 
     let_in: list[bool] = []
     monkeypatch.setattr(TreeLock, "share", wait_and_share)

@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING
 import pytest
 from lock_programs import CHECKOUT, FLOCK, held, is_free, needs_flock
 
-from locks.flock import Flock, LockFileError, Mode
+from locks.flock import EXCLUSIVE, SHARED, Flock, LockFileError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-SHARED, EXCLUSIVE = Mode.SHARED, Mode.EXCLUSIVE
 NOBODY = 65534
 
 
@@ -36,7 +35,7 @@ NOBODY = 65534
         (EXCLUSIVE, EXCLUSIVE, False),
     ],
 )
-def test_who_may_hold_it_at_once(tmp_path: Path, first: Mode, second: Mode, together: bool) -> None:
+def test_who_may_hold_it_at_once(tmp_path: Path, first: str, second: str, together: bool) -> None:
     path = str(tmp_path / "lock")
     with Flock.open(path) as one, Flock.open(path) as other:
         assert one.try_acquire(first)
@@ -127,14 +126,14 @@ def test_a_keyboard_interrupt_ends_the_wait(tmp_path: Path) -> None:
 
 MISSED = """
 import _thread, sys, threading
-from locks.flock import Flock, Mode
+from locks.flock import EXCLUSIVE, Flock
 one, other = Flock.open(sys.argv[1]), Flock.open(sys.argv[1])
-one.try_acquire(Mode.EXCLUSIVE)
+one.try_acquire(EXCLUSIVE)
 # It only notes the signal, as the handler of one does that comes just before flock(2) blocks.
 note = threading.Timer(0.3, _thread.interrupt_main)
 note.daemon = True
 try:
-    other.acquire(Mode.EXCLUSIVE, on_wait=note.start)
+    other.acquire(EXCLUSIVE, on_wait=note.start)
 except KeyboardInterrupt:
     import signal
     print(signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL))
@@ -180,11 +179,11 @@ print((heard(call) if sys.argv[1] == "heard" else call()).decode(), flush=True)
 def test_somebody_elses_alarm_is_left_alone(tmp_path: Path, where: str) -> None:
     script = """
 import signal, sys, threading
-from locks.flock import Flock, Mode
+from locks.flock import EXCLUSIVE, Flock
 one, other = Flock.open(sys.argv[1]), Flock.open(sys.argv[1])
-one.try_acquire(Mode.EXCLUSIVE)
+one.try_acquire(EXCLUSIVE)
 def wait():
-    other.acquire(Mode.EXCLUSIVE, on_wait=lambda: threading.Timer(0.5, one.release).start())
+    other.acquire(EXCLUSIVE, on_wait=lambda: threading.Timer(0.5, one.release).start())
     print("had")
 if "thread" in sys.argv[2]:
     thread = threading.Thread(target=wait)

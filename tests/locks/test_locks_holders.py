@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lock_programs import FLOCK, UNTIL_END, eventually, held, needs_flock, started
 
-from locks.flock import Flock, Mode
+from locks.flock import EXCLUSIVE, Flock
 from locks.holders import blocked_in, describe_holders, flock_in, holders, printable
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc/PID/fdinfo")
@@ -52,7 +52,7 @@ def test_the_holder_and_how_it_holds_it(tmp_path: Path, option: str, mode: str) 
 def test_who_has_it_open_and_who_waits(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with Flock.open(str(path)) as mine:
-        assert mine.try_acquire(Mode.EXCLUSIVE)
+        assert mine.try_acquire(EXCLUSIVE)
         with open(path) as file, started(["cat"], stdin=subprocess.PIPE, pass_fds=[file.fileno()]):
             waiter = started(["flock", str(path), "true"])
             with waiter as child:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from lock_programs import run
 
-from locks.flock import Flock, Mode, inherited_lock, probe
+from locks.flock import EXCLUSIVE, SHARED, Flock, inherited_lock, probe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,8 +50,8 @@ def test_a_child_knows_what_its_caller_holds(tmp_path: Path, caller: int, state:
     assert told.stdout.strip() == str((caller, state))
     # The caller's lock is what it was.
     with Flock.open(path) as other:
-        assert other.try_acquire(Mode.SHARED) is (state != "exclusive")
-        assert other.try_acquire(Mode.EXCLUSIVE) is (state == "unlocked")
+        assert other.try_acquire(SHARED) is (state != "exclusive")
+        assert other.try_acquire(EXCLUSIVE) is (state == "unlocked")
 
 
 def test_no_such_descriptor(tmp_path: Path, caller: int) -> None:
@@ -64,7 +64,7 @@ def test_no_such_descriptor(tmp_path: Path, caller: int) -> None:
 def test_our_own_descriptor_is_not_the_callers(tmp_path: Path) -> None:
     path = str(tmp_path / "lock")
     with Flock.open(path) as lock:
-        assert lock.try_acquire(Mode.EXCLUSIVE)
+        assert lock.try_acquire(EXCLUSIVE)
         assert inherited_lock(path) is None
 
 
@@ -100,13 +100,13 @@ def test_without_fdinfo(tmp_path: Path, caller: int, state: str, told: str) -> N
     fcntl.flock(caller, STATES[state])
     assert probe(caller, path) == told
     with Flock.open(path) as other:
-        assert other.try_acquire(Mode.SHARED) is (state != "exclusive")
-        assert other.try_acquire(Mode.EXCLUSIVE) is (state == "unlocked")
+        assert other.try_acquire(SHARED) is (state != "exclusive")
+        assert other.try_acquire(EXCLUSIVE) is (state == "unlocked")
 
 
 def test_without_fdinfo_while_another_process_holds_it(tmp_path: Path, caller: int) -> None:
     with Flock.open(str(tmp_path / "lock")) as other:
-        assert other.try_acquire(Mode.EXCLUSIVE)
+        assert other.try_acquire(EXCLUSIVE)
         assert probe(caller, str(tmp_path / "lock")) == "unlocked"
 
 
