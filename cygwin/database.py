@@ -70,7 +70,7 @@ def read_database(path: str) -> Database:
 
 def parse_database(data: bytes) -> Database:
     """Return what the bytes of a database file say; ValueError says why they are none."""
-    if len(data) < len(_MAGIC) or not data.startswith(_MAGIC):
+    if not data.startswith(_MAGIC):
         raise ValueError(f"not a rebase database: it begins with {data[:4]!r}, not {_MAGIC!r}")
     if len(data) < _HEADER.size:
         raise ValueError(
@@ -85,24 +85,23 @@ def parse_database(data: bytes) -> Database:
         raise ValueError(f"damaged: its direction is {down}, neither 0 nor 1")
     if count > _MOST_ENTRIES:
         raise ValueError(f"damaged: it claims {count} entries; {_MOST_ENTRIES} fill all addresses")
-    names = _HEADER.size + count * _ENTRY.size
-    if len(data) < names:
+    at = _HEADER.size + count * _ENTRY.size
+    if len(data) < at:
         raise ValueError(
-            f"truncated: its {count} entries end at byte {names}, it has {len(data)} bytes"
+            f"truncated: its {count} entries end at byte {at}, it has {len(data)} bytes"
         )
     entries = []
-    for number in range(count):
-        at = _HEADER.size + number * _ENTRY.size
-        _, name_size, *place, _ = _ENTRY.unpack_from(data, at)
+    rows = _ENTRY.iter_unpack(data[_HEADER.size : at])
+    for number, (_, name_size, *place, _) in enumerate(rows, 1):
         try:
-            entry = Entry(_name(data, names, name_size), *place)
+            entry = Entry(_name(data, at, name_size), *place)
             _check_slot(entry, 1 << (64 if machine == X86_64 else 32))
         except ValueError as error:
-            raise ValueError(f"entry {number + 1} of {count}: {error}") from None
+            raise ValueError(f"entry {number} of {count}: {error}") from None
         entries.append(entry)
-        names += name_size
-    if names != len(data):
-        raise ValueError(f"damaged: {len(data) - names} bytes follow its last name")
+        at += name_size
+    if at != len(data):
+        raise ValueError(f"damaged: {len(data) - at} bytes follow its last name")
     return Database(machine, base, offset, bool(down), tuple(entries))
 
 

@@ -7,7 +7,7 @@ import struct
 from typing import Any
 
 from cygwin.address_space import ARM64, GRANULARITY, I386, X86_64, machine_name, slot_size
-from cygwin.fault import Fault, NotAnImage, TableError
+from cygwin.fault import Fault, FaultError, NotAnImage
 from cygwin.relocation_table import Block, Reader, Section, read_blocks
 from cygwin.values import NamedTuple
 
@@ -47,8 +47,6 @@ LARGEST_IMAGE = 0x8000_0000
 # in the first MAX_HEADER_OFFSET bytes (linkers' DOS stubs take 64 to some hundred bytes).
 FIRST_READ = 0x1000
 MAX_HEADER_OFFSET = 0x10000
-
-_Wrong = tuple[Fault, str]  # and its detail
 
 
 class Image(NamedTuple):
@@ -126,19 +124,15 @@ def read_image(descriptor: int, length: int) -> Image:
         blocks=(),
         signed=directories[CERTIFICATE_TABLE][1] != 0,
     )
-    wrong = (
-        _header_fault(image, optional, len(headers))
-        or _section_fault(image, optional)
-        or _truncation(image, length, file_header, directories[CERTIFICATE_TABLE])
-        or _policy_fault(image, directories[CLR_HEADER], reader)
-    )
-    if wrong:
-        return image._replace(fault=wrong[0], detail=wrong[1])
     try:
+        _judge_headers(image, optional, len(headers))
+        _judge_sections(image, optional)
+        _judge_length(image, length, file_header, directories[CERTIFICATE_TABLE])
+        _judge_kind(image, directories[CLR_HEADER], reader)
         # An image without a table (a DLL of resources only) has nothing to relocate: only its base
         # moves.
         blocks = read_blocks(descriptor, image.sections, image.relocations, image.base_width)
-    except TableError as error:
+    except FaultError as error:
         return image._replace(fault=error.fault, detail=error.detail)
     return image._replace(blocks=blocks)
 
@@ -195,87 +189,86 @@ def _sections(reader: Reader, offset: int, count: int) -> tuple[Section, ...]:
     )
 
 
-def _header_fault(image: Image, optional: Any, section_table: int) -> _Wrong | None:
-    """Return what the headers say that cannot be, or None; `section_table` is its offset."""
+def _judge_headers(image: Image, optional: Any, section_table: int) -> None:
+    """Raise FaultError for what the headers say and cannot be; `section_table` is its offset."""
     headers_end = section_table + len(image.sections) * SECTION_HEADER.size
     machine = machine_name(image.machine)
     width = MACHINE_WIDTH.get(image.machine)
     if width is None:
-        return Fault.UNKNOWN_MACHINE, machine
+        raise FaultError(Fault.UNKNOWN_MACHINE, machine)
     if width != image.base_width:
-        return Fault.DAMAGED, f"headers of {image.base_width * 8} bits for machine {machine}"
+        raise _damaged(f"headers of {image.base_width * 8} bits for machine {machine}")
     if optional.NumberOfRvaAndSizes > len(optional.DATA_DIRECTORY):
-        detail = f"{optional.NumberOfRvaAndSizes} data directories do not fit in its headers"
-        return Fault.DAMAGED, detail
+        raise _damaged(f"{optional.NumberOfRvaAndSizes} data directories do not fit in its headers")
     if optional.SizeOfHeaders < headers_end:
-        detail = f"headers of {headers_end} bytes, SizeOfHeaders is {optional.SizeOfHeaders}"
-        return Fault.DAMAGED, detail
+        raise _damaged(f"headers of {headers_end} bytes, SizeOfHeaders is {optional.SizeOfHeaders}")
     if optional.SectionAlignment < PAGE:
-        return Fault.SMALL_ALIGNMENT, f"{optional.SectionAlignment} bytes"
-    return None
+        raise FaultError(Fault.SMALL_ALIGNMENT, f"{optional.SectionAlignment} bytes")
 
 
-def _section_fault(image: Image, optional: Any) -> _Wrong | None:
-    """Return how the sections contradict the headers or each other, or None.
+def _judge_sections(image: Image, optional: Any) -> None:
+    """Raise FaultError where the sections contradict the headers or each other.
 
     What Windows demands, and what all of some 1,900 images of GNU ld, LLD, MSVC and rustc kept to.
     """
     end = headers_end = optional.SizeOfHeaders
     for section in sorted(image.sections, key=lambda section: section.virtual_address):
         if section.virtual_address < end:
-            return Fault.DAMAGED, f"section {_name(section)} overlaps what lies before it in memory"
+            raise _damaged(f"section {_name(section)} overlaps what lies before it in memory")
         end = section.virtual_address + max(section.virtual_size, section.raw_size)
     alignment = max(GRANULARITY, optional.SectionAlignment)
     if not end <= image.size <= min(-(-end // alignment) * alignment, LARGEST_IMAGE):
-        return Fault.DAMAGED, f"SizeOfImage is {image.size}, its sections end at {end}"
+        raise _damaged(f"SizeOfImage is {image.size}, its sections end at {end}")
     end = headers_end
     for section in sorted(_with_data(image), key=lambda section: section.raw_offset):
         if section.raw_offset < end:
-            detail = f"section {_name(section)} overlaps what lies before it in the file"
-            return Fault.DAMAGED, detail
+            raise _damaged(f"section {_name(section)} overlaps what lies before it in the file")
         if section.raw_offset % SECTOR:
-            return Fault.DAMAGED, f"section {_name(section)} begins at byte {section.raw_offset}"
+            raise _damaged(f"section {_name(section)} begins at byte {section.raw_offset}")
         end = section.raw_offset + section.raw_size
-    return None
 
 
-def _truncation(
-    image: Image, length: int, file_header: Any, signature: tuple[int, int]
-) -> _Wrong | None:
-    """Return which part of the image is missing in a file of `length` bytes, or what is too much.
+def _judge_length(image: Image, length: int, file_header: Any, signature: tuple[int, int]) -> None:
+    """Raise FaultError where a file of `length` bytes has too few for the image, or too many.
 
     A file that is being copied has its headers long before its end. `signature` is the offset and
     the size of it, in bytes.
     """
-    symbols = file_header.PointerToSymbolTable
     parts = [(f"section {_name(s)}", s.raw_offset, s.raw_size) for s in _with_data(image)]
-    if symbols:
+    if symbols := file_header.PointerToSymbolTable:
         parts.append(("the symbol table", symbols, file_header.NumberOfSymbols * SYMBOL_SIZE))
     for name, offset, size in (*parts, ("the signature", *signature)):
         if size and offset + size > length:
-            return Fault.TRUNCATED, f"{name} ends at byte {offset + size}, the file has {length}"
-    return (Fault.DAMAGED, "a file of 4 GiB, which no image has") if length >= FOUR_GIB else None
+            detail = f"{name} ends at byte {offset + size}, the file has {length}"
+            raise FaultError(Fault.TRUNCATED, detail)
+    if length >= FOUR_GIB:
+        raise _damaged("a file of 4 GiB, which no image has")
 
 
-def _policy_fault(image: Image, clr_header: tuple[int, int], reader: Reader) -> _Wrong | None:
-    """Return why a sound image must stay where it is, or None."""
+def _judge_kind(image: Image, clr_header: tuple[int, int], reader: Reader) -> None:
+    """Raise FaultError for a sound image that must stay where it is."""
     if not image.is_dll:
-        return Fault.NOT_A_DLL, ""
+        raise FaultError(Fault.NOT_A_DLL)
     if image.machine == ARM64:
-        return Fault.ARM64, ""
+        raise FaultError(Fault.ARM64)
     if image.characteristics & RELOCS_STRIPPED:
-        return Fault.STRIPPED, ""
+        raise FaultError(Fault.STRIPPED)
     if image.machine == X86_64 and image.base < FOUR_GIB:
-        return Fault.LOW, ""
+        raise FaultError(Fault.LOW)
     if clr_header[1]:
         rva = clr_header[0] + CLR_FLAGS_OFFSET
         for section in image.sections:
             begin = rva - section.virtual_address
             if begin >= 0 and begin + 4 <= section.raw_size:
                 flags = int.from_bytes(reader.read(section.raw_offset + begin, 4), "little")
-                return (Fault.NET_ONLY, "") if flags & CLR_IL_ONLY else None
-        return Fault.DAMAGED, "its .NET header lies outside the sections"
-    return None
+                if flags & CLR_IL_ONLY:
+                    raise FaultError(Fault.NET_ONLY)
+                return
+        raise _damaged("its .NET header lies outside the sections")
+
+
+def _damaged(detail: str) -> FaultError:
+    return FaultError(Fault.DAMAGED, detail)
 
 
 def _with_data(image: Image) -> list[Section]:

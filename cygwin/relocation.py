@@ -30,8 +30,14 @@ def relocate(descriptor: int, image: Image, new_base: int, *, clear_dynamic_base
     leaves the file half moved.
     """
     _demand_movable(descriptor, image, new_base)
-    if new_base != image.base:
-        _move_words(descriptor, image, new_base - image.base)
+    delta, reader = new_base - image.base, Reader(descriptor)
+    blocks = image.blocks if delta else ()
+    for _, _, inside in _windows(blocks, blocks[-1].high if blocks else 0):
+        if inside:
+            start, end = inside[0].low, inside[-1].high
+            before = _read(descriptor, start, end - start)
+            moved = _relocated(before, start, inside, reader, image.base_width, delta)
+            _write(descriptor, moved, start)
     for offset, value in _header(image, new_base, clear_dynamic_base):
         _write(descriptor, value, offset)
 
@@ -88,16 +94,6 @@ def _demand_movable(descriptor: int, image: Image, new_base: int) -> None:
         raise RelocationError(f"truncated: the file has {length} bytes")
 
 
-def _move_words(descriptor: int, image: Image, delta: int) -> None:
-    reader = Reader(descriptor)
-    for _, _, blocks in _windows(image.blocks, image.blocks[-1].high if image.blocks else 0):
-        if blocks:
-            start, end = blocks[0].low, blocks[-1].high
-            before = _read(descriptor, start, end - start)
-            window = _relocated(before, start, blocks, reader, image.base_width, delta)
-            _write(descriptor, window, start)
-
-
 def _relocated(
     old: bytes, start: int, blocks: Sequence[Block], reader: Reader, width: int, delta: int
 ) -> bytearray:
@@ -107,26 +103,19 @@ def _relocated(
     its words: so one addition moves them all, modulo their width where none carries.
     """
     new = bytearray(old)
+    highest = 8 * width - 1
     for block in blocks:
         at = slice(block.low - start, block.high - start)
         marks = marks_of(block, reader, width)
         before = int.from_bytes(old[at], "little")
         after = before + marks * delta
-        if _keeps_apart(before, after, marks, width, delta):
-            new[at] = after.to_bytes(block.high - block.low, "little")
-        else:
+        # Less than its highest bit makes no word carry that has a 0 there, and a word that borrows
+        # has a 1 there afterwards.
+        if abs(delta) >> highest or (before if delta > 0 else after) & marks << highest:
             new[at] = _moved_singly(old[at], marks, width, delta)
+        else:
+            new[at] = after.to_bytes(block.high - block.low, "little")
     return new
-
-
-def _keeps_apart(before: int, after: int, marks: int, width: int, delta: int) -> bool:
-    """Return whether it is certain that no word carried into the next, or borrowed from it.
-
-    Less than its highest bit makes no word carry that has a 0 there, and a word that borrows has a
-    1 there afterwards.
-    """
-    highest = 8 * width - 1
-    return not abs(delta) >> highest and not (before if delta > 0 else after) & marks << highest
 
 
 def _moved_singly(old: bytes, marks: int, width: int, delta: int) -> bytes:
