@@ -1,4 +1,4 @@
-"""The address space of a tree: what lies where, as values, and its picture for a painter; pure."""
+"""The address space of a tree: what lies where, as values, and its picture for painters; pure."""
 
 from __future__ import annotations
 
@@ -29,6 +29,11 @@ class Kind(Enum):
     RUNTIME = "kept for the Cygwin runtime"
     OTHERS = "kept for others"
 
+    @property
+    def is_image(self) -> bool:
+        """Whether a DLL lies here, and one alone."""
+        return self in (Kind.IMAGE, Kind.NEXT_IMAGE)
+
 
 class Region(NamedTuple):
     """A span and whose it is; `path` is the image's, or says what the range is kept for."""
@@ -37,11 +42,6 @@ class Region(NamedTuple):
     high: int
     path: str
     kind: Kind = Kind.IMAGE
-
-    @property
-    def is_image(self) -> bool:
-        """Whether a DLL lies here."""
-        return self.kind in (Kind.IMAGE, Kind.NEXT_IMAGE)
 
 
 class Part(NamedTuple):
@@ -53,18 +53,10 @@ class Part(NamedTuple):
     owners: Sequence[Region] = ()
 
 
-class Zone(NamedTuple):
-    """A part of the address space with one purpose."""
-
-    low: int
-    high: int
-    purpose: str
-    is_arena: bool = False
-
-
 class Use(NamedTuple):
-    """How the arena is used, in bytes: by DLLs, by others alone, and not at all."""
+    """How the arena, `range`, is used, in bytes: by DLLs, by others alone, and not at all."""
 
+    range: Range
     used: int
     kept_for_others: int
     free: int
@@ -90,16 +82,16 @@ class AddressMap(NamedTuple):
     def groups(self) -> list[list[Region]]:
         """What hangs together by overlaps, upward; in each what is reserved, then the DLLs."""
         shared = {one for part in self.parts if part.kind is Kind.OVERLAP for one in part.owners}
-        return [sorted(group, key=lambda one: one.is_image) for group in clusters(shared)]
+        return [sorted(group, key=lambda one: one.kind.is_image) for group in clusters(shared)]
 
     @property
     def colliding(self) -> int:
         """The number of DLLs that share an address with another one or with a reserved range."""
-        return sum(region.is_image for group in self.groups for region in group)
+        return sum(region.kind.is_image for group in self.groups for region in group)
 
     def told(self, group: Sequence[Region]) -> Group:
         """Return a group as a run and a check tell it."""
-        images = [one for one in group if one.is_image]
+        images = [one for one in group if one.kind.is_image]
         low, high = min(one.low for one in images), max(one.high for one in images)
         free = any(one.path not in self.stuck for one in images)
         paths = tuple(one.path for one in group)
@@ -107,15 +99,16 @@ class AddressMap(NamedTuple):
 
     def use(self) -> Use:
         """Return how much of the arena is used and free."""
-        low, high = self.arena
-        parts = within(self.parts, low, high)
-        lows, highs = [part.low for part in parts], [part.high for part in parts]
-        gaps = list(map(Range, [low, *highs], [*lows, high]))
-        free = [gap.high - gap.low for gap in gaps]
-        kept = [part for part in parts if part.kind in (Kind.RUNTIME, Kind.OTHERS)]
-        others = sum(part.high - part.low for part in kept)
-        largest = gaps[free.index(max(free))] if any(free) else None
-        return Use(high - low - others - sum(free), others, sum(free), largest)
+        parts = within(self.parts, *self.arena)
+        edges = [self.arena.low, *(edge for part in parts for edge in part[:2]), self.arena.high]
+        gaps = list(map(Range, edges[::2], edges[1::2]))
+        others = _size(part for part in parts if part.kind in (Kind.RUNTIME, Kind.OTHERS))
+        largest = max(gaps, key=lambda gap: gap.high - gap.low) if _size(gaps) else None
+        return Use(self.arena, _size(parts) - others, others, _size(gaps), largest)
+
+
+def _size(some: Iterable[Part | Range]) -> int:
+    return sum(one.high - one.low for one in some)
 
 
 def address_map(
@@ -141,7 +134,7 @@ def _parts(regions: Sequence[Region]) -> Iterator[Part]:
         here = [one for one in here if one.high > low]
         while to_come and to_come[-1].low == low:
             here.append(to_come.pop())
-        images = [one for one in here if one.is_image]
+        images = [one for one in here if one.kind.is_image]
         # The runtime's own images lie in its range by right.
         alone = len(images) == 1 and (len(here) == 1 or is_runtime(images[0].path))
         if here:
@@ -158,16 +151,15 @@ def within(parts: Iterable[Part], low: int, high: int) -> list[Part]:
     ]
 
 
-def zones(machine: int, arena: Range) -> list[Zone]:
-    """Return the parts of the address space of a machine, upward, the arena cut out of the rest."""
-    found = [Zone(*arena, "for rebased DLLs", is_arena=True)]
+def zones(machine: int, arena: Range) -> list[tuple[Range, str]]:
+    """Return the address space of a machine by purpose, upward, the arena cut out of the rest."""
+    found = [(arena, "for rebased DLLs")]
     parts = _PARTS.get(machine, ((0, "all others"),))
     for (start, purpose), end in zip(parts, [*(part[0] for part in parts[1:]), 1 << 64]):
-        for low, high in ((start, min(end, arena.low)), (max(start, arena.high), end)):
-            # The arena does not begin with the first slot of its zone: that is no zone by itself.
-            if high - low > GRANULARITY:
-                found.append(Zone(low, high, purpose))
-    return sorted(found, key=lambda zone: zone.low)
+        rest = Range(start, min(end, arena.low)), Range(max(start, arena.high), end)
+        # The arena does not begin with the first slot of its zone: that is no zone by itself.
+        found += [(one, purpose) for one in rest if one.high - one.low > GRANULARITY]
+    return sorted(found)
 
 
 # Cygwin's winsup/cygwin/local_includes/memory_layout.h; i386: cygwin.address_space. 0x1_8000_0000
@@ -188,16 +180,24 @@ _PARTS = {
 }
 
 
-class Style(Enum):
-    """What a line of text is."""
+# Where the rows begin, after their addresses: columns of a terminal, units of an SVG.
+COLUMNS, LEFT = 12, 112
 
-    TITLE = "the tree"
-    MACHINE = "a machine"
-    ALARM = "a machine with overlaps, or the heading of what overlaps"
-    ZONE = "an address range"
-    NOTE = "more of it"
-    GAP = "rows left out because nothing is in them"
-    NAME = "more of what overlaps"
+
+class Style(Enum):
+    """What a line of text is, and so how it looks.
+
+    On a terminal: what stands before it, its colour (SGR parameters). In an SVG: its class, where
+    it begins, the space above it.
+    """
+
+    TITLE = ("", "1", "big", 12, 0)
+    MACHINE = ("\n", "1", "head", 12, 12)
+    ALARM = ("\n", "1;31", "alarm", 12, 12)  # a machine with overlaps, and the heading of these
+    ZONE = ("\n", "1", "head", LEFT, 10)
+    NOTE = (" " * COLUMNS, "", "", LEFT, 0)
+    GAP = (" " * COLUMNS, "2", "soft", LEFT, 0)  # rows left out because nothing is in them
+    NAME = ("", "", "", 12, 0)
 
 
 class Line(NamedTuple):
@@ -232,9 +232,9 @@ def picture(
     yield Line(printable(root), Style.TITLE)
     for found in maps:
         yield Line(summary(found), Style.ALARM if found.colliding else Style.MACHINE)
-        for zone in zones(found.machine, found.arena):
-            most = most_rows if zone.is_arena else most_rows // 3
-            yield from _zone(found, zone, cells * GRANULARITY, most)
+        for zone, purpose in zones(found.machine, found.arena):
+            most = most_rows if zone == found.arena else most_rows // 3
+            yield from _zone(found, zone, purpose, cells * GRANULARITY, most)
         yield from _overlaps(root, found, every_name)
 
 
@@ -247,9 +247,8 @@ def summary(found: AddressMap) -> str:
     return f"{name}: {plural(len(found.images), 'DLL')}, {verdict}"
 
 
-def room(found: AddressMap) -> tuple[str, str]:
+def room(use: Use) -> tuple[str, str]:
     """Return what of the arena is used and free, and its largest gap."""
-    use = found.use()
     others = use.kept_for_others
     kept = f", {address_size(others)} kept for others" if others else ""
     used = f"{address_size(use.used)} used{kept}, {address_size(use.free)} free"
@@ -259,32 +258,36 @@ def room(found: AddressMap) -> tuple[str, str]:
     return used, f"largest gap {address_size(gap.high - gap.low)} at {address(gap.low)}"
 
 
-def _zone(found: AddressMap, zone: Zone, row_size: int, most_rows: int) -> Iterator[Line | Row]:
+def _zone(
+    found: AddressMap, zone: Range, purpose: str, row_size: int, most_rows: int
+) -> Iterator[Line | Row]:
     """Yield a heading and the rows; nothing for an address range other than the arena without."""
-    parts = within(found.parts, zone.low, zone.high)
+    is_arena = zone == found.arena
+    parts = within(found.parts, *zone)
     # The runtime's range is that large that nothing else would be seen beside it.
     shown = [part for part in parts if part.kind is not Kind.RUNTIME]
     while len(numbers := _rows(shown, row_size, most_rows)) > most_rows:
         row_size *= 2
-    if not (zone.is_arena or numbers):
+    if not (is_arena or numbers):
         return
     count = sum(zone.low <= one.low < zone.high for one in found.images)
     held = plural(count, "DLL") if count else "no DLLs"
-    yield Line(f"{extent(zone)} {zone.purpose}: {held}", Style.ZONE)
-    notes = [*(room(found) if zone.is_arena else ())]
-    notes += [f"a row is {address_size(row_size)}"] if numbers else []
-    yield from (Line(text, Style.NOTE) for text in notes)
+    yield Line(f"{extent(zone)} {purpose}: {held}", Style.ZONE)
+    for text in room(found.use()) if is_arena else ():
+        yield Line(text, Style.NOTE)
+    if numbers:
+        yield Line(f"a row is {address_size(row_size)}", Style.NOTE)
     end = zone.low
     for row in [*(number * row_size for number in numbers), zone.high]:
         if row > end:
-            what = ["free"] if zone.is_arena else []
+            what = ["free"] if is_arena else []
             if within(parts, end, row):
                 what.append("kept for the runtime")  # all else has rows
             size = address_size(row - end)
             yield Line(f"... {size} {' or '.join(what) or 'empty'} ...", Style.GAP)
         if row < zone.high:
             low, high = max(row, zone.low), min(row + row_size, zone.high)
-            free = [Part(low, high, Kind.FREE)] if zone.is_arena else []
+            free = [Part(low, high, Kind.FREE)] if is_arena else []
             yield Row(row, row_size, [*free, *within(parts, low, high)])
         end = row + row_size
 
@@ -295,8 +298,6 @@ def _rows(covered: Iterable[Part], row_size: int, most: int) -> list[int]:
     for part in covered:
         first, last = part.low // row_size, (part.high - 1) // row_size
         rows.update(range(first, min(last, first + most) + 1))
-        if len(rows) > most:
-            break
     return sorted(rows)
 
 
@@ -308,7 +309,7 @@ def _overlaps(root: str, found: AddressMap, every_name: bool) -> Iterator[Line]:
     yield Line("Overlaps: a process that loads two of these cannot fork", Style.ALARM)
     listed, named = (sys.maxsize, sys.maxsize) if every_name else (LISTED, NAMED)
     for group in groups[:listed]:
-        count = plural(sum(one.is_image for one in group), "DLL")
+        count = plural(sum(one.kind.is_image for one in group), "DLL")
         yield Line(f"{extent(found.told(group))}: {count}", Style.NAME)
         for region in group[:named]:
             yield Line(f"  {extent(region)} {printable(region.path)}", Style.NAME)
@@ -322,7 +323,7 @@ def _overlaps(root: str, found: AddressMap, every_name: bool) -> Iterator[Line]:
         yield Line("No run moves these; 'rebaser check' says why", Style.NAME)
 
 
-def extent(one: Group | Part | Region | Zone) -> str:
+def extent(one: Group | Part | Range | Region) -> str:
     """Return from where to where something lies."""
     end = f"-{address(one.high)}" if one.high < 1 << 47 else " and up"
     return f"{address(one.low)}{end}"

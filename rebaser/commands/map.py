@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from cygwin.address_space import X86_64, machine_name
 from cygwin.values import NamedTuple
@@ -33,7 +33,7 @@ from rebaser.scan.skip import Skipped
 from rebaser.scan.walk import scan
 from rebaser.text import address, printable, shortened, terminal_width
 from rebaser.tree import Tree
-from rebaser.view import AddressMap, Kind, Part, Region, Row, Style, address_map, picture, within
+from rebaser.view import COLUMNS, AddressMap, Kind, Part, Region, Row, address_map, picture, within
 
 # A character for each content of a cell, in Unicode and in ASCII, and its colour on a terminal.
 GLYPHS = {
@@ -46,18 +46,7 @@ GLYPHS = {
     Kind.OTHERS: ("O", "O", "33"),
     None: (" ", " ", ""),
 }
-LABEL = 11  # columns, of an address before a row
 MOST_ROWS = 18
-# What stands before each line of text, and its colour.
-TEXTS = {
-    Style.TITLE: ("", "1"),
-    Style.MACHINE: ("\n", "1"),
-    Style.ALARM: ("\n", "1;31"),
-    Style.ZONE: ("\n", "1"),
-    Style.NOTE: (" " * (LABEL + 1), ""),
-    Style.GAP: (" " * (LABEL + 1), "2"),
-    Style.NAME: ("", ""),
-}
 
 
 def add_arguments(parser: Parser) -> None:
@@ -125,6 +114,17 @@ def look_as_asked(arguments: Namespace) -> Look:
     )
 
 
+def print_look_json(
+    found: Look, of_machine: Callable[[AddressMap], dict[str, object]], **more: object
+) -> None:
+    """Print what was found as one JSON object, with what a command tells of each machine."""
+    machines = {
+        machine_name(one.machine): {**one.use()._asdict(), **of_machine(one)} for one in found.maps
+    }
+    failed = reason_objects(found.failed)
+    print_json({"root": found.tree.root, "machines": machines, "failed": failed, **more})
+
+
 def end_of_look(found: Look) -> int:
     """Say what could not be looked at, twenty at most; return the exit status."""
     lines = [f"{path}: {reason}" for path, reason in found.failed[:20]]
@@ -142,7 +142,7 @@ def main(arguments: Namespace) -> int:
     if arguments.svg:
         _write_svg(arguments.svg, found)
     if arguments.json:
-        _print_json(found)
+        print_look_json(found, _json_of_machine)
     elif not arguments.svg:
         _show(found, every_name=arguments.verbose)
     elif arguments.svg != "-":
@@ -174,7 +174,7 @@ def _write_svg(path: str, found: Look) -> None:
 def _show(found: Look, *, every_name: bool) -> None:
     """Print the picture: in colour on a terminal, else as plain text."""
     width = terminal_width()
-    cells = 128 if width >= LABEL + 140 else 64 if width >= LABEL + 68 else 32
+    cells = 128 if width >= COLUMNS + 139 else 64 if width >= COLUMNS + 67 else 32
     most = width if sys.stdout.isatty() else sys.maxsize  # no terminal breaks a name then
     used: set[Kind | None] = set()
     try:
@@ -195,9 +195,9 @@ def _show(found: Look, *, every_name: bool) -> None:
             lows = range(line.low, line.low + line.size, size)
             shown = [glyph(_content(within(line.parts, low, low + size), size)) for low in lows]
             mark = painted(" <X", GLYPHS[Kind.OVERLAP][2], sys.stdout) if line.overlaps else ""
-            print(f"{address(line.low):>{LABEL}} {''.join(shown)}{mark}".rstrip(" "))
+            print(f"{address(line.low):>{COLUMNS - 1}} {''.join(shown)}{mark}".rstrip(" "))
         else:
-            before, colour = TEXTS[line.style]
+            before, colour, *_ = line.style.value
             print(before + painted(shortened(line.text, most), colour, sys.stdout))
     print()
     legend = [f"{glyph(one)} {one.value}   " for one in GLYPHS if one in used and one]
@@ -209,7 +209,7 @@ def _content(parts: Sequence[Part], size: int) -> Kind | None:
     """Return what a cell of `size` addresses shows: any overlap in it, however small."""
     if any(part.kind is Kind.OVERLAP for part in parts):
         return Kind.OVERLAP
-    images = [part for part in parts if part.kind in (Kind.IMAGE, Kind.NEXT_IMAGE)]
+    images = [part for part in parts if part.kind.is_image]
     if not images:
         return parts[-1].kind if parts else None
     if sum(part.high - part.low for part in images) < size:
@@ -217,20 +217,9 @@ def _content(parts: Sequence[Part], size: int) -> Kind | None:
     return images[0].kind if len(images) == 1 else Kind.IMAGE
 
 
-def room_object(found: AddressMap) -> dict[str, object]:
-    """Return what of the addresses for rebased DLLs is used and free, in bytes."""
-    return {"range": found.arena, **found.use()._asdict()}
-
-
-def _print_json(found: Look) -> None:
-    machines = {
-        machine_name(one.machine): {
-            **room_object(one),
-            "images": [{"path": r.path, "low": r.low, "high": r.high} for r in one.images],
-            "reserved": [{"owner": r.path, "low": r.low, "high": r.high} for r in one.others],
-            "overlaps": list(map(one.told, one.groups)),
-        }
-        for one in found.maps
+def _json_of_machine(one: AddressMap) -> dict[str, object]:
+    return {
+        "images": [{"path": r.path, "low": r.low, "high": r.high} for r in one.images],
+        "reserved": [{"owner": r.path, "low": r.low, "high": r.high} for r in one.others],
+        "overlaps": list(map(one.told, one.groups)),
     }
-    failed = reason_objects(found.failed)
-    print_json({"root": found.tree.root, "machines": machines, "failed": failed})

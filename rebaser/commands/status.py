@@ -15,10 +15,15 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 
-from cygwin.address_space import machine_name
 from locks.holders import Holder, describe_holders, holders
-from rebaser.commands.json_output import print_json, reason_objects
-from rebaser.commands.map import Look, add_look_options, end_of_look, look_as_asked, room_object
+from rebaser.commands.json_output import reason_objects
+from rebaser.commands.map import (
+    Look,
+    add_look_options,
+    end_of_look,
+    look_as_asked,
+    print_look_json,
+)
 from rebaser.scan import RUNS
 from rebaser.state.records import Record, newest_first
 from rebaser.text import address, byte_count, plural, printable
@@ -40,25 +45,14 @@ def main(arguments: Namespace) -> int:
     others = holders(tree.lock_file)
     free = _is_free(tree.lock_file, others)
     if arguments.json:
-        lock = {"path": tree.lock_file, "free": free, "open_in": others}
-        print_json(
-            {
-                "root": tree.root,
-                "machines": {
-                    machine_name(one.machine): {
-                        "images": len(one.images),
-                        "overlapping": one.colliding,
-                        **room_object(one),
-                    }
-                    for one in found.maps
-                },
-                "skipped": found.skipped,
-                "failed": reason_objects(found.failed),
-                "lock": lock,
-                "state": tree.state_dir,
-                "settings": settings,
-                "runs": [_record(one) for one in records],
-            }
+        print_look_json(
+            found,
+            lambda one: {"images": len(one.images), "overlapping": one.colliding},
+            skipped=found.skipped,
+            lock={"path": tree.lock_file, "free": free, "open_in": others},
+            state=tree.state_dir,
+            settings=settings,
+            runs=[_record(one) for one in records],
         )
     else:
         how = "free" if free else describe_holders(tree.lock_file)
@@ -84,7 +78,7 @@ def _of_dlls(found: Look) -> Iterator[str]:
         hint = " ('rebaser check' says what helps)" if one.colliding else ""
         yield f"{summary(one)}{hint}"
         yield f"  address range {address(one.arena.low)}-{address(one.arena.high)}"
-        for text in room(one):
+        for text in room(one.use()):
             yield f"    {text}"
     if found.skipped:
         count = plural(len(found.skipped), "file")

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Sequence
 from xml.sax.saxutils import escape
 
 from rebaser.text import address, address_size, printable
-from rebaser.view import AddressMap, Kind, Part, Row, Style, extent, picture, summary
+from rebaser.view import LEFT, AddressMap, Kind, Part, Row, extent, picture, summary
 
 # All in units of the picture, which is as wide as its window.
 WIDTH = 1000
-LEFT = 112
 ROW_WIDTH = 800
 ROW_HEIGHT = 15
 STEP = 19
@@ -19,17 +18,6 @@ LEAST = 1.6
 LEAST_OVERLAP = 8.0
 LONGEST = 116  # characters of a line of text
 NAMED = 12  # in a title
-
-# The class of each line of text, where it begins, and the space before it.
-TEXTS = {
-    Style.TITLE: ("big", 12, 0),
-    Style.MACHINE: ("head", 12, 12),
-    Style.ALARM: ("alarm", 12, 12),
-    Style.ZONE: ("head", LEFT, 10),
-    Style.NOTE: ("", LEFT, 0),
-    Style.GAP: ("soft", LEFT, 0),
-    Style.NAME: ("", 12, 0),
-}
 
 STYLE = """\
 :root{color-scheme:light dark}
@@ -61,8 +49,8 @@ def svg(root: str, maps: Sequence[AddressMap]) -> str:
         if isinstance(line, Row):
             parts += _row(line, y)
         else:
-            style, x, before = TEXTS[line.style]
-            y += before
+            *_, style, x, above = line.style.value
+            y += above
             parts.append(_text(line.text, style, x, y))
         y += STEP
         if number == 0:
