@@ -207,8 +207,7 @@ def _opened(arguments: Namespace) -> Flock:
         path = tree.lock_file if tree else path
         if arguments.name is not None:
             path = os.path.join(os.path.dirname(path), f"{arguments.name}.lock")
-        folder = tree.state.folder_of(path) if tree else None
-        return Flock.open(path, make_parents=not tree, dir_fd=folder)
+        return tree.state.open_lock(path) if tree else Flock.open(path, make_parents=True)
     except UsageError as error:
         raise UsageError(f"{error}; or name a lock with --file") from error
     except RebaserError as error:

@@ -17,6 +17,7 @@ from rebaser.state import MARK, PROBE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from locks.flock import Flock
     from rebaser.state.staging import StagingFolder
 
 SNAPSHOT = "seen"
@@ -76,7 +77,6 @@ class State:
         self.is_inside = folder.startswith(top)
         self._top, self._below = (root, folder[len(top) :]) if self.is_inside else (folder, "")
         self._folders: files.Folders | None = None
-        self._locks: files.Folders | None = None
         self._loaded: tuple[tuple[int, ...], Snapshot] | None = None
 
     def make_home(self) -> None:
@@ -106,18 +106,21 @@ class State:
                 os.makedirs(self.folder, self._mode(), exist_ok=True)
             self._open(below, self._mode())
 
-    def folder_of(self, lock_file: str) -> int | None:
-        """Return a descriptor of the folder of a lock in the tree, made if it is missing.
+    def open_lock(self, path: str, *, create: bool = True) -> Flock:
+        """Open a lock file, made with its folders; in the tree no link on the way is followed.
 
-        It is good until the next call; None: the lock lies outside the tree. Raises StateError.
+        Raises LockFileError, and StateError for the folder of a lock in the tree.
         """
+        from locks.flock import Flock
+
         top = self.root.rstrip("/") + "/"
-        folder = os.path.dirname(lock_file)
+        folder = os.path.dirname(path)
         if not folder.startswith(top):
-            return None
+            return Flock.open(path, create=create, make_parents=True)
         with _Telling(f"{folder}: the folder cannot be made"):
-            self._locks = files.Folders(self.root)
-            return self._locks.open(folder[len(top) :], self._mode())
+            folders = files.Folders(self.root)
+            at = folders.open(folder[len(top) :], self._mode() if create else None)
+        return Flock.open(path, create=create, dir_fd=at)
 
     def _mode(self) -> int:
         # Who may write the root may write its state, and nobody else: find_tree believes it then.

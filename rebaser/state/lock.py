@@ -8,8 +8,7 @@ from collections.abc import Callable
 
 from locks.flock import EXCLUSIVE, SHARED, Flock, LockFileError, inherited_lock, only_callers_have
 from rebaser.errors import BusyError, RebaserError, suppress
-from rebaser.files import Folders
-from rebaser.state.folder import State
+from rebaser.state.folder import State, StateError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ class TreeLock:
         # Looked for first: afterwards our own descriptor would be found.
         self._callers: str | None
         self._descriptor, self._callers = inherited_lock(path) or (-1, None)
-        self._lock = _opened(path, state)
+        self._lock = self._opened(path)
         self._others: list[Flock] = []  # in the state folder, and of trees inside this one
 
     def __enter__(self) -> TreeLock:
@@ -88,28 +87,25 @@ class TreeLock:
         """
         if self.is_exclusive or self._callers == SHARED or self._coordinator:
             return self.is_exclusive
-        try:
-            if self._callers != EXCLUSIVE and not self._lock.try_acquire(EXCLUSIVE):
-                return False
-        except LockFileError as error:
-            raise LockError(error) from error
-        try:
-            self.is_exclusive = self._opened_state_lock().try_acquire(EXCLUSIVE)
-        except (LockError, LockFileError):
-            self.is_exclusive = True
-        return self.is_exclusive
+        return self._exclude(at_once=True)
 
     def exclude(self) -> None:
         """Hold the lock exclusively. Raises BusyError, also where our caller holds it shared."""
-        if self.is_exclusive:
-            return
         if self._callers == SHARED:
             raise self._busy_by_caller()
-        if self._callers != EXCLUSIVE:
-            self._take(self._lock, EXCLUSIVE)
+        if not self.is_exclusive:
+            self._exclude()
+
+    def _exclude(self, *, at_once: bool = False) -> bool:
+        if self._callers != EXCLUSIVE and not self._take(self._lock, EXCLUSIVE, at_once=at_once):
+            return False
+        held = True
         with suppress(LockError):
-            self._take(self._opened_state_lock(), EXCLUSIVE)
-        self.is_exclusive = True
+            self._state.make_home()
+            self._others.append(self._opened(self._state.own_lock_file))
+            held = self._take(self._others[-1], EXCLUSIVE, at_once=at_once)
+        self.is_exclusive = held
+        return held
 
     def exclude_other_machines(self) -> None:
         """Hold the lock on other machines too, or warn of them. Raises UsageError, BusyError."""
@@ -138,18 +134,14 @@ class TreeLock:
 
         Where there is no such file, or a link on the way to it, no run is at work in that tree.
         """
-        root = self._state.root
-        folders = Folders(root)
         try:
-            folder = folders.open(os.path.relpath(os.path.dirname(path), root))
-            lock = Flock.open(path, create=False, dir_fd=folder)
+            lock = self._state.open_lock(path, create=False)
             self._others.append(lock)
             if lock.try_acquire(EXCLUSIVE):
                 return False
-        except (OSError, LockFileError):
+        except (StateError, LockFileError):
             return False
-        self._take(lock, EXCLUSIVE)
-        return True
+        return self._take(lock, EXCLUSIVE)
 
     def rebasers(self) -> set[int]:
         """Return the other runs that wait for this lock, or are let in by our caller's."""
@@ -161,20 +153,22 @@ class TreeLock:
     def _left(self) -> float | None:
         return None if self._wait is None else max(0.0, self._wait - self.seconds_waited)
 
-    def _opened_state_lock(self) -> Flock:
-        self._state.make_home()
-        lock = _opened(self._state.own_lock_file, self._state)
-        self._others.append(lock)
-        return lock
+    def _opened(self, path: str) -> Flock:
+        try:
+            return self._state.open_lock(path)
+        except LockFileError as error:
+            raise LockError(error) from error
 
-    def _take(self, lock: Flock, mode: str) -> None:
+    def _take(self, lock: Flock, mode: str, *, at_once: bool = False) -> bool:
+        """Take a lock; False: `at_once` it cannot be had. Raises BusyError after a wait."""
         began = time.monotonic()
         try:
-            held = lock.acquire(mode, self._left, lambda: self._say_who(lock, mode))
+            wait = 0 if at_once else self._left
+            held = lock.acquire(mode, wait, lambda: self._say_who(lock, mode))
         except LockFileError as error:
             raise LockError(error) from error
         self.seconds_waited += time.monotonic() - began
-        if not held:
+        if not (held or at_once):
             from locks.holders import describe_holders
 
             longer = ", or give it longer with --wait" if self._wait else ""
@@ -182,6 +176,7 @@ class TreeLock:
                 f"the lock {lock.path} is {describe_holders(lock.path)}; nothing was changed: "
                 f"run rebaser again when it is free{longer}"
             )
+        return held
 
     def _busy_by_caller(self) -> BusyError:
         return BusyError(
@@ -223,12 +218,3 @@ def is_run(words: list[str]) -> bool:
     if names[:1] == ["start.py"]:  # bin/rebaser, bin/sage-rebase
         names = names[1:]
     return names[:2] in (["rebaser", "run"], ["rebaser.exe", "run"]) or names[:1] == ["sage-rebase"]
-
-
-def _opened(path: str, state: State) -> Flock:
-    """Open a lock file, made if it is missing; in the tree no link on the way is followed."""
-    try:
-        folder = state.folder_of(path)
-        return Flock.open(path, make_parents=folder is None, dir_fd=folder)
-    except LockFileError as error:
-        raise LockError(error) from error
