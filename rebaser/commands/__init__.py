@@ -43,7 +43,7 @@ def plain_arguments(command: ModuleType, words: Sequence[str]) -> Arguments | No
     """
     usual: dict[str, tuple[str, Any]] = getattr(command, "USUAL", {})
     attribute, number = getattr(command, "OPERANDS", ("", ""))
-    found: dict[str, Any] = {"given": words}
+    found: dict[str, Any] = {}
     rest, operands = list(words), []
     while rest:
         word = rest.pop(0)

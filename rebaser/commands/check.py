@@ -61,7 +61,7 @@ def main(arguments: Namespace) -> int:
     folders = [path for path in paths if os.path.isdir(path)]
     if len(folders) == 1:  # several trees may have options that contradict each other
         tree = shared.tree_of(arguments, folders[0])
-        arguments = shared.with_settings(arguments, tree, "check")
+        arguments = shared.with_settings(arguments, tree)
     findings = check(paths, shared.options_from(arguments), warn=Progress().tell)
     commands = [
         _quoted("rebaser", "run", folder, *repeated, *map("--avoid={}".format, others))

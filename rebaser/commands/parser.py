@@ -67,14 +67,13 @@ class Parser(argparse.ArgumentParser):
         self.exit(self.usage_status, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
     def parsed(self, words: Sequence[str]) -> argparse.Namespace:
-        """Return what the words mean, with the words as `given` and this as `parser`."""
+        """Return what the words mean."""
         # After -- all are operands, which the intermixed parsing of some Pythons does not know.
         mixed = self.intermixed and "--" not in words
         parse = self.parse_known_intermixed_args if mixed else self.parse_known_args
         found, unknown = parse(list(words))
         if unknown:
             self.error(self._unknown(unknown))
-        found.parser, found.given = self, words
         return found
 
     def _unknown(self, words: Sequence[str]) -> str:

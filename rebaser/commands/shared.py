@@ -110,12 +110,11 @@ def read_settings(state: State) -> list[tuple[int, str]]:
     return found
 
 
-def with_settings(arguments: Namespace, tree: Tree, command: str = "run") -> Namespace:
+def with_settings(arguments: Namespace, tree: Tree) -> Namespace:
     """Return the arguments with those of the tree's settings file before them.
 
-    `Parser.parsed` says what was `given`, and the `parser` that reads it once more. A command
-    passes over the options that are another's. `settings` is the file's path, or None.
-    Raises UsageError, or ends the program with 2, where a line is wrong.
+    So what is given wins, or comes behind where there may be several. `settings` is the file's
+    path, or None. Raises UsageError, or ends the program with 2, where a line is wrong.
     """
     lines = read_settings(tree.state)
     arguments.settings = None
@@ -123,21 +122,24 @@ def with_settings(arguments: Namespace, tree: Tree, command: str = "run") -> Nam
         return arguments
     from rebaser.commands.parser import command_parser
 
-    path, words = f"{tree.state_dir}/{SETTINGS}", []
-    judge = command_parser("run")  # every option is one of its
-    parser = arguments.parser or command_parser(command)
+    path, parser = f"{tree.state_dir}/{SETTINGS}", command_parser("run")  # which has them all
     for number, line in lines:
-        judge.where = f"{path}, line {number}"
+        parser.where = f"{path}, line {number}"
         try:
-            options = options_from(judge.parsed([line]))
+            options = options_from(parser.parsed([line]))
             for named in filter(None, (options.database, *options.avoid)):
                 if not os.path.exists(posix_name(named)):
                     raise UsageError(f"{named} does not exist; correct the line or take it out")
         except UsageError as error:
-            raise UsageError(f"{judge.where}: {error}") from None
-        if line.partition("=")[0] in parser._option_string_actions:
-            words.append(line)
-    found: Namespace = parser.parsed([*words, *arguments.given])
+            raise UsageError(f"{parser.where}: {error}") from None
+    found = parser.parsed([line for _, line in lines])
+    for name, given in vars(arguments).items():
+        of_tree = getattr(found, name, None)
+        if given is None or given is False:
+            given = of_tree
+        elif isinstance(of_tree, list):
+            given = [*of_tree, *given]
+        setattr(found, name, given)
     found.settings = path
     return found
 

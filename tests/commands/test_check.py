@@ -350,6 +350,7 @@ def test_the_options_of_a_tree_hold_for_a_check(rebaser: Rebaser, tmp_path: Path
     (tree / "var/lib/rebaser/options").write_text("--force-signed\n")
     result = rebaser("check", tree)
     assert f"rebaser run {tree} moves 2\n" in result.out, "the run reads them too"
+    assert f"rebaser run {tree} moves them apart" in rebaser("map", tree).out
     cure(result, rebaser)
     assert rebaser("check", tree).status == 0
 

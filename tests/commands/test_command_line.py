@@ -174,7 +174,6 @@ def test_a_hooks_words_mean_without_argparse_what_they_mean_with_it(line: str) -
     parsed = command_parser(name).parsed(words)
     assert plain is not None
     assert plain.what_was_not_given is None
-    del parsed.parser
     found, wanted = (
         {name: value for name, value in vars(one).items() if value not in (None, False)}
         for one in (plain, parsed)
