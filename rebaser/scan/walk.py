@@ -92,8 +92,10 @@ def scan(
     looked at. `keep_open` keeps open those images that were read and that can be moved: close the
     scan.
     """
-    rules, snapshot = rules or Rules(), snapshot or snapshots.blank()
-    return _Scanner(root, rules, snapshot, at_first_work, progress, keep_open=keep_open).scan()
+    scanner = _Scanner(root, rules or Rules(), snapshot or snapshots.blank())
+    scanner.at_first_work, scanner.progress = at_first_work, progress
+    scanner.may_open = None if keep_open else 0
+    return scanner.scan()
 
 
 def _inside(folder: str, name: str) -> str:
@@ -101,16 +103,12 @@ def _inside(folder: str, name: str) -> str:
 
 
 class _Scanner:
-    def __init__(
-        self,
-        root: str,
-        rules: Rules,
-        snapshot: Snapshot,
-        at_first_work: AtFirstWork | None = None,
-        progress: Callable[[int], None] | None = None,
-        *,
-        keep_open: bool = False,
-    ) -> None:
+    at_first_work: AtFirstWork | None = None
+    progress: Callable[[int], None] | None = None
+    # How many files may be kept open; None: not looked up yet.
+    may_open: int | None = 0
+
+    def __init__(self, root: str, rules: Rules, snapshot: Snapshot) -> None:
         self.top = root.rstrip("/") + "/"
         self.rules = rules
         self.suffixes = SUFFIXES + tuple(suffix.lower() for suffix in rules.suffixes)
@@ -121,10 +119,6 @@ class _Scanner:
             # What another machine saw was proven by its clock, and its inodes may be others.
             snapshot = snapshots.trusted(snapshot, snapshots.NEVER, 0)
         self.snapshot = snapshot
-        self.at_first_work = at_first_work
-        self.progress = progress
-        # How many files may be kept open; None: not looked up yet.
-        self.may_open = None if keep_open else 0
         self.changed = False
         self.failed: list[tuple[str, str]] = []
         self.images: dict[str, Image] = {}
