@@ -94,7 +94,7 @@ class State:
 
         def make_anew() -> None:
             self._remove_staging()
-            self.staging = StagingFolder(path, self._open())
+            self.staging = StagingFolder(path, self.open())
 
         with _Telling(f"{path}, where copies are made, cannot be made anew"):
             files.patiently(make_anew, _GOING)
@@ -104,7 +104,7 @@ class State:
         with _Telling(f"{self.folder}/{below}".rstrip("/") + ": the folder cannot be made"):
             if not self.is_inside:
                 os.makedirs(self.folder, self._mode(), exist_ok=True)
-            self._open(below, self._mode())
+            self.open(below, self._mode())
 
     def open_lock(self, path: str, *, create: bool = True) -> Flock:
         """Open a lock file, made with its folders; in the tree no link on the way is followed.
@@ -126,8 +126,11 @@ class State:
         # Who may write the root may write its state, and nobody else: find_tree believes it then.
         return 0o755 | os.stat(self.root).st_mode & 0o022
 
-    def _open(self, below: str = "", make: int | None = None) -> int:
-        """Return a descriptor of the folder, or of one in it; good until the next call."""
+    def open(self, below: str = "", make: int | None = None) -> int:
+        """Return a descriptor of the folder, or of one in it, good until the next call.
+
+        With `make`, a mode, what is missing is made. Raises OSError.
+        """
         if self._folders is None:
             self._folders = files.Folders(self._top)
         return self._folders.open("/".join(filter(None, (self._below, below))), make)
@@ -138,7 +141,7 @@ class State:
         To be asked with the lock held, exclusive or shared: a live run holds it exclusively.
         """
         with suppress(OSError):
-            names = self.names(STAGING)
+            names = files.names_in(self.open(STAGING))
             return not names or MARK in names
         return False
 
@@ -158,7 +161,7 @@ class State:
         from rebaser.state.staging import NOTE, remove_staging
 
         try:
-            notes = [name for name in self.names(STAGING) if name.startswith(NOTE)]
+            notes = [name for name in files.names_in(self.open(STAGING)) if name.startswith(NOTE)]
         except FileNotFoundError:
             return
         for name in notes:
@@ -171,56 +174,36 @@ class State:
                     remove_staging(name, folders.open(parent))
                     if not files.names_in(folders.chain[-1][1]):
                         os.rmdir(STATE, dir_fd=folders.chain[-2][1])
-        remove_staging(STAGING, self._open())
+        remove_staging(STAGING, self.open())
 
     def note_staging_elsewhere(self, folder: str) -> None:
         """Remember a staging folder, relative to the root, to be cleared away with ours."""
         from rebaser.state.staging import NOTE
 
-        number = sum(name.startswith(NOTE) for name in self.names(STAGING))
+        number = sum(name.startswith(NOTE) for name in files.names_in(self.open(STAGING)))
         self.write(f"{STAGING}/{NOTE}{number}", os.fsencode(folder))
 
-    # Files, by their names relative to the folder.
-
-    def names(self, folder: str) -> list[str]:
-        """Return the names in a folder of the state. Raises OSError."""
-        return files.names_in(self._open(folder))
-
-    def read(self, name: str, most: int) -> tuple[bytes, os.stat_result]:
+    def read(self, path: str, most: int) -> tuple[bytes, os.stat_result]:
         """Return what a regular file of at most so many bytes holds. Raises OSError."""
-        folder, name = self._at(name)
-        return files.read_file(name, most, folder)
+        below, _, name = path.rpartition("/")
+        return files.read_file(name, most, self.open(below))
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, path: str, data: bytes) -> None:
         """Replace a file. Raises StateError; then the old one is still there."""
         from rebaser.state.staging import NEW
 
-        with _Telling(f"{self.folder}/{name} cannot be written", WHOLE):
+        below, _, name = path.rpartition("/")
+        with _Telling(f"{self.folder}/{path} cannot be written", WHOLE):
             assert self.staging is not None
-            folder, name = self._at(name)
-            files.write_file(name, data, NEW, folder=folder, staging=self.staging.descriptor)
-
-    def write_first(self, name: str, data: bytes) -> None:
-        """Write a file unless there is one, whoever else does the same. Raises OSError."""
-        at, name = self._at(name)
-        with suppress(FileExistsError), os.fdopen(files.make_file(name, at, 0o644), "wb") as file:
-            file.write(data)
-
-    def remove(self, name: str) -> None:
-        """Remove a file. Raises OSError."""
-        folder, name = self._at(name)
-        os.unlink(name, dir_fd=folder)
-
-    def _at(self, name: str) -> tuple[int, str]:
-        below, _, name = name.rpartition("/")
-        return self._open(below), name
+            staging = self.staging.descriptor
+            files.write_file(name, data, NEW, folder=self.open(below), staging=staging)
 
     # The snapshot of what was seen.
 
     def load_snapshot(self, warn: Callable[[str], None]) -> Snapshot:
         """Return what was seen last; nothing, with one warning, where that is lost."""
         try:
-            folder = self._open()
+            folder = self.open()
             st = os.stat(SNAPSHOT, dir_fd=folder, follow_symlinks=False)
             # Look, then look again: most times it is the same file still.
             if self._loaded is None or self._loaded[0] != _which(st):

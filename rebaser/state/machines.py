@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from rebaser.errors import BusyError, UsageError, advice, suppress
+from rebaser.files import make_file
 from rebaser.state.folder import State
 
 TYPE_CHECKING = False
@@ -48,7 +49,8 @@ def _word(state: State) -> str:
     path = f"{state.folder}/name"
     state.make_home()
     try:
-        state.write_first("name", f"{os.urandom(16).hex()}\n".encode())
+        with suppress(FileExistsError), open(make_file("name", state.open(), 0o644), "w") as file:
+            file.write(f"{os.urandom(16).hex()}\n")
         for _ in range(50):  # another machine may be about to write it
             word = re.fullmatch(rb"([0-9a-f]{32})\n", state.read("name", 100)[0])
             if word:

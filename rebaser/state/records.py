@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from cygwin.values import NamedTuple
 from rebaser.errors import suppress
+from rebaser.files import names_in
 from rebaser.options import Request
 from rebaser.report import Group, Report
 from rebaser.scan import RUNS
@@ -77,7 +78,7 @@ def begin(state: State, request: Request, looked: float) -> Record:
     for number in numbers[: -KEPT_RECORDS + 1]:
         with suppress(OSError):  # an old record more does no harm
             if _read(state, number):  # and what is none is not ours
-                state.remove(_path(number))
+                os.unlink(f"{number}.json", dir_fd=state.open(RUNS))
     return record
 
 
@@ -137,15 +138,11 @@ def newest_first(state: State, after: int = 0) -> Iterator[Record]:
 
 def _numbers(state: State) -> list[int]:
     try:
-        names = state.names(RUNS)
+        names = names_in(state.open(RUNS))
     except (FileNotFoundError, NotADirectoryError):
         return []
     stems = [name[:-5] for name in names if name.endswith(".json") and len(name) < LONGEST_NAME]
     return [int(stem) for stem in stems if stem.isdecimal() and str(int(stem)) == stem]
-
-
-def _path(number: int) -> str:
-    return f"{RUNS}/{number}.json"
 
 
 def _write(state: State, record: Record) -> None:
@@ -160,7 +157,7 @@ def _write(state: State, record: Record) -> None:
     }
     # Names are the file system's bytes, whatever letters this user's locale makes of them.
     text = json.dumps(recoded(fields, to_utf8), indent=1)
-    state.write(_path(record.number), text.encode("ascii"))
+    state.write(f"{RUNS}/{record.number}.json", text.encode("ascii"))
 
 
 def _read(state: State, number: int) -> Record | None:
@@ -168,7 +165,8 @@ def _read(state: State, number: int) -> Record | None:
     import json  # 4 ms that a run with nothing to do need not spend
 
     try:
-        fields = recoded(json.loads(state.read(_path(number), LARGEST_RECORD)[0]), from_utf8)
+        data, _ = state.read(f"{RUNS}/{number}.json", LARGEST_RECORD)
+        fields = recoded(json.loads(data), from_utf8)
         only = fields["request"].pop("only")
         return Record(
             number=number,
