@@ -22,7 +22,7 @@ from locks.holders import describe_holders, holders
 from rebaser.commands.parser import Parser
 from rebaser.commands.shared import SETTINGS, add_root, tree_of
 from rebaser.errors import BusyError, UsageError, suppress
-from rebaser.files import Folders, names_in, open_folder
+from rebaser.files import Folders, names_in
 from rebaser.scan import RUNS
 from rebaser.state.folder import OWN_LOCK, SNAPSHOT
 from rebaser.state.lock import TreeLock
@@ -80,37 +80,33 @@ def _is_wanted(question: str) -> bool:
 def _remove(tree: Tree) -> Iterator[str]:
     """Remove what runs leave in a state folder, by its names; yield the paths of all else."""
     above, name = os.path.split(tree.state_dir)
-    inside = tree.relative(above + "/")
-    folders = Folders(above if inside is None else tree.root)
-    parent = folders.open((inside or "").rstrip("/"))
-    folder = open_folder(name, parent)
+    inside = tree.relative(tree.state_dir)
+    folders = Folders(tree.root if inside else above)
+    state = inside or name
     with suppress(OSError):  # there are none, or it is no folder: then it is told below
-        runs = open_folder(RUNS, folder)
-        records = [name for name in names_in(runs) if re.fullmatch(r"[0-9]+\.json", name)]
-        left = _remove_files(runs, records)
-        os.close(runs)
-        for each in left:
+        runs = names_in(folders.open(f"{state}/{RUNS}"))
+        records = [name for name in runs if re.fullmatch(r"[0-9]+\.json", name)]
+        for each in _clear(folders, f"{state}/{RUNS}", records):
             yield f"{tree.state_dir}/{RUNS}/{each}"
-        if not left:
-            os.rmdir(RUNS, dir_fd=folder)
     ours = [SNAPSHOT, OWN_LOCK]
     if os.path.dirname(tree.lock_file) == tree.state_dir:
         ours.append(os.path.basename(tree.lock_file))  # last: from then on others are at work
-    left = _remove_files(folder, ours)
-    os.close(folder)
-    for each in left:
+    for each in _clear(folders, state, ours):
         if each not in (SETTINGS, RUNS):
             yield f"{tree.state_dir}/{each}"
-    if not left:
-        with suppress(OSError):  # somebody has come
-            os.rmdir(name, dir_fd=parent)
 
 
-def _remove_files(folder: int, ours: Sequence[str]) -> list[str]:
-    """Remove the files of these names from a folder; return all names that are left in it."""
+def _clear(folders: Folders, path: str, ours: Sequence[str]) -> list[str]:
+    """Remove the files of these names from a folder, and it too if nothing is left; return that."""
+    folder = folders.open(path)
     removed = set()
     for name in ours:
         with suppress(OSError):  # it is not there, or is among those that are left
             os.unlink(name, dir_fd=folder)
             removed.add(name)  # Windows may list it until the lock that we have on it is closed
-    return sorted(set(names_in(folder)) - removed)
+    left = sorted(set(names_in(folder)) - removed)
+    if not left:
+        above, _, name = path.rpartition("/")
+        with suppress(OSError):  # somebody has come
+            os.rmdir(name, dir_fd=folders.open(above))
+    return left
