@@ -24,10 +24,8 @@ def printable(text: str) -> str:
 def _escaped(char: str) -> str:
     code = ord(char)
     if 0xDC80 <= code <= 0xDCFF:  # PEP 383: a byte that is not UTF-8
-        return f"\\x{code - 0xDC00:02x}"
-    if code <= 0xFF:
-        return f"\\x{code:02x}"
-    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code <= 0xFF else char.encode("ascii", "backslashreplace").decode()
 
 
 def recoded(value: Any, how: Callable[[str], str]) -> Any:

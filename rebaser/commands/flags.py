@@ -12,7 +12,7 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Mapping
 
 from cygwin.fault import ImageError
 from cygwin.flags import FLAGS, Flag, change_flags, describe, image_flags
@@ -49,36 +49,38 @@ def add_arguments(parser: Parser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    paths = [*_listed(arguments.filelist), *arguments.paths]
+    paths = list(arguments.paths)
+    if arguments.filelist is not None:
+        listed = read_list("--filelist", arguments.filelist).split(b"\n")
+        paths = [os.fsdecode(path) for line in listed if (path := line.rstrip(b"\r"))] + paths
     if not paths:
         raise UsageError("no files: name them, or give a list of them with -T")
     for path in arguments.paths:
         # Python 3.13 takes the 2 of -d2 for a negative number, and so for a PATH.
         if path.startswith("-") and not os.path.lexists(path):
             raise UsageError(f"{path} is no option and no file; {_BOOLS}")
-    show = arguments.show or []
+    show, verbose = arguments.show or [], arguments.verbose
     change = dict(arguments.change or [])
     status = 0
     lines = []  # printed when all is done: an output that takes no more is no reason to stop
     for path in paths:
         try:
-            line = _treat(path, show, change, arguments.verbose)
-            if line is not None:
-                lines.append(f"{printable(path)}: {line}")
+            before, after = _change(path, change)
         except (ImageError, OSError) as error:
             reason = getattr(error, "strerror", None) or error
             left = "; left as it was" if change else ""
             print(printable(f"rebaser: {path}: {reason}{left}"), file=sys.stderr)
             status = 1
+            continue
+        if show or verbose or not change:
+            lines.append(f"{printable(path)}: {describe(before, after, show, verbose=verbose)}")
     if lines:
         print("\n".join(lines))
     return status
 
 
-def _treat(
-    path: str, show: Collection[Flag], change: Mapping[Flag, bool], verbose: bool
-) -> str | None:
-    """Change one file as asked, and return what is to be shown of it, or None."""
+def _change(path: str, change: Mapping[Flag, bool]) -> tuple[int, int]:
+    """Change one file as asked; return its flags as they were and as they are."""
     mode = os.O_RDWR if change else os.O_RDONLY
     # A FIFO called x.dll must not make us wait for a writer.
     descriptor = os.open(path, mode | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -90,21 +92,9 @@ def _treat(
         before = after = image_flags(image)
         for flag, value in change.items():
             after = after | flag.bit if value else after & ~flag.bit
-        if after != before:
-            change_flags(descriptor, image, after)
-            if image.signed:
-                warning = f"rebaser: {path}: its signature is no longer valid"
-                print(printable(warning), file=sys.stderr)
+        change_flags(descriptor, image, after)
     finally:
         os.close(descriptor)
-    shown = show or verbose or not change
-    return describe(before, after, show, verbose=verbose) if shown else None
-
-
-def _listed(name: str | None) -> Iterator[str]:
-    """Yield the paths of a list, `-` for standard input."""
-    if name is None:
-        return
-    for line in read_list("--filelist", name).split(b"\n"):
-        if path := line.rstrip(b"\r"):
-            yield os.fsdecode(path)
+    if image.signed and after != before:
+        print(printable(f"rebaser: {path}: its signature is no longer valid"), file=sys.stderr)
+    return before, after

@@ -22,7 +22,7 @@ from rebaser.commands.json_output import print_json, reason_objects
 from rebaser.commands.parser import Parser
 from rebaser.commands.shared import add_scan_options, with_settings
 from rebaser.errors import RebaserError, UsageError
-from rebaser.plan.overlap import Span, clusters
+from rebaser.plan.overlap import Span, groups
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.skip import is_excluded, not_images, same_file
 from rebaser.scan.walk import Rules, look_at_one, scan
@@ -61,7 +61,11 @@ def main(arguments: Namespace) -> int:
     else:
         lines = [line for path in arguments.paths for line in _of_path(path, arguments, failed)]
     lines.sort(key=lambda line: (line.base, line.path))
-    overlapping = _overlapping(lines)
+    spans: dict[int, set[Span]] = {}
+    for line in lines:
+        span = Span(line.base, line.base + slot_size(line.size), line.file)
+        spans.setdefault(line.machine, set()).add(span)
+    overlapping = {file for group in groups(spans, (), ()) for file in group.paths}
     if arguments.json:
         images = [{**line._asdict(), "overlaps": line.file in overlapping} for line in lines]
         for image in images:
@@ -94,16 +98,26 @@ def _of_path(path: str, asked: Namespace, failed: list[tuple[str, str]]) -> Iter
         asked = with_settings(asked, tree)
         found = scan(path, Rules(tuple(asked.suffix or ())), _seen_last(tree))
         failed += [(os.path.join(path, inside), reason) for inside, reason in found.failed]
-        for inside, seen in found.snapshot.files():
-            if seen.base_width and not is_excluded(inside, asked.exclude or ()):
-                yield _line(os.path.join(path, inside), seen)
+        files = [
+            (os.path.join(path, inside), seen)
+            for inside, seen in found.snapshot.files()
+            if not is_excluded(inside, asked.exclude or ())
+        ]
     elif not os.path.isfile(path):
         gone = not os.path.lexists(path)
         failed.append((path, "no such file or folder" if gone else "not a regular file"))
+        return
     else:
         snapshot, unread = look_at_one(*os.path.split(os.path.realpath(path)))
         failed += [(path, reason) for _, reason in (*unread, *not_images(snapshot))]
-        yield from (_line(path, seen) for _, seen in snapshot.files() if seen.base_width)
+        files = [(path, seen) for _, seen in snapshot.files()]
+    for name, seen in files:
+        flags = ["dynamicbase"] if seen.dynamic_base else []
+        flags += ["high-entropy-va"] if seen.high_entropy_va else []
+        flags += ["signed"] if seen.flags & snapshots.SIGNED else []
+        if seen.base_width:
+            file = str(same_file(name, seen))
+            yield Line(name, seen.machine, seen.base, seen.image_size, flags, file)
 
 
 def _seen_last(tree: Tree) -> snapshots.Snapshot:
@@ -113,29 +127,10 @@ def _seen_last(tree: Tree) -> snapshots.Snapshot:
     return seen._replace(folders={name[start:]: seen.folders[name] for name in inside})
 
 
-def _line(path: str, seen: snapshots.Seen) -> Line:
-    flags = ["dynamicbase"] if seen.dynamic_base else []
-    flags += ["high-entropy-va"] if seen.high_entropy_va else []
-    flags += ["signed"] if seen.flags & snapshots.SIGNED else []
-    return Line(path, seen.machine, seen.base, seen.image_size, flags, str(same_file(path, seen)))
-
-
-def _overlapping(lines: Sequence[Line]) -> set[str]:
-    """Return the files that overlap another; several names of one file are one file."""
-    spans: dict[int, set[Span]] = {}
-    for line in lines:
-        span = Span(line.base, line.base + slot_size(line.size), line.file)
-        spans.setdefault(line.machine, set()).add(span)
-    found = (group for of_machine in spans.values() for group in clusters(of_machine))
-    return {span.path for group in found for span in group}
-
-
 def _print(lines: Sequence[Line], overlapping: set[str]) -> None:
     names = [printable(line.path) for line in lines]
     width = max(map(len, names), default=0)
     for name, line in zip(names, lines):
         mark = "*" if line.file in overlapping else " "
-        print(
-            f"{name:<{width}} base 0x{line.base:012x} size 0x{line.size:08x} "
-            f"{machine_name(line.machine):<6} {mark} {','.join(line.flags)}".rstrip()
-        )
+        where = f"base 0x{line.base:012x} size 0x{line.size:08x} {machine_name(line.machine):<6}"
+        print(f"{name:<{width}} {where} {mark} {','.join(line.flags)}".rstrip())
