@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from itertools import cycle
 
@@ -29,20 +29,6 @@ class Kind(Enum):
     RUNTIME = "kept for the Cygwin runtime"
     OTHERS = "kept for others"
 
-    @property
-    def is_image(self) -> bool:
-        """Whether a DLL lies here, and one alone."""
-        return self in (Kind.IMAGE, Kind.NEXT_IMAGE)
-
-
-class Region(NamedTuple):
-    """A span and whose it is; `path` is the image's, or says what the range is kept for."""
-
-    low: int
-    high: int
-    path: str
-    kind: Kind = Kind.IMAGE
-
 
 class Part(NamedTuple):
     """Addresses `[low, high)` that are of one kind, and whose they are."""
@@ -50,7 +36,7 @@ class Part(NamedTuple):
     low: int
     high: int
     kind: Kind
-    owners: Sequence[Region] = ()
+    owners: Sequence[Span] = ()
 
 
 class Use(NamedTuple):
@@ -66,32 +52,32 @@ class Use(NamedTuple):
 class AddressMap(NamedTuple):
     """The address space of one machine.
 
-    `images`, every other one a NEXT_IMAGE, and `others` are sorted by address. `parts` are the
+    `images` and `others`, what is kept for somebody, are sorted by address. `parts` are the
     addresses that anybody has, cut up by whose they are, upward. No run moves the images whose
     paths are in `stuck`.
     """
 
     machine: int
     arena: Range
-    images: tuple[Region, ...]
-    others: tuple[Region, ...]
-    parts: tuple[Part, ...]
+    images: Sequence[Span]
+    others: Sequence[Span]
+    parts: Sequence[Part]
     stuck: Collection[str] = ()
 
     @property
-    def groups(self) -> list[list[Region]]:
+    def groups(self) -> list[list[Span]]:
         """What hangs together by overlaps, upward; in each what is reserved, then the DLLs."""
         shared = {one for part in self.parts if part.kind is Kind.OVERLAP for one in part.owners}
-        return [sorted(group, key=lambda one: one.kind.is_image) for group in clusters(shared)]
+        return [sorted(group, key=lambda one: one.is_image) for group in clusters(shared)]
 
     @property
     def colliding(self) -> int:
         """The number of DLLs that share an address with another one or with a reserved range."""
-        return sum(region.kind.is_image for group in self.groups for region in group)
+        return sum(region.is_image for group in self.groups for region in group)
 
-    def told(self, group: Sequence[Region]) -> Group:
+    def told(self, group: Sequence[Span]) -> Group:
         """Return a group as a run and a check tell it."""
-        images = [one for one in group if one.kind.is_image]
+        images = [one for one in group if one.is_image]
         low, high = min(one.low for one in images), max(one.high for one in images)
         free = any(one.path not in self.stuck for one in images)
         paths = tuple(one.path for one in group)
@@ -115,30 +101,31 @@ def address_map(
     machine: int,
     arena: Range,
     images: Iterable[Span],
-    others: Iterable[Region],
+    others: Iterable[Span],
     stuck: Collection[str] = (),
 ) -> AddressMap:
     """Sort out who lies where. The runtime's own DLL in the runtime's range is no overlap."""
-    turns = cycle((Kind.IMAGE, Kind.NEXT_IMAGE))
-    placed = tuple(Region(*one[:3], kind) for one, kind in zip(sorted(images), turns))
-    kept = tuple(sorted(others, key=lambda one: one[:3]))
-    return AddressMap(machine, arena, placed, kept, tuple(_parts((*placed, *kept))), stuck)
+    placed, kept = sorted(images), sorted(others)
+    kinds = dict(zip(placed, cycle((Kind.IMAGE, Kind.NEXT_IMAGE))))
+    of_runtime = RUNTIME.get(machine, ())
+    kinds.update((one, Kind.RUNTIME if one[:2] in of_runtime else Kind.OTHERS) for one in kept)
+    return AddressMap(machine, arena, placed, kept, list(_parts(kinds)), stuck)
 
 
-def _parts(regions: Sequence[Region]) -> Iterator[Part]:
-    """Cut the addresses wherever a region begins or ends."""
-    here: list[Region] = []
-    to_come = sorted(regions, key=lambda one: one[:3], reverse=True)
-    edges = sorted({edge for one in regions for edge in one[:2]})
+def _parts(kinds: Mapping[Span, Kind]) -> Iterator[Part]:
+    """Cut the addresses wherever a span begins or ends."""
+    here: list[Span] = []
+    to_come = sorted(kinds, reverse=True)
+    edges = sorted({edge for one in kinds for edge in one[:2]})
     for low, high in zip(edges, edges[1:]):
         here = [one for one in here if one.high > low]
         while to_come and to_come[-1].low == low:
             here.append(to_come.pop())
-        images = [one for one in here if one.kind.is_image]
+        images = [one for one in here if one.is_image]
         # The runtime's own images lie in its range by right.
         alone = len(images) == 1 and (len(here) == 1 or is_runtime(images[0].path))
         if here:
-            kind = Kind.OVERLAP if images and not alone else (images or here)[-1].kind
+            kind = Kind.OVERLAP if images and not alone else kinds[(images or here)[-1]]
             yield Part(low, high, kind, here)
 
 
@@ -309,7 +296,7 @@ def _overlaps(root: str, found: AddressMap, every_name: bool) -> Iterator[Line]:
     yield Line("Overlaps: a process that loads two of these cannot fork", Style.ALARM)
     listed, named = (sys.maxsize, sys.maxsize) if every_name else (LISTED, NAMED)
     for group in groups[:listed]:
-        count = plural(sum(one.kind.is_image for one in group), "DLL")
+        count = plural(sum(one.is_image for one in group), "DLL")
         yield Line(f"{extent(found.told(group))}: {count}", Style.NAME)
         for region in group[:named]:
             yield Line(f"  {extent(region)} {printable(region.path)}", Style.NAME)
@@ -323,7 +310,7 @@ def _overlaps(root: str, found: AddressMap, every_name: bool) -> Iterator[Line]:
         yield Line("No run moves these; 'rebaser check' says why", Style.NAME)
 
 
-def extent(one: Group | Part | Range | Region) -> str:
+def extent(one: Group | Part | Range | Span) -> str:
     """Return from where to where something lies."""
     end = f"-{address(one.high)}" if one.high < 1 << 47 else " and up"
     return f"{address(one.low)}{end}"

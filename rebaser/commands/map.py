@@ -25,7 +25,6 @@ from rebaser.commands.verdict import painted
 from rebaser.errors import RebaserError, UsageError
 from rebaser.files import write_file
 from rebaser.options import Request
-from rebaser.plan.placement import OF_RUNTIME
 from rebaser.plan.proposal import Planner
 from rebaser.plan.survey import spans
 from rebaser.progress import make_progress
@@ -33,7 +32,7 @@ from rebaser.scan.skip import Skipped
 from rebaser.scan.walk import scan
 from rebaser.text import address, printable, shortened, terminal_width
 from rebaser.tree import Tree
-from rebaser.view import COLUMNS, AddressMap, Kind, Part, Region, Row, address_map, picture, within
+from rebaser.view import COLUMNS, AddressMap, Kind, Part, Row, address_map, picture, within
 
 # A character for each content of a cell, in Unicode and in ASCII, and its colour on a terminal.
 GLYPHS = {
@@ -98,10 +97,8 @@ def look_as_asked(arguments: Namespace) -> Look:
     stuck = {path for path, image in surveyed.images.items() if image.fixed}
 
     def map_of(machine: int) -> AddressMap:
-        others = [
-            Region(*one, Kind.RUNTIME if one in OF_RUNTIME[machine] else Kind.OTHERS)
-            for one in planner.reserved.ranges.get(machine, ())
-        ]
+        kept = planner.reserved.ranges.get(machine, ())
+        others = [one._replace(is_image=False) for one in kept]
         arena = options.arenas[machine]
         return address_map(machine, arena, placed.get(machine, ()), others, stuck)
 
@@ -209,7 +206,7 @@ def _content(parts: Sequence[Part], size: int) -> Kind | None:
     """Return what a cell of `size` addresses shows: any overlap in it, however small."""
     if any(part.kind is Kind.OVERLAP for part in parts):
         return Kind.OVERLAP
-    images = [part for part in parts if part.kind.is_image]
+    images = [part for part in parts if part.kind in (Kind.IMAGE, Kind.NEXT_IMAGE)]
     if not images:
         return parts[-1].kind if parts else None
     if sum(part.high - part.low for part in images) < size:

@@ -7,31 +7,29 @@ from collections.abc import Collection, Iterable, Mapping
 from cygwin.values import NamedTuple
 from rebaser.report import Group
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any, TypeVar
-
-    Spanned = TypeVar("Spanned", bound=Any)  # a Span, or what has its fields and more
-
 
 class Span(NamedTuple):
-    """What an image (or somebody's reserved range) occupies: addresses `[low, high)`."""
+    """What an image occupies, addresses `[low, high)`, or a range that is kept for somebody.
+
+    `path` is the image's, or says whom the range is kept for.
+    """
 
     low: int
     high: int
     path: str
+    is_image: bool = True
 
 
-def clusters(spans: Iterable[Spanned]) -> list[list[Spanned]]:
+def clusters(spans: Iterable[Span]) -> list[list[Span]]:
     """Return the groups of spans that hang together by overlaps, those of two or more alone.
 
     However many images lie at one address, each is named once here; their pairs grow with the
     square of their number.
     """
-    found: list[list[Spanned]] = []
-    group: list[Spanned] = []
+    found: list[list[Span]] = []
+    group: list[Span] = []
     reach = -1
-    for span in sorted(spans, key=lambda s: (s.low, s.high, s.path)):
+    for span in sorted(spans):
         if span.low >= reach:
             found.append(group)
             group = []

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from cygwin.address_space import ARENA, GRANULARITY, RUNTIME, X86_64
-from rebaser.view import AddressMap, Kind, Region, address_map
+from rebaser.plan.overlap import Span
+from rebaser.view import AddressMap, address_map
 
 ARENA_64 = ARENA[X86_64]
 LOW = ARENA_64.low
-THE_RUNTIME = Region(RUNTIME[X86_64][0].low, RUNTIME[X86_64][0].high, "runtime", Kind.RUNTIME)
+THE_RUNTIME = Span(RUNTIME[X86_64][0].low, RUNTIME[X86_64][0].high, "runtime", is_image=False)
 
 
-def image(slot: int, slots: int = 1, path: str | None = None, base: int = LOW) -> Region:
+def image(slot: int, slots: int = 1, path: str | None = None, base: int = LOW) -> Span:
     """Return an image so many slots above the floor of the arena."""
     low = base + slot * GRANULARITY
-    return Region(low, low + slots * GRANULARITY, path or f"x{slot}.dll")
+    return Span(low, low + slots * GRANULARITY, path or f"x{slot}.dll")
 
 
-def made(*images: Region, others: tuple[Region, ...] = (THE_RUNTIME,)) -> AddressMap:
+def made(*images: Span, others: tuple[Span, ...] = (THE_RUNTIME,)) -> AddressMap:
     """Return the map of these."""
     return address_map(X86_64, ARENA_64, images, others)

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cygwin.address_space import ARENA, GRANULARITY, I386, X86_64, Range
-from rebaser.view import Kind, Region, address_map, zones
+from rebaser.plan.overlap import Span
+from rebaser.view import Kind, address_map, zones
 
 
 class TestCollisions:
@@ -30,7 +31,7 @@ class TestCollisions:
         assert (told.low, told.high, told.paths) == (LOW, LOW + 4 * GRANULARITY, ("a", "b"))
 
     def test_an_image_on_a_reserved_range(self) -> None:
-        kept = Region(LOW, LOW + 8 * GRANULARITY, "theirs", Kind.OTHERS)
+        kept = Span(LOW, LOW + 8 * GRANULARITY, "theirs", is_image=False)
         found = made(image(3), others=(kept,))
         assert [[r.path for r in group] for group in found.groups] == [["theirs", "x3.dll"]]
         assert found.colliding == 1
@@ -41,12 +42,12 @@ class TestCollisions:
         assert [found.told(group).cure for group in found.groups] == [None, "run"]
 
     def test_reserved_ranges_may_overlap_each_other(self) -> None:
-        kept = [Region(LOW, LOW + 8 * GRANULARITY, name, Kind.OTHERS) for name in "ab"]
+        kept = [Span(LOW, LOW + 8 * GRANULARITY, name, is_image=False) for name in "ab"]
         assert made(image(9), others=tuple(kept)).groups == []
 
     def test_the_runtime_in_its_own_range_is_none(self) -> None:
-        assert made(Region(0x1_8004_0000, 0x1_8034_0000, "bin/cygwin1.dll")).groups == []
-        other = Region(0x1_8034_0000, 0x1_8035_0000, "bin/other.dll")
+        assert made(Span(0x1_8004_0000, 0x1_8034_0000, "bin/cygwin1.dll")).groups == []
+        other = Span(0x1_8034_0000, 0x1_8035_0000, "bin/other.dll")
         assert made(other).colliding == 1
 
     @given(
@@ -58,7 +59,7 @@ class TestCollisions:
     ) -> None:
         placed = [image(at, size, f"{n}.dll") for n, (at, size) in enumerate(images)]
         kept = [
-            Region(one.low, one.high, one.path, Kind.OTHERS)
+            Span(one.low, one.high, one.path, is_image=False)
             for one in (image(at, size, f"kept {n}") for n, (at, size) in enumerate(others))
         ]
         found = address_map(X86_64, ARENA_64, placed, kept)
@@ -66,7 +67,7 @@ class TestCollisions:
         for region in (*placed, *kept):
             for low in range(region.low, region.high, GRANULARITY):
                 counts = of_slot.get(low, (0, 0))
-                is_image = region.kind.is_image
+                is_image = region.is_image
                 of_slot[low] = counts[0] + is_image, counts[1] + (not is_image)
         plain = {low for low, (some, rest) in of_slot.items() if some > 1 or (some and rest)}
         slots = {
@@ -96,12 +97,12 @@ class TestUse:
         assert use.free == ARENA_64.high - ARENA_64.low
 
     def test_a_full_arena(self) -> None:
-        use = made(Region(0x1_0000_0000, 0x5_0000_0000, "vast.dll")).use()
+        use = made(Span(0x1_0000_0000, 0x5_0000_0000, "vast.dll")).use()
         assert use.largest_gap is None
         assert use.free == 0
 
     def test_gaps(self) -> None:
-        kept = Region(LOW + 0x100_0000, ARENA_64.high, "theirs", Kind.OTHERS)
+        kept = Span(LOW + 0x100_0000, ARENA_64.high, "theirs", is_image=False)
         use = made(image(0), image(4), others=(kept,)).use()
         assert use.largest_gap == Range(LOW + 5 * GRANULARITY, LOW + 0x100_0000)
         assert use.kept_for_others == ARENA_64.high - LOW - 0x100_0000

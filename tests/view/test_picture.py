@@ -6,9 +6,10 @@ from address_maps import LOW, THE_RUNTIME, image, made
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cygwin.address_space import GRANULARITY
+from cygwin.address_space import ARENA, GRANULARITY, I386, RUNTIME
+from rebaser.plan.overlap import Span
 from rebaser.text import address_size
-from rebaser.view import AddressMap, Kind, Line, Region, Row, Style, picture, within
+from rebaser.view import AddressMap, Kind, Line, Row, Style, address_map, picture, within
 
 
 def drawn(found: AddressMap, most: int = 18) -> list[Line | Row]:
@@ -49,9 +50,10 @@ class TestRows:
     def test_what_is_left_out_is_said(self) -> None:
         gaps = texts_of(made(image(5), image(131_000)), Style.GAP)
         assert gaps == ["... 8.0 GiB free ...", "... 4 MiB free ..."]
-        kept = Region(LOW + 100_000 * GRANULARITY, LOW + 100_001 * GRANULARITY, "x", Kind.RUNTIME)
-        gaps = texts_of(made(image(5), others=(kept,)), Style.GAP)
-        assert gaps == ["... 8.0 GiB free or kept for the runtime ..."]
+        kept = [Span(*one, "runtime", is_image=False) for one in RUNTIME[I386]]
+        low = image(5, base=ARENA[I386].low)
+        gaps = texts_of(address_map(I386, ARENA[I386], [low], kept), Style.GAP)
+        assert gaps == ["... 892 MiB free or kept for the runtime ..."]
 
     def test_what_is_kept_for_the_runtime_alone_makes_no_rows(self) -> None:
         assert rows_of(made()) == []
@@ -79,8 +81,8 @@ class TestRows:
 
 class TestWords:
     def test_what_lies_in_an_address_range_is_counted(self) -> None:
-        wheels = [Region(0x1_8000_0000, 0x1_8001_0000, f"{n}.pyd") for n in range(3)]
-        own = Region(0x1_8004_0000, 0x1_8034_0000, "bin/cygwin1.dll")
+        wheels = [Span(0x1_8000_0000, 0x1_8001_0000, f"{n}.pyd") for n in range(3)]
+        own = Span(0x1_8004_0000, 0x1_8034_0000, "bin/cygwin1.dll")
         zone = "0x180000000-0x200000000 kept for the Cygwin runtime: "
         for images, held in ((wheels, "3 DLLs"), ([own], "1 DLL"), ([own, *wheels], "4 DLLs")):
             assert f"{zone}{held}" in texts_of(made(*images), Style.ZONE)
@@ -103,7 +105,7 @@ class TestWords:
         assert texts_of(stuck, Style.NAME)[-1] == "No run moves these; 'rebaser check' says why"
 
     def test_the_runtime_is_named_where_a_dll_lies_on_its_range(self) -> None:
-        found = made(Region(0x1_8000_0000, 0x1_8001_0000, "x.pyd"))
+        found = made(Span(0x1_8000_0000, 0x1_8001_0000, "x.pyd"))
         assert f"  0x180000000-0x200000000 {THE_RUNTIME.path}" in texts_of(found, Style.NAME)
 
 
