@@ -88,7 +88,6 @@ class CoordinatorLock:
             raise
         return True
 
-    @property
     def is_lost(self) -> bool:
         """Whether the last renewal found it so, or was too long ago; the server is not asked.
 
@@ -108,7 +107,7 @@ class CoordinatorLock:
                 break
             self._lost = _now() > deadline
             time.sleep(0.05)
-        self._lost = self.is_lost
+        self._lost = self.is_lost()
         return self._held and not self._lost
 
     def release(self) -> None:

@@ -101,7 +101,11 @@ class Flock:
 
     @classmethod
     def of_descriptor(cls, fd: int) -> Flock:
-        """Use a descriptor that somebody else opened; `close` leaves it open."""
+        """Use a descriptor that our caller opened, one that came through exec; `close` leaves it.
+
+        Any other is as good as none: where the caller had closed a standard stream, /dev/null may
+        be open there meanwhile.
+        """
         return cls(fd, f"descriptor {fd}", owned=False)
 
     def try_acquire(self, mode: str) -> bool:
@@ -142,6 +146,8 @@ class Flock:
 
     def _flock(self, operation: int) -> None:
         try:
+            if not (self._owned or os.get_inheritable(self._fd)):
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
             fcntl.flock(self._fd, operation)
         except BlockingIOError:
             raise

@@ -124,23 +124,21 @@ def _run_beside(become: Callable[[], int], is_lost: Callable[[], bool] | None) -
     return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
-def self_lock_warning(lock: Flock, mode: str) -> str | None:
-    """Return a sentence where this process would wait for a lock that its own caller holds.
+def warn_of_own_lock(lock: Flock, mode: str, tell: Callable[[str], None]) -> None:
+    """Tell of it where this process would wait for a lock that its own caller holds.
 
     `mode` is how it was just tried, in vain.
     """
-    held = inherited_lock(lock.fileno())
-    if held is None or held[1] == "unlocked":
-        return None
-    descriptor, state = held
+    descriptor, state = inherited_lock(lock.fileno()) or (-1, "unlocked")
     how = f"holds this lock {state}"
     if state == "unknown":
         certain = mode == EXCLUSIVE and only_callers_have(lock.fileno())
         how = "holds this lock shared" if certain else "may hold this lock"
-    return (
-        f"descriptor {descriptor}, which this process has from its caller, {how}: "
-        "the wait lasts until the caller drops it"
-    )
+    if state != "unlocked":
+        tell(
+            f"descriptor {descriptor}, which this process has from its caller, {how}: "
+            "the wait lasts until the caller drops it"
+        )
 
 
 def say(text: str) -> None:

@@ -10,7 +10,7 @@ import sys
 from contextlib import suppress
 
 from locks.flock import EXCLUSIVE, SHARED, Flock, LockFileError
-from locks.hold import run_command, say, self_lock_warning, shell_command
+from locks.hold import run_command, say, shell_command, warn_of_own_lock
 
 USAGE = """\
 usage: sage-flock [options] LOCK COMMAND [ARG ...]
@@ -37,10 +37,6 @@ this process and inherits the lock, which ends with it.
 exit status: the command's; 1 or -E busy; 64 usage; 65 not lockable; 66 LOCK cannot be opened;
 69 COMMAND cannot be run; 71 system error; 73 LOCK cannot be made (read-only or full).
 """
-
-# <sysexits.h>, as flock(1) uses them
-EX_USAGE, EX_DATAERR, EX_NOINPUT, EX_UNAVAILABLE = 64, 65, 66, 69
-EX_SOFTWARE, EX_OSERR, EX_CANTCREAT = 70, 71, 73
 
 SHORT = "sxeunoFhVw:E:"
 LONG = {
@@ -77,7 +73,7 @@ class UsageError(ExitError):
     """The command line cannot be understood."""
 
     def __init__(self, text: str) -> None:
-        super().__init__(EX_USAGE, f"{text}\nTry 'sage-flock --help' for more information.")
+        super().__init__(os.EX_USAGE, f"{text}\nTry 'sage-flock --help' for more information.")
 
 
 def main(words: list[str] | None = None) -> None:
@@ -96,7 +92,7 @@ def main(words: list[str] | None = None) -> None:
         import traceback
 
         complain(traceback.format_exc())
-        status = EX_SOFTWARE
+        status = os.EX_SOFTWARE
     sys.exit(status)
 
 
@@ -117,7 +113,8 @@ def sage_flock(words: list[str]) -> int:
     talk = options.keys() <= SAGEMATHS and operands[1:2] not in (["-c"], ["--command"])
     verbose = "--verbose" in options
     lock, command = lock_and_command(operands)
-    if not taken(lock, options, command, talk=talk, verbose=verbose):
+    why = f"to run {' '.join(command)}" if command else f"on {lock.path}"
+    if not taken(lock, options, verbose=verbose, told=why if talk else ""):
         if verbose:
             complain(f"could not take the lock {lock.path}")
         return int(options.get("-E", "1"))
@@ -128,7 +125,7 @@ def sage_flock(words: list[str]) -> int:
 
     def failed(error: OSError) -> int:
         complain(f"failed to execute {command[0]}: {error.strerror}")
-        return EX_OSERR if error.errno == errno.ENOMEM else EX_UNAVAILABLE
+        return os.EX_OSERR if error.errno == errno.ENOMEM else os.EX_UNAVAILABLE
 
     return run_command(command, lock, close="-o" in options, failed=failed)
 
@@ -176,7 +173,10 @@ def lock_and_command(operands: list[str]) -> tuple[Flock, list[str]]:
         raise UsageError("not enough arguments")
     name, command = operands[0], operands[1:]
     if not command:
-        return Flock.of_descriptor(descriptor(name)), []
+        if name.lstrip("+-").isdecimal() and -(2**31) <= number(int, name, "descriptor") < 2**31:
+            return Flock.of_descriptor(int(name)), []
+        what = "a file or folder needs a command after it"
+        raise UsageError(f"bad file descriptor: {name!r}; {what}")
     if command[0] in ("-c", "--command"):
         if len(command) != 2:
             raise UsageError(f"{command[0]} requires exactly one command argument")
@@ -184,57 +184,43 @@ def lock_and_command(operands: list[str]) -> tuple[Flock, list[str]]:
     return Flock.open(name, make_parents=True), command
 
 
-def descriptor(text: str) -> int:
-    """Return the number of a descriptor. Raises UsageError, LockFileError."""
-    if not text.lstrip("+-").isdecimal() or not -(2**31) <= (fd := number(int, text, "")) < 2**31:
-        raise UsageError(
-            f"bad file descriptor: {text!r}; a file or folder needs a command after it"
-        )
-    if fd < 0:
-        error = OSError(errno.EBADF, os.strerror(errno.EBADF))
-        raise LockFileError("lock", f"descriptor {fd}", error)
-    return int(fd)
+def taken(lock: Flock, options: dict[str, str], *, verbose: bool, told: str) -> bool:
+    """Take or drop the lock; False when others kept it.
 
-
-def taken(
-    lock: Flock, options: dict[str, str], command: list[str], *, talk: bool, verbose: bool
-) -> bool:
-    """Take or drop the lock; False when others kept it."""
+    `told` is what SageMath's program says that it waits for, "" for flock(1), which is silent.
+    """
     mode = next((MODES[option] for option in reversed(options) if option in MODES), EXCLUSIVE)
     timeout = float(options["-w"]) if "-w" in options else None
     if timeout is not None and not 0 <= timeout < LONGEST_WAIT:
-        raise ExitError(EX_OSERR, f"cannot set up a timer of {timeout} seconds")
+        raise ExitError(os.EX_OSERR, f"cannot set up a timer of {timeout} seconds")
     if mode is None:
         lock.release()
         return True
-    waits = had = False
+    if lock.try_acquire(mode):
+        return True
+    if "-n" in options or timeout == 0:
+        return False
+    from locks.holders import describe_holders, printable
 
-    def begin() -> None:
-        nonlocal waits
-        from locks.holders import describe_holders, printable
-
-        if verbose:
-            complain(f"{lock.path} is {describe_holders(lock.fileno())}")
-        warning = self_lock_warning(lock, mode) if verbose or talk else None
-        if warning:
-            complain(warning)
-        if talk:
-            waits = True
-            what = f"to run {printable(' '.join(command))}" if command else f"on {lock.path}"
-            say(f"Waiting for {mode} lock {what} ... ")
-
+    if verbose:
+        complain(f"{lock.path} is {describe_holders(lock.fileno())}")
+    if verbose or told:
+        warn_of_own_lock(lock, mode, complain)
+    if not told:
+        return lock.acquire(mode, timeout)
+    say(f"Waiting for {mode} lock {printable(told)} ... ")
+    had = False
     try:
-        had = lock.acquire(mode, 0 if "-n" in options else timeout, begin)
+        had = lock.acquire(mode, timeout)
     finally:
-        if waits:
-            say("ok\n" if had else "failed\n")
+        say("ok\n" if had else "failed\n")
     return had
 
 
 def status_of(error: LockFileError) -> int:
     """Return flock(1)'s exit status for a lock file that cannot be opened or locked."""
     if error.action == "lock":
-        return EX_OSERR if error.errno in (errno.ENOLCK, errno.ENOMEM) else EX_DATAERR
+        return os.EX_OSERR if error.errno in (errno.ENOLCK, errno.ENOMEM) else os.EX_DATAERR
     if error.errno in (errno.ENOMEM, errno.EMFILE, errno.ENFILE):
-        return EX_OSERR
-    return EX_CANTCREAT if error.errno in (errno.EROFS, errno.ENOSPC) else EX_NOINPUT
+        return os.EX_OSERR
+    return os.EX_CANTCREAT if error.errno in (errno.EROFS, errno.ENOSPC) else os.EX_NOINPUT

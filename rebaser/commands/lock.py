@@ -12,24 +12,18 @@ import os
 import sys
 
 from locks.flock import EXCLUSIVE, SHARED, Flock, LockFileError
-from locks.hold import run_command, say, self_lock_warning, shell_command
+from locks.hold import run_command, shell_command, warn_of_own_lock
 from rebaser.errors import BusyError, RebaserError, UsageError
-from rebaser.text import printable
+from rebaser.process import complain, leave_signals
 from rebaser.tree import find_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Callable
 
-    from locks.coordinator import CoordinatorLock
     from rebaser.commands.parser import Parser
 
-EXIT_USAGE = 64
-EXIT_NOT_LOCKABLE = 65
-EXIT_NO_LOCK_FILE = 66
-EXIT_NOT_EXECUTABLE = 126
-EXIT_NOT_FOUND = 127
+EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND = 126, 127  # a shell's; the others are flock(1)'s
 UNLOCK = "unlock"
 
 EPILOG = """\
@@ -57,7 +51,7 @@ def add_arguments(parser: Parser) -> None:
 
     from rebaser.commands.parser import seconds
 
-    parser.usage_status = EXIT_USAGE
+    parser.usage_status = os.EX_USAGE
     parser.usage = "rebaser lock [options] [--] COMMAND [ARG ...]"
     parser.epilog = EPILOG
     parser.add("", "--name", "lock NAME.lock, beside the rebase lock")
@@ -89,20 +83,17 @@ def add_arguments(parser: Parser) -> None:
 
 
 def main(arguments: Namespace) -> int:
-    from rebaser.process import leave_signals
-
     try:
         command = _command(arguments)
         leave_signals()  # there is nothing to clean up: they end the wait as they end flock(1)
         return _run(arguments, command)
     except UsageError as error:
-        error.exit_status = EXIT_USAGE
+        error.exit_status = os.EX_USAGE
         raise
     except LockFileError as error:
         named = "" if error.path.startswith("descriptor ") else " with --file or --lock-file"
         failure = RebaserError(f"{error}{named}")
-        opening = error.action == "open"
-        failure.exit_status = EXIT_NO_LOCK_FILE if opening else EXIT_NOT_LOCKABLE  # as flock(1)
+        failure.exit_status = os.EX_NOINPUT if error.action == "open" else os.EX_DATAERR
         raise failure from error
 
 
@@ -110,58 +101,47 @@ def _run(arguments: Namespace, command: list[str]) -> int:
     mode: str = arguments.mode or EXCLUSIVE
     conflict = _number(arguments.conflict or "1", 255, "exit status")
     lock = _opened(arguments)
-    if arguments.mode == UNLOCK:
+    if mode == UNLOCK:
         lock.release()
         return 0
-
     talks = arguments.verbose or (sys.stderr and sys.stderr.isatty())
 
     def on_wait() -> None:
         if talks:
-            _say(f"waiting for the {mode} lock {lock.path}, {_who(lock)}")
-        if warning := self_lock_warning(lock, mode):
-            _say(warning)
+            complain(f"waiting for the {mode} lock {lock.path}, {_who(lock)}")
+        warn_of_own_lock(lock, mode, complain)
 
     wait = 0 if arguments.nonblock else arguments.wait
-    busy, remote = "", None
-    if not lock.acquire(mode, wait, None if arguments.quiet else on_wait):
-        busy = f"could not take the lock {lock.path}, {_who(lock)}"
-    elif not command:
-        return 0
-    elif arguments.coordinator:
-        try:
-            remote = _coordinators(arguments, wait, _say if talks else lambda text: None)
-        except BusyError as error:
-            busy = str(error)
-    if busy:
+    remote = None
+    try:
+        if not lock.acquire(mode, wait, None if arguments.quiet else on_wait):
+            raise BusyError(f"could not take the lock {lock.path}, {_who(lock)}")
+        if arguments.coordinator:
+            from rebaser.state.machines import HELD, take_lock
+
+            state, name = find_tree(arguments.root).state, arguments.name or "rebase"
+            tell = complain if talks else lambda text: None
+            remote = take_lock(arguments.coordinator, state, wait, tell, name)
+            os.environ[HELD] = remote.name
+    except BusyError as error:
         if not arguments.quiet:
-            _say(busy)
+            complain(str(error))
         return conflict
+    if not command:
+        return 0
     status = run_command(
         command,
         lock,
         close=arguments.close,
         failed=lambda error: _failed(command, error),
-        is_lost=(lambda: remote.is_lost) if remote else None,
+        is_lost=remote.is_lost if remote else None,
     )
-    if remote and remote.is_lost:
-        _say("the coordinator's lock was lost; the command was told to end (SIGTERM)")
+    if remote and remote.is_lost():
+        complain("the coordinator's lock was lost; the command was told to end (SIGTERM)")
         return BusyError.exit_status
     if remote:
         remote.release()
     return status
-
-
-def _coordinators(
-    arguments: Namespace, wait: float | None, tell: Callable[[str], None]
-) -> CoordinatorLock:
-    """Take the lock that other machines see, too."""
-    from rebaser.state.machines import HELD, take_lock
-
-    state = find_tree(arguments.root).state
-    remote = take_lock(arguments.coordinator, state, wait, tell, arguments.name or "rebase")
-    os.environ[HELD] = remote.name
-    return remote
 
 
 def _command(arguments: Namespace) -> list[str]:
@@ -198,7 +178,7 @@ def _opened(arguments: Namespace) -> Flock:
     """Open the lock that was named, or that of the tree: there no link on the way is followed."""
     if arguments.fd is not None:
         fd = _number(arguments.fd, 2**31 - 1, "number of a descriptor")
-        return Flock.of_descriptor(_callers(fd))
+        return Flock.of_descriptor(fd)
     if arguments.file is not None:
         return Flock.open(arguments.file)  # as flock(1), for a name may be misspelt: no folder
     path: str = arguments.lock_file or os.environ.get("REBASER_LOCK_FILE") or ""
@@ -211,7 +191,7 @@ def _opened(arguments: Namespace) -> Flock:
     except UsageError as error:
         raise UsageError(f"{error}; or name a lock with --file") from error
     except RebaserError as error:
-        error.exit_status = EXIT_NO_LOCK_FILE
+        error.exit_status = os.EX_NOINPUT
         raise
 
 
@@ -221,27 +201,10 @@ def _who(lock: Flock) -> str:
     return describe_holders(lock.fileno())
 
 
-def _callers(fd: int) -> int:
-    """Return a descriptor that our caller opened: one that came through exec. Raises LockFileError.
-
-    Where the caller had closed a standard stream, /dev/null is open there meanwhile.
-    """
-    try:
-        if os.get_inheritable(fd):
-            return fd
-        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-    except OSError as error:
-        raise LockFileError("lock", f"descriptor {fd}", error) from error
-
-
 def _failed(command: list[str], error: OSError) -> int:
-    _say(f"cannot execute {command[0]}: {error.strerror}")
+    complain(f"cannot execute {command[0]}: {error.strerror}")
     missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
     return EXIT_NOT_FOUND if missing else EXIT_NOT_EXECUTABLE
-
-
-def _say(text: str) -> None:
-    say(f"rebaser: {printable(text)}\n")
 
 
 def _number(text: str, highest: int, what: str) -> int:

@@ -223,6 +223,7 @@ def test_the_descriptor_is_not_for_our_children_and_a_child_that_has_it_keeps_th
 
 def test_a_descriptor_that_was_handed_in_is_left_open(tmp_path: Path) -> None:
     with open(tmp_path / "lock", "w") as file:
+        os.set_inheritable(file.fileno(), True)
         with Flock.of_descriptor(file.fileno()) as lock:
             assert lock.try_acquire(EXCLUSIVE)
         os.fstat(file.fileno())
@@ -313,6 +314,11 @@ def test_a_descriptor_that_is_not_open() -> None:
     assert caught.value.errno == errno.EBADF
     with pytest.raises(LockFileError):
         Flock.of_descriptor(9999).release()
+
+
+def test_a_descriptor_of_our_own_is_not_our_callers(tmp_path: Path) -> None:
+    with open(tmp_path / "lock", "w") as file, pytest.raises(LockFileError, match="Bad file desc"):
+        Flock.of_descriptor(file.fileno()).try_acquire(EXCLUSIVE)
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EACCES, errno.EIO])
