@@ -78,6 +78,26 @@ class Look(NamedTuple):
     skipped: Sequence[Skipped]
     failed: Sequence[tuple[str, str]]
 
+    def print_json(
+        self, of_machine: Callable[[AddressMap], dict[str, object]], **more: object
+    ) -> None:
+        """Print it as one JSON object, with what a command tells of each machine, and more."""
+        machines = {
+            machine_name(one.machine): {**one.use()._asdict(), **of_machine(one)}
+            for one in self.maps
+        }
+        failed = reason_objects(self.failed)
+        print_json({"root": self.tree.root, "machines": machines, "failed": failed, **more})
+
+    def end(self) -> int:
+        """Say what could not be looked at, twenty at most; return the exit status."""
+        lines = [f"{path}: {reason}" for path, reason in self.failed[:20]]
+        if more := len(self.failed) - len(lines):
+            lines.append(f"... and {more:,} more like these ('rebaser run --verbose' names all)")
+        for line in lines:
+            print(printable(line), file=sys.stderr)
+        return int(bool(lines))
+
 
 def look_as_asked(arguments: Namespace) -> Look:
     """Look at the whole tree that the arguments name: without its lock, and without waiting."""
@@ -111,27 +131,6 @@ def look_as_asked(arguments: Namespace) -> Look:
     )
 
 
-def print_look_json(
-    found: Look, of_machine: Callable[[AddressMap], dict[str, object]], **more: object
-) -> None:
-    """Print what was found as one JSON object, with what a command tells of each machine."""
-    machines = {
-        machine_name(one.machine): {**one.use()._asdict(), **of_machine(one)} for one in found.maps
-    }
-    failed = reason_objects(found.failed)
-    print_json({"root": found.tree.root, "machines": machines, "failed": failed, **more})
-
-
-def end_of_look(found: Look) -> int:
-    """Say what could not be looked at, twenty at most; return the exit status."""
-    lines = [f"{path}: {reason}" for path, reason in found.failed[:20]]
-    if more := len(found.failed) - len(lines):
-        lines.append(f"... and {more:,} more like these ('rebaser run --verbose' names all)")
-    for line in lines:
-        print(printable(line), file=sys.stderr)
-    return int(bool(lines))
-
-
 def main(arguments: Namespace) -> int:
     if arguments.json and arguments.svg == "-":
         raise UsageError("--json and --svg - both want standard output: name a file for the SVG")
@@ -139,12 +138,12 @@ def main(arguments: Namespace) -> int:
     if arguments.svg:
         _write_svg(arguments.svg, found)
     if arguments.json:
-        print_look_json(found, _json_of_machine)
+        found.print_json(_of_machine)
     elif not arguments.svg:
         _show(found, every_name=arguments.verbose)
     elif arguments.svg != "-":
         print(printable(f"wrote {arguments.svg}"))
-    return end_of_look(found)
+    return found.end()
 
 
 def _write_svg(path: str, found: Look) -> None:
@@ -214,7 +213,7 @@ def _content(parts: Sequence[Part], size: int) -> Kind | None:
     return images[0].kind if len(images) == 1 else Kind.IMAGE
 
 
-def _json_of_machine(one: AddressMap) -> dict[str, object]:
+def _of_machine(one: AddressMap) -> dict[str, object]:
     return {
         "images": [{"path": r.path, "low": r.low, "high": r.high} for r in one.images],
         "reserved": [{"owner": r.path, "low": r.low, "high": r.high} for r in one.others],

@@ -17,14 +17,8 @@ from collections.abc import Iterator, Sequence
 
 from locks.holders import Holder, describe_holders, holders
 from rebaser.commands.json_output import reason_objects
-from rebaser.commands.map import (
-    Look,
-    add_look_options,
-    end_of_look,
-    look_as_asked,
-    print_look_json,
-)
-from rebaser.scan import RUNS
+from rebaser.commands.map import Look, add_look_options, look_as_asked
+from rebaser.errors import suppress
 from rebaser.state.records import Record, newest_first
 from rebaser.text import address, byte_count, plural, printable
 from rebaser.tree import Tree
@@ -45,8 +39,7 @@ def main(arguments: Namespace) -> int:
     others = holders(tree.lock_file)
     free = _is_free(tree.lock_file, others)
     if arguments.json:
-        print_look_json(
-            found,
+        found.print_json(
             lambda one: {"images": len(one.images), "overlapping": one.colliding},
             skipped=found.skipped,
             lock={"path": tree.lock_file, "free": free, "open_in": others},
@@ -60,12 +53,11 @@ def main(arguments: Namespace) -> int:
             how = "cannot be looked at"
         lines = [tree.root, *_of_dlls(found), f"lock: {how} ({tree.lock_file})"]
         lines.append(f"state: {tree.state_dir}")
-        if settings:
-            lines.append(f"settings: {settings} was read")
+        lines += [f"settings: {settings} was read"] if settings else []
         works = any(holder.mode == "exclusive" for holder in others)
         for line in (*lines, *_of_runs(tree, records, works)):
             print(printable(line))
-    return end_of_look(found)
+    return found.end()
 
 
 def _record(one: Record) -> dict[str, object]:
@@ -93,7 +85,7 @@ def _of_runs(tree: Tree, records: Sequence[Record], works: bool) -> Iterator[str
         return
     why = "none that had work to do"
     try:
-        os.listdir(f"{tree.state_dir}/{RUNS}")
+        os.listdir(tree.state.runs)
     except (FileNotFoundError, NotADirectoryError):
         pass
     except OSError as error:
@@ -111,13 +103,11 @@ def _is_free(path: str, others: Sequence[Holder]) -> bool | None:
         return None
     if sys.platform != "linux":  # only who has it open is known there
         return None if others else True
-    try:
-        # Other users' processes cannot be looked into, but their locks are listed (proc(5)).
-        with open("/proc/locks", encoding="ascii", errors="replace") as file:
-            listed = any(" FLOCK " in line and f":{inode} " in line for line in file)
-    except OSError:
-        listed = False
-    return not (listed or any(holder.mode for holder in others))
+    # Other users' processes cannot be looked into, but their locks are listed (proc(5)).
+    with suppress(OSError), open("/proc/locks", encoding="ascii", errors="replace") as file:
+        if any(" FLOCK " in line and f":{inode} " in line for line in file):
+            return False
+    return not any(holder.mode for holder in others)
 
 
 def _run(record: Record, at_work: bool) -> str:
@@ -129,11 +119,8 @@ def _run(record: Record, at_work: bool) -> str:
     if record.finished is None:
         how = "at work" if at_work else "did not finish; the next run completes its work"
         return f"{record.number}  {record.began}{asked}  {how}"
-    left = []
-    if record.failed:
-        left.append(f"{len(record.failed):,} failed")
-    if record.unfinished:
-        left.append(f"{len(record.unfinished):,} changed meanwhile")
+    left = [f"{len(record.failed):,} failed"] if record.failed else []
+    left += [f"{len(record.unfinished):,} changed meanwhile"] if record.unfinished else []
     if record.overlaps:
         left.append(f"{plural(sum(len(g.paths) for g in record.overlaps), 'DLL')} still overlap")
     of_all = "no overlap left" if record.request.is_for_all else "none of these overlaps"
