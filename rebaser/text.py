@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from rebaser.errors import suppress
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -91,11 +93,8 @@ def shortened(line: str, width: int) -> str:
 
 def terminal_width() -> int:
     """Return the columns of the terminal, as shutil.get_terminal_size has it; 80 without one."""
-    try:
+    with suppress(KeyError, ValueError):
         return int(os.environ["COLUMNS"])
-    except (KeyError, ValueError):
-        pass
-    try:
+    with suppress(OSError):
         return os.get_terminal_size(1).columns or 80
-    except OSError:
-        return 80
+    return 80

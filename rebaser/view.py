@@ -9,7 +9,7 @@ from itertools import cycle
 
 from cygwin.address_space import GRANULARITY, I386, RUNTIME, X86_64, Range, is_runtime, machine_name
 from cygwin.values import NamedTuple
-from rebaser.plan.overlap import Span, clusters
+from rebaser.plan.overlap import Span, clusters, told
 from rebaser.report import Group
 from rebaser.text import address, address_size, plural, printable
 
@@ -77,11 +77,7 @@ class AddressMap(NamedTuple):
 
     def told(self, group: Sequence[Span]) -> Group:
         """Return a group as a run and a check tell it."""
-        images = [one for one in group if one.is_image]
-        low, high = min(one.low for one in images), max(one.high for one in images)
-        free = any(one.path not in self.stuck for one in images)
-        paths = tuple(one.path for one in group)
-        return Group(self.machine, low, high, paths, "run" if free else None, free)
+        return told(self.machine, group, self.stuck, [one.path for one in group])
 
     def use(self) -> Use:
         """Return how much of the arena is used and free."""
@@ -105,7 +101,7 @@ def address_map(
     stuck: Collection[str] = (),
 ) -> AddressMap:
     """Sort out who lies where. The runtime's own DLL in the runtime's range is no overlap."""
-    placed, kept = sorted(images), sorted(others)
+    placed, kept = sorted(images), sorted(one._replace(is_image=False) for one in others)
     kinds = dict(zip(placed, cycle((Kind.IMAGE, Kind.NEXT_IMAGE))))
     of_runtime = RUNTIME.get(machine, ())
     kinds.update((one, Kind.RUNTIME if one[:2] in of_runtime else Kind.OTHERS) for one in kept)
@@ -289,7 +285,6 @@ def _rows(covered: Iterable[Part], row_size: int, most: int) -> list[int]:
 
 
 def _overlaps(root: str, found: AddressMap, every_name: bool) -> Iterator[Line]:
-    """Yield what overlaps, and what moves it apart."""
     groups = found.groups
     if not groups:
         return

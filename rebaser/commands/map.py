@@ -113,22 +113,13 @@ def look_as_asked(arguments: Namespace) -> Look:
     finally:
         progress.close()
     surveyed = planner.survey(found.snapshot, before)
-    placed = spans(surveyed.images, surveyed.dlls)
+    placed, reserved = spans(surveyed.images, surveyed.dlls), planner.reserved.ranges
     stuck = {path for path, image in surveyed.images.items() if image.fixed}
-
-    def map_of(machine: int) -> AddressMap:
-        kept = planner.reserved.ranges.get(machine, ())
-        others = [one._replace(is_image=False) for one in kept]
-        arena = options.arenas[machine]
-        return address_map(machine, arena, placed.get(machine, ()), others, stuck)
-
-    return Look(
-        tree,
-        arguments.settings,
-        maps=[map_of(machine) for machine in sorted(placed, reverse=True) or [X86_64]],
-        skipped=surveyed.skipped,
-        failed=found.failed,
-    )
+    maps = [
+        address_map(one, options.arenas[one], placed.get(one, ()), reserved.get(one, ()), stuck)
+        for one in sorted(placed, reverse=True) or [X86_64]
+    ]
+    return Look(tree, arguments.settings, maps, surveyed.skipped, found.failed)
 
 
 def main(arguments: Namespace) -> int:
@@ -168,7 +159,6 @@ def _write_svg(path: str, found: Look) -> None:
 
 
 def _show(found: Look, *, every_name: bool) -> None:
-    """Print the picture: in colour on a terminal, else as plain text."""
     width = terminal_width()
     cells = 128 if width >= COLUMNS + 139 else 64 if width >= COLUMNS + 67 else 32
     most = width if sys.stdout.isatty() else sys.maxsize  # no terminal breaks a name then

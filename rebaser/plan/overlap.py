@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from cygwin.values import NamedTuple
 from rebaser.report import Group
@@ -45,12 +45,20 @@ def groups(
 
     No run moves the paths in `stuck`; those in `asked` are what was asked for.
     """
-    found = []
-    for machine, spans in sorted(by_machine.items()):
-        for cluster in clusters(spans):
-            paths = tuple(span.path for span in cluster)
-            free = [path for path in paths if path not in stuck]
-            low, high = cluster[0].low, max(span.high for span in cluster)
-            ours = any(path in asked for path in free)
-            found.append(Group(machine, low, high, paths, "run" if free else None, ours))
-    return found
+    return [
+        told(machine, cluster, stuck, asked)
+        for machine, spans in sorted(by_machine.items())
+        for cluster in clusters(spans)
+    ]
+
+
+def told(
+    machine: int, cluster: Sequence[Span], stuck: Collection[str], asked: Collection[str]
+) -> Group:
+    """Return a cluster as it is told: where its images lie, and the names of all that is in it."""
+    images = [span for span in cluster if span.is_image]
+    free = [image.path for image in images if image.path not in stuck]
+    low, high = min(image.low for image in images), max(image.high for image in images)
+    paths = tuple(span.path for span in cluster)
+    ours = any(path in asked for path in free)
+    return Group(machine, low, high, paths, "run" if free else None, ours)

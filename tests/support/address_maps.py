@@ -8,7 +8,7 @@ from rebaser.view import AddressMap, address_map
 
 ARENA_64 = ARENA[X86_64]
 LOW = ARENA_64.low
-THE_RUNTIME = Span(RUNTIME[X86_64][0].low, RUNTIME[X86_64][0].high, "runtime", is_image=False)
+THE_RUNTIME = Span(RUNTIME[X86_64][0].low, RUNTIME[X86_64][0].high, "runtime")
 
 
 def image(slot: int, slots: int = 1, path: str | None = None, base: int = LOW) -> Span:

@@ -31,7 +31,7 @@ class TestCollisions:
         assert (told.low, told.high, told.paths) == (LOW, LOW + 4 * GRANULARITY, ("a", "b"))
 
     def test_an_image_on_a_reserved_range(self) -> None:
-        kept = Span(LOW, LOW + 8 * GRANULARITY, "theirs", is_image=False)
+        kept = Span(LOW, LOW + 8 * GRANULARITY, "theirs")
         found = made(image(3), others=(kept,))
         assert [[r.path for r in group] for group in found.groups] == [["theirs", "x3.dll"]]
         assert found.colliding == 1
@@ -42,7 +42,7 @@ class TestCollisions:
         assert [found.told(group).cure for group in found.groups] == [None, "run"]
 
     def test_reserved_ranges_may_overlap_each_other(self) -> None:
-        kept = [Span(LOW, LOW + 8 * GRANULARITY, name, is_image=False) for name in "ab"]
+        kept = [Span(LOW, LOW + 8 * GRANULARITY, name) for name in "ab"]
         assert made(image(9), others=tuple(kept)).groups == []
 
     def test_the_runtime_in_its_own_range_is_none(self) -> None:
@@ -102,7 +102,7 @@ class TestUse:
         assert use.free == 0
 
     def test_gaps(self) -> None:
-        kept = Span(LOW + 0x100_0000, ARENA_64.high, "theirs", is_image=False)
+        kept = Span(LOW + 0x100_0000, ARENA_64.high, "theirs")
         use = made(image(0), image(4), others=(kept,)).use()
         assert use.largest_gap == Range(LOW + 5 * GRANULARITY, LOW + 0x100_0000)
         assert use.kept_for_others == ARENA_64.high - LOW - 0x100_0000

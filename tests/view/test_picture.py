@@ -50,7 +50,7 @@ class TestRows:
     def test_what_is_left_out_is_said(self) -> None:
         gaps = texts_of(made(image(5), image(131_000)), Style.GAP)
         assert gaps == ["... 8.0 GiB free ...", "... 4 MiB free ..."]
-        kept = [Span(*one, "runtime", is_image=False) for one in RUNTIME[I386]]
+        kept = [Span(*one, "runtime") for one in RUNTIME[I386]]
         low = image(5, base=ARENA[I386].low)
         gaps = texts_of(address_map(I386, ARENA[I386], [low], kept), Style.GAP)
         assert gaps == ["... 892 MiB free or kept for the runtime ..."]
