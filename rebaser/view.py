@@ -49,31 +49,34 @@ class Use(NamedTuple):
     largest_gap: Range | None
 
 
-class AddressMap(NamedTuple):
-    """The address space of one machine.
+class AddressMap:
+    """The address space of one machine. No run moves the images whose paths are in `stuck`.
 
     `images` and `others`, what is kept for somebody, are sorted by address. `parts` are the
-    addresses that anybody has, cut up by whose they are, upward. No run moves the images whose
-    paths are in `stuck`.
+    addresses that anybody has, cut up by whose they are, upward. `groups` are what hangs together
+    by overlaps, upward too; in each what is kept, then the DLLs. `colliding` is the number of these
+    DLLs. The runtime's own DLL in the runtime's range is no overlap.
     """
 
-    machine: int
-    arena: Range
-    images: Sequence[Span]
-    others: Sequence[Span]
-    parts: Sequence[Part]
-    stuck: Collection[str] = ()
-
-    @property
-    def groups(self) -> list[list[Span]]:
-        """What hangs together by overlaps, upward; in each what is reserved, then the DLLs."""
+    def __init__(
+        self,
+        machine: int,
+        arena: Range,
+        images: Iterable[Span],
+        others: Iterable[Span],
+        stuck: Collection[str] = (),
+    ) -> None:
+        self.machine, self.arena, self.stuck = machine, arena, stuck
+        self.images = sorted(images)
+        self.others = sorted(one._replace(is_image=False) for one in others)
+        kinds = dict(zip(self.images, cycle((Kind.IMAGE, Kind.NEXT_IMAGE))))
+        for one in self.others:
+            of_runtime = one[:2] in RUNTIME.get(machine, ())
+            kinds[one] = Kind.RUNTIME if of_runtime else Kind.OTHERS
+        self.parts = list(_parts(kinds))
         shared = {one for part in self.parts if part.kind is Kind.OVERLAP for one in part.owners}
-        return [sorted(group, key=lambda one: one.is_image) for group in clusters(shared)]
-
-    @property
-    def colliding(self) -> int:
-        """The number of DLLs that share an address with another one or with a reserved range."""
-        return sum(region.is_image for group in self.groups for region in group)
+        self.groups = [sorted(some, key=lambda one: one.is_image) for some in clusters(shared)]
+        self.colliding = sum(one.is_image for group in self.groups for one in group)
 
     def told(self, group: Sequence[Span]) -> Group:
         """Return a group as a run and a check tell it."""
@@ -91,21 +94,6 @@ class AddressMap(NamedTuple):
 
 def _size(some: Iterable[Part | Range]) -> int:
     return sum(one.high - one.low for one in some)
-
-
-def address_map(
-    machine: int,
-    arena: Range,
-    images: Iterable[Span],
-    others: Iterable[Span],
-    stuck: Collection[str] = (),
-) -> AddressMap:
-    """Sort out who lies where. The runtime's own DLL in the runtime's range is no overlap."""
-    placed, kept = sorted(images), sorted(one._replace(is_image=False) for one in others)
-    kinds = dict(zip(placed, cycle((Kind.IMAGE, Kind.NEXT_IMAGE))))
-    of_runtime = RUNTIME.get(machine, ())
-    kinds.update((one, Kind.RUNTIME if one[:2] in of_runtime else Kind.OTHERS) for one in kept)
-    return AddressMap(machine, arena, placed, kept, list(_parts(kinds)), stuck)
 
 
 def _parts(kinds: Mapping[Span, Kind]) -> Iterator[Part]:

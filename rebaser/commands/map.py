@@ -17,7 +17,6 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 
 from cygwin.address_space import X86_64, machine_name
-from cygwin.values import NamedTuple
 from rebaser.commands import shared
 from rebaser.commands.json_output import print_json, reason_objects
 from rebaser.commands.parser import Parser
@@ -28,11 +27,9 @@ from rebaser.options import Request
 from rebaser.plan.proposal import Planner
 from rebaser.plan.survey import spans
 from rebaser.progress import make_progress
-from rebaser.scan.skip import Skipped
 from rebaser.scan.walk import scan
 from rebaser.text import address, printable, shortened, terminal_width
-from rebaser.tree import Tree
-from rebaser.view import COLUMNS, AddressMap, Kind, Part, Row, address_map, picture, within
+from rebaser.view import COLUMNS, AddressMap, Kind, Part, Row, picture, within
 
 # A character for each content of a cell, in Unicode and in ASCII, and its colour on a terminal.
 GLYPHS = {
@@ -65,18 +62,35 @@ def add_look_options(parser: Parser) -> None:
     parser.switch("output", "--json", "print one JSON object")
 
 
-class Look(NamedTuple):
-    """What was found. `maps` has the machines that the tree has DLLs of; x86_64 if it has none.
+class Look:
+    """A look at the whole tree that the arguments name: without its lock, and without waiting.
 
-    `failed` are (path, reason), the paths relative to the root. `settings` is the file of options
-    that was read, or None.
+    `maps` has the machines that the tree has DLLs of; x86_64 if it has none. `failed` are (path,
+    reason), the paths relative to the root. `settings` is the file of options that was read, or
+    None.
     """
 
-    tree: Tree
-    settings: str | None
-    maps: Sequence[AddressMap]
-    skipped: Sequence[Skipped]
-    failed: Sequence[tuple[str, str]]
+    def __init__(self, arguments: Namespace) -> None:
+        self.tree = tree = shared.tree_of(arguments, arguments.root)
+        arguments = shared.with_settings(arguments, tree)
+        options = shared.options_from(arguments)
+        progress = make_progress("auto", arguments.json)
+        progress.phase("looking at the tree")
+        before = tree.state.load_snapshot(progress.tell)
+        try:
+            found = scan(tree.root, options.rules, before, progress=progress.advance)
+            planner = Planner(tree, options, Request(""), progress.tell)
+        finally:
+            progress.close()
+        surveyed = planner.survey(found.snapshot, before)
+        placed, reserved = spans(surveyed.images, surveyed.dlls), planner.reserved.ranges
+        stuck = {path for path, image in surveyed.images.items() if image.fixed}
+        self.maps = [
+            AddressMap(one, options.arenas[one], placed.get(one, ()), reserved.get(one, ()), stuck)
+            for one in sorted(placed, reverse=True) or [X86_64]
+        ]
+        self.settings: str | None = arguments.settings
+        self.skipped, self.failed = surveyed.skipped, found.failed
 
     def print_json(
         self, of_machine: Callable[[AddressMap], dict[str, object]], **more: object
@@ -99,33 +113,10 @@ class Look(NamedTuple):
         return int(bool(lines))
 
 
-def look_as_asked(arguments: Namespace) -> Look:
-    """Look at the whole tree that the arguments name: without its lock, and without waiting."""
-    tree = shared.tree_of(arguments, arguments.root)
-    arguments = shared.with_settings(arguments, tree)
-    options = shared.options_from(arguments)
-    progress = make_progress("auto", arguments.json)
-    progress.phase("looking at the tree")
-    before = tree.state.load_snapshot(progress.tell)
-    try:
-        found = scan(tree.root, options.rules, before, progress=progress.advance)
-        planner = Planner(tree, options, Request(""), progress.tell)
-    finally:
-        progress.close()
-    surveyed = planner.survey(found.snapshot, before)
-    placed, reserved = spans(surveyed.images, surveyed.dlls), planner.reserved.ranges
-    stuck = {path for path, image in surveyed.images.items() if image.fixed}
-    maps = [
-        address_map(one, options.arenas[one], placed.get(one, ()), reserved.get(one, ()), stuck)
-        for one in sorted(placed, reverse=True) or [X86_64]
-    ]
-    return Look(tree, arguments.settings, maps, surveyed.skipped, found.failed)
-
-
 def main(arguments: Namespace) -> int:
     if arguments.json and arguments.svg == "-":
         raise UsageError("--json and --svg - both want standard output: name a file for the SVG")
-    found = look_as_asked(arguments)
+    found = Look(arguments)
     if arguments.svg:
         _write_svg(arguments.svg, found)
     if arguments.json:

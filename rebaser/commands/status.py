@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 
 from locks.holders import Holder, describe_holders, holders
 from rebaser.commands.json_output import reason_objects
-from rebaser.commands.map import Look, add_look_options, look_as_asked
+from rebaser.commands.map import Look, add_look_options
 from rebaser.errors import suppress
 from rebaser.state.records import Record, newest_first
 from rebaser.text import address, byte_count, plural, printable
@@ -33,7 +33,7 @@ add_arguments = add_look_options
 
 
 def main(arguments: Namespace) -> int:
-    found = look_as_asked(arguments)
+    found = Look(arguments)
     tree, settings = found.tree, found.settings
     records = list(newest_first(tree.state))
     others = holders(tree.lock_file)

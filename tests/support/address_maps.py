@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cygwin.address_space import ARENA, GRANULARITY, RUNTIME, X86_64
 from rebaser.plan.overlap import Span
-from rebaser.view import AddressMap, address_map
+from rebaser.view import AddressMap
 
 ARENA_64 = ARENA[X86_64]
 LOW = ARENA_64.low
@@ -19,4 +19,4 @@ def image(slot: int, slots: int = 1, path: str | None = None, base: int = LOW) -
 
 def made(*images: Span, others: tuple[Span, ...] = (THE_RUNTIME,)) -> AddressMap:
     """Return the map of these."""
-    return address_map(X86_64, ARENA_64, images, others)
+    return AddressMap(X86_64, ARENA_64, images, others)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cygwin.address_space import ARENA, GRANULARITY, I386, X86_64, Range
 from rebaser.plan.overlap import Span
-from rebaser.view import Kind, address_map, zones
+from rebaser.view import AddressMap, Kind, zones
 
 
 class TestCollisions:
@@ -38,7 +38,7 @@ class TestCollisions:
 
     def test_what_a_run_cures(self) -> None:
         images = [image(0, 2, "a"), image(1, 3, "b"), image(9, 2, "c"), image(10, 1, "d")]
-        found = address_map(X86_64, ARENA_64, images, (), stuck={"a", "b", "c"})
+        found = AddressMap(X86_64, ARENA_64, images, (), stuck={"a", "b", "c"})
         assert [found.told(group).cure for group in found.groups] == [None, "run"]
 
     def test_reserved_ranges_may_overlap_each_other(self) -> None:
@@ -62,7 +62,7 @@ class TestCollisions:
             Span(one.low, one.high, one.path, is_image=False)
             for one in (image(at, size, f"kept {n}") for n, (at, size) in enumerate(others))
         ]
-        found = address_map(X86_64, ARENA_64, placed, kept)
+        found = AddressMap(X86_64, ARENA_64, placed, kept)
         of_slot: dict[int, tuple[int, int]] = {}
         for region in (*placed, *kept):
             for low in range(region.low, region.high, GRANULARITY):

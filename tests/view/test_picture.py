@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from address_maps import LOW, THE_RUNTIME, image, made
+from address_maps import ARENA_64, LOW, THE_RUNTIME, image, made
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cygwin.address_space import ARENA, GRANULARITY, I386, RUNTIME
+from cygwin.address_space import ARENA, GRANULARITY, I386, RUNTIME, X86_64
 from rebaser.plan.overlap import Span
 from rebaser.text import address_size
-from rebaser.view import AddressMap, Kind, Line, Row, Style, address_map, picture, within
+from rebaser.view import AddressMap, Kind, Line, Row, Style, picture, within
 
 
 def drawn(found: AddressMap, most: int = 18) -> list[Line | Row]:
@@ -52,7 +52,7 @@ class TestRows:
         assert gaps == ["... 8.0 GiB free ...", "... 4 MiB free ..."]
         kept = [Span(*one, "runtime") for one in RUNTIME[I386]]
         low = image(5, base=ARENA[I386].low)
-        gaps = texts_of(address_map(I386, ARENA[I386], [low], kept), Style.GAP)
+        gaps = texts_of(AddressMap(I386, ARENA[I386], [low], kept), Style.GAP)
         assert gaps == ["... 892 MiB free or kept for the runtime ..."]
 
     def test_what_is_kept_for_the_runtime_alone_makes_no_rows(self) -> None:
@@ -100,8 +100,8 @@ class TestWords:
         ]
 
     def test_what_no_run_moves_is_not_promised(self) -> None:
-        found = made(image(0, 2, "a"), image(0, 2, "b"))
-        stuck = found._replace(stuck=frozenset(("a", "b")))
+        images = image(0, 2, "a"), image(0, 2, "b")
+        stuck = AddressMap(X86_64, ARENA_64, images, (), {"a", "b"})
         assert texts_of(stuck, Style.NAME)[-1] == "No run moves these; 'rebaser check' says why"
 
     def test_the_runtime_is_named_where_a_dll_lies_on_its_range(self) -> None:
