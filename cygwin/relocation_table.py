@@ -23,8 +23,6 @@ PAGE = 0x1000
 BLOCK_HEADER = struct.Struct("<II")
 # No block of distinct words is larger than one entry for every byte of its page.
 MAX_BLOCK = BLOCK_HEADER.size + 2 * PAGE
-# A directory may be rounded up to a page with zeros.
-MAX_PADDING = PAGE
 # The table is read in pieces of this many bytes; a block always fits.
 WINDOW = 0x10000
 # Marks are kept with the blocks until they take this many bytes, which most images' do not; those
@@ -83,14 +81,11 @@ def marks_of(block: Block, reader: Reader, width: int) -> int:
     if block.marks is not None:
         return block.marks
     entries = reader.read(block.offset, block.size)
-    marks = _number(_page_of_marks(entries, width)) if len(entries) == block.size else 0
+    page = _page_of_marks(entries, width) if len(entries) == block.size else b""
+    marks = int.from_bytes(page[page.find(1) :], "little")
     if marks.bit_length() != 8 * (block.high - block.low - width) + 1:
         raise RelocationError("changed: its relocation table is another one")
     return marks
-
-
-def _number(page: bytearray) -> int:
-    return int.from_bytes(page[page.find(1) : page.rfind(1) + 1], "little")
 
 
 def _page_of_marks(entries: bytes, width: int) -> bytearray:
@@ -205,9 +200,9 @@ def _walk(
             if low < table + size and high > table:
                 raise damaged("relocates the table itself")
             room -= high - low
-            kept = _number(marks) if room >= 0 else None
+            kept = int.from_bytes(marks[first:], "little") if room >= 0 else None
             yield Block(low, high, offset, len(entries), kept)
         at += block_size
-    rest = size - at
-    if rest > MAX_PADDING or any(reader.read(table + at, rest)):
+    rest = size - at  # a directory may be rounded up to a page with zeros
+    if rest > PAGE or any(reader.read(table + at, rest)):
         raise TableError(DAMAGED, f"{rest} bytes behind block {count} are no block")

@@ -31,8 +31,6 @@ EXIT_INTERRUPTED = 130
 NOTHING_MORE = "nothing more was done"
 NO_MEMORY = f"there is not enough memory; {WHOLE}"
 
-OWN_PACKAGES = ("rebaser", "locks", "cygwin")
-
 
 def dispatch(words: Sequence[str]) -> int:
     """Run the command that `words` name and return its exit status; expected failures raise."""
@@ -130,7 +128,7 @@ def status_of(words: Sequence[str], program: Callable[[Sequence[str]], int] = di
 def _not_imported(error: Exception) -> str | None:
     """Return the sentence for a module that cannot be had, or None where that is our own fault."""
     package = error.name.partition(".")[0] if isinstance(error, ImportError) and error.name else ""
-    if package in ("", *OWN_PACKAGES):
+    if package in ("", "rebaser", "locks", "cygwin"):
         return None
     if not isinstance(error, ModuleNotFoundError):  # its shared object has no room in memory
         return f"{error}; {WHOLE}: give Python more memory or repair it"

@@ -25,8 +25,6 @@ class Tree:
     """
 
     # No dataclass: `rebaser lock` needs this class and must not pay for that import.
-    __slots__ = ("_state", "find_again", "lock_file", "root", "scope", "state_dir")
-
     def __init__(
         self,
         root: str,

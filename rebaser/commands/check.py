@@ -48,8 +48,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 # What a run must be told again, to do what was checked.
-PLACES = ("suffix", "exclude", "avoid", "database", "cygwin_root")
-REPEATED = (*PLACES, "arena", "force_signed", "keep_aslr")
+REPEATED = "suffix exclude avoid database cygwin_root arena force_signed keep_aslr"
 
 
 def main(arguments: Namespace) -> int:
@@ -57,16 +56,18 @@ def main(arguments: Namespace) -> int:
     if not paths:
         raise UsageError("nothing is named: give PATH, or set the environment variable SAGE_LOCAL")
     paths = list(map(posix_name, paths))
-    repeated = _repeated(arguments)  # those of a tree need not be
+    repeated = list(_repeated(arguments))  # those of a tree need not be
     folders = [path for path in paths if os.path.isdir(path)]
     if len(folders) == 1:  # several trees may have options that contradict each other
         tree = shared.tree_of(arguments, folders[0])
         arguments = shared.with_settings(arguments, tree)
     findings = check(paths, shared.options_from(arguments), warn=Progress().tell)
-    commands = [
-        _quoted("rebaser", "run", folder, *repeated, *map("--avoid={}".format, others))
-        for folder, others in findings.runs.items()
-    ]
+    commands = []
+    for folder, others in findings.runs.items():
+        from shlex import join  # 2 ms, where there is something to cure
+
+        avoided = map("--avoid={}".format, others)
+        commands.append(join(["rebaser", "run", folder, *repeated, *avoided]))
     if arguments.json:
         print_json(
             {
@@ -92,21 +93,11 @@ def main(arguments: Namespace) -> int:
     return findings.exit_status
 
 
-def _quoted(*words: str) -> str:
-    from shlex import join  # 2 ms, where there is something to cure
-
-    return join(words)
-
-
-def _repeated(arguments: Namespace) -> list[str]:
-    words = []
-    for name in REPEATED:
+def _repeated(arguments: Namespace) -> Iterator[str]:
+    for name in REPEATED.split():
         option, value = f"--{name.replace('_', '-')}", getattr(arguments, name)
-        if value is True:
-            words.append(option)
-        elif value:
-            words += [f"{option}={one}" for one in (value if isinstance(value, list) else [value])]
-    return words
+        for one in value if isinstance(value, list) else filter(None, [value]):
+            yield option if one is True else f"{option}={one}"
 
 
 def of_check(

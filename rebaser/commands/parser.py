@@ -27,12 +27,9 @@ class Parser(argparse.ArgumentParser):
     """argparse, except that a usage error is one line, whose exit status a command chooses."""
 
     usage_status = 2
-    intermixed = False
-    """Whether options may stand between the operands: `info a.dll --json b.dll`."""
-    value_hint = ""
-    """What is said where an option is given a value that it does not take."""
-    where = ""
-    """The file and line that the words come from, where that is not the command line."""
+    intermixed = False  # whether options may stand between the operands: info a.dll --json b.dll
+    value_hint = ""  # what is said where an option is given a value that it does not take
+    where = ""  # the file and line that the words come from, where that is not the command line
 
     def add(self, group: str, names: str, text: str, **how: Any) -> None:
         """Add an option to a group of the help. `names` are its spellings."""

@@ -16,18 +16,14 @@ if TYPE_CHECKING:
 
     from rebaser.commands.parser import Parser
 
-SETTINGS = "options"
-"""The file in the state folder that holds options of a tree."""
+SETTINGS = "options"  # the file in the state folder that holds options of a tree
 LARGEST_SETTINGS = 1 << 20  # bytes
 
 # What a settings file may hold: what is to be done with the tree, not once but always.
-# fmt: off
 LASTING = (
-    "--arena", "--avoid", "--coordinator", "--cygwin-root", "--database", "--engine", "--exclude",
-    "--force-signed", "--keep-aslr", "--no-wait", "--progress", "--strict", "--suffix", "--touch",
-    "--wait",
+    "--arena --avoid --coordinator --cygwin-root --database --engine --exclude --force-signed "
+    "--keep-aslr --no-wait --progress --strict --suffix --touch --wait"
 )
-# fmt: on
 
 
 def add_root(parser: Parser) -> None:
@@ -47,7 +43,7 @@ def add_place_options(parser: Parser) -> None:
 def add_scan_options(parser: Parser, group: str = "") -> None:
     """Add the options that say which files are looked at."""
     text = "look at files with this suffix too, beside .dll .so .fas .oct .mex .eln .pyd"
-    parser.several("advanced", "--suffix", "SUFFIX", text, type=_suffix)
+    parser.several("advanced", "--suffix", "SUFFIX", text, type=lambda s: f".{s.removeprefix('.')}")
     text = "never move files whose path, relative to ROOT, or a folder above them matches; the "
     parser.several(group, "--exclude", "GLOB", text + "others keep off them")
 
@@ -101,10 +97,10 @@ def read_settings(state: State) -> list[tuple[int, str]]:
         if not words or words[0].startswith("#"):
             continue
         name = words[0].partition("=")[0]
-        if name not in LASTING:
+        if name not in LASTING.split():
             raise UsageError(
                 f"{path}, line {number}: {words[0]} is none of the options that a tree can have "
-                f"({' '.join(LASTING)}); nothing was changed: correct the line or take it out"
+                f"({LASTING}); nothing was changed: correct the line or take it out"
             )
         found.append((number, line.strip() if "=" in words[0] else "=".join(words)))
     return found
@@ -154,7 +150,3 @@ def options_from(arguments: Namespace) -> Options:
         excludes=tuple(arguments.exclude or ()),
     )
     return Options(**{name: value for name, value in given.items() if value is not None})
-
-
-def _suffix(text: str) -> str:
-    return text if text.startswith(".") else f".{text}"

@@ -120,11 +120,10 @@ def of_run(
     if verbose:
         rows += by_reason("skipped", [(o.path, o.reason) for o in told], verbose=True)
         version = f" ({report.engine_version})" if report.engine_version else ""
-        facts = [f"tree {report.root}"]
-        facts += [f"run {report.run}"] if report.run is not None else []
-        facts += [f"engine {report.engine}{version}"] if report.engine else []
-        facts += [f"options of {report.settings}"] if report.settings else []
-        rows.append("; ".join(facts))
+        engine = report.engine and f"{report.engine}{version}"
+        facts = {"tree": report.root, "run": report.run, "engine": engine}
+        facts["options of"] = report.settings
+        rows.append("; ".join(f"{what} {one}" for what, one in facts.items() if one is not None))
     else:
         causes += by_reason("skipped", with_advice(told))
     if report.planned or verbose:
@@ -225,12 +224,11 @@ def with_advice(skipped: Sequence[Skipped]) -> list[tuple[str, str]]:
     """Return (path, reason) of files, the reason with what helps; one for all of a cause."""
     number = Counter(one.cause for one in skipped)
     found = []
-    for path, cause, detail in skipped:
-        reason = f"{cause.sentence}: {detail}" if detail and number[cause] == 1 else cause.sentence
-        names_option = isinstance(cause, Stay) and cause.option  # and so says what helps
-        found.append(
-            (path, reason if names_option or not cause.advice else f"{reason}; {cause.advice}")
-        )
+    for one in skipped:
+        reason = one.reason if number[one.cause] == 1 else one.cause.sentence
+        # A sentence that names an option says what helps.
+        helps = "" if getattr(one.cause, "option", "") else one.cause.advice
+        found.append((one.path, f"{reason}; {helps}" if helps else reason))
     return found
 
 
