@@ -66,8 +66,6 @@ class Flock:
     closes the descriptor, which drops the lock unless a child has it too.
     """
 
-    __slots__ = ("_fd", "_owned", "path")
-
     def __init__(self, fd: int, path: str, *, owned: bool) -> None:
         self._fd = fd
         self._owned = owned
@@ -316,15 +314,3 @@ def probe(fd: int, path: str | int) -> str:
         if own.try_acquire(SHARED):
             return "unknown"
     return "exclusive" if Flock.of_descriptor(fd).try_acquire(EXCLUSIVE) else "unlocked"
-
-
-def only_callers_have(path: str | int) -> bool:
-    """Return whether all who have a lock file open, besides this process, are our ancestors.
-
-    Where the state of an inherited descriptor is "unknown" and an exclusive lock was tried in
-    vain, then our caller holds it shared: whoever waits for it waits for ever. Where others have
-    it open too, they may be the ones who hold it.
-    """
-    from locks.holders import ancestors, holders
-
-    return {holder.pid for holder in holders(path)} <= ancestors()

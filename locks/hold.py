@@ -8,7 +8,7 @@ import os
 import sys
 import time
 
-from locks.flock import EXCLUSIVE, Flock, heard, inherited_lock, only_callers_have
+from locks.flock import EXCLUSIVE, Flock, heard, inherited_lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,9 +32,13 @@ def run_command(
     """
     if not close:
         os.set_inheritable(lock.fileno(), True)
+    try:
+        sys.stdout.flush()
+    except (AttributeError, OSError):  # closed by the caller, or its reader is gone
+        pass
     if close or is_lost:
-        return _run_beside(lambda: failed(exec_command(command)), is_lost)
-    return failed(exec_command(command))
+        return _run_beside(lambda: failed(_become(command)), is_lost)
+    return failed(_become(command))
 
 
 def shell_command(string: str) -> list[str]:
@@ -42,7 +46,7 @@ def shell_command(string: str) -> list[str]:
     return [os.environ.get("SHELL") or "/bin/sh", "-c", string]
 
 
-def exec_command(command: list[str]) -> OSError:
+def _become(command: list[str]) -> OSError:
     """Replace this process by a command searched for in PATH; return only why that failed.
 
     Python ignores SIGPIPE and SIGXFSZ, and an ignored signal stays ignored across exec; SIGCHLD
@@ -50,7 +54,6 @@ def exec_command(command: list[str]) -> OSError:
     """
     for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
-    _flush()
     try:
         if not command[0]:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
@@ -82,7 +85,6 @@ def _run_beside(become: Callable[[], int], is_lost: Callable[[], bool] | None) -
     before = {number: signal.getsignal(number) for number in keyboard + passed_on}
     caught = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would lose us the exit status
-    _flush()
     ready, say_ready = os.pipe()
     for number in caught:
         signal.signal(number, lambda number, _frame: came.append((os.getpid(), number)))
@@ -132,6 +134,8 @@ def warn_of_own_lock(lock: Flock, mode: str, tell: Callable[[str], None]) -> Non
     descriptor, state = inherited_lock(lock.fileno()) or (-1, "unlocked")
     how = f"holds this lock {state}"
     if state == "unknown":
+        from locks.holders import only_callers_have
+
         certain = mode == EXCLUSIVE and only_callers_have(lock.fileno())
         how = "holds this lock shared" if certain else "may hold this lock"
     if state != "unlocked":
@@ -147,11 +151,4 @@ def say(text: str) -> None:
         sys.stderr.write(text)
         sys.stderr.flush()
     except (AttributeError, OSError):
-        pass
-
-
-def _flush() -> None:
-    try:
-        sys.stdout.flush()
-    except (AttributeError, OSError):  # closed by the caller, or its reader is gone
         pass

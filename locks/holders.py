@@ -154,3 +154,13 @@ def ancestors() -> set[int]:
         found.add(pid)
         pid = parent_of(pid)
     return found
+
+
+def only_callers_have(path: str | int) -> bool:
+    """Return whether all who have a lock file open, besides this process, are our ancestors.
+
+    Where the state of an inherited descriptor is "unknown" and an exclusive lock was tried in
+    vain, then our caller holds it shared: whoever waits for it waits for ever. Where others have
+    it open too, they may be the ones who hold it.
+    """
+    return {holder.pid for holder in holders(path)} <= ancestors()

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable
 
-from locks.flock import EXCLUSIVE, SHARED, Flock, LockFileError, inherited_lock, only_callers_have
+from locks.flock import EXCLUSIVE, SHARED, Flock, LockFileError, inherited_lock
 from rebaser.errors import BusyError, RebaserError, suppress
 from rebaser.state.folder import State, StateError
 
@@ -109,10 +109,15 @@ class TreeLock:
 
     def exclude_other_machines(self) -> None:
         """Hold the lock on other machines too, or warn of them. Raises UsageError, BusyError."""
-        from rebaser.state.machines import take_lock, warn_of_network
+        from rebaser.state.machines import network_file_system, take_lock
 
         if not self._coordinator:
-            warn_of_network(self._state.root, self._tell)
+            root = self._state.root
+            if kind := network_file_system(root):
+                self._tell(
+                    f"{root} is on a network's file system ({kind}), where flock may not exclude "
+                    "other machines: if they install into it too, give each --coordinator URL"
+                )
             return
         began = time.monotonic()
         self._remote = take_lock(self._coordinator, self._state, self._left, self._tell)
@@ -186,7 +191,7 @@ class TreeLock:
         )
 
     def _say_who(self, lock: Flock, mode: str) -> None:
-        from locks.holders import ancestors, describe_holders, holders
+        from locks.holders import ancestors, describe_holders, holders, only_callers_have
 
         text = f"waiting for the lock {lock.path}, {describe_holders(lock.path)}"
         if self._callers == "unknown" and lock is self._lock:

@@ -19,13 +19,11 @@ HELD = "REBASER_COORDINATOR_LOCK"
 """The environment variable in which `rebaser lock` tells its command what it holds for it."""
 
 MOUNTS = "/proc/mounts"
-# The second line is Cygwin's names, as in its winsup/cygwin/mount.cc.
-# fmt: off
-NETWORK = frozenset((
-    "nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs",
-    "smbfs", "samba", "netapp", "ncfsd", "nwfs", "afs",
-))
-# fmt: on
+NETWORK = (
+    *("nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs"),
+    # Cygwin's names, as in its winsup/cygwin/mount.cc.
+    *("smbfs", "samba", "netapp", "ncfsd", "nwfs", "afs"),
+)
 
 
 def name_of_lock(url: str, state: State, lock: str = "rebase") -> str:
@@ -76,16 +74,6 @@ def network_file_system(path: str) -> str | None:
     # The last of the longest: one mount may hide another.
     kind = sorted(found, key=lambda one: one[0])[-1][1]
     return kind if kind in NETWORK else None
-
-
-def warn_of_network(root: str, tell: Callable[[str], None]) -> None:
-    """Tell of a tree that other machines may see, where no coordinator is given."""
-    kind = network_file_system(root)
-    if kind:
-        tell(
-            f"{root} is on a network's file system ({kind}), where flock may not exclude other "
-            "machines: if they install into it too, give each --coordinator URL"
-        )
 
 
 def take_lock(
