@@ -88,24 +88,17 @@ class Folders:
         With `make`, a mode, what is missing is made. Raises OSError, ELOOP at a symbolic link.
         """
         names = folder.split("/") if folder else []
-        kept = 1
-        for (known, _), name in zip(self.chain[1:], names):
-            if known != name:
-                break
-            kept += 1
-        self._close(kept)
-        for name in names[kept - 1 :]:
+        while [name for name, _ in self.chain[1:]] != names[: len(self.chain) - 1]:
+            os.close(self.chain.pop()[1])
+        for name in names[len(self.chain) - 1 :]:
             self.chain.append((name, open_folder(name, self.chain[-1][1], make)))
         return self.chain[-1][1]
 
     def __del__(self) -> None:
         """Close all descriptors."""
         with suppress(AttributeError, OSError):
-            self._close(0)
-
-    def _close(self, kept: int) -> None:
-        while len(self.chain) > kept:
-            os.close(self.chain.pop()[1])
+            while self.chain:
+                os.close(self.chain.pop()[1])
 
 
 def open_folder(name: str, parent: int, make: int | None = None) -> int:

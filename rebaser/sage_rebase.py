@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from rebaser.cli import dispatch, start
+from rebaser.process import complain
+
 USAGE = """\
 usage: sage-rebase [--all] [DIR] [-- FLAG ...]
 
@@ -29,16 +32,11 @@ IMPLIED = ("-n", "--no-dynamicbase")
 
 def main() -> None:
     """Run the program and exit."""
-    from rebaser.cli import start
-
     start(sage_rebase, sys.argv[1:])
 
 
 def sage_rebase(words: Sequence[str]) -> int:
     """Do what the command line says; return the exit status. Raises RebaserError."""
-    from rebaser.cli import dispatch
-    from rebaser.process import complain
-
     at = [*words, "--"].index("--")
     own, flags = words[:at], words[at + 1 :]
     if any(word in ("-h", "--help") for word in own):
@@ -65,7 +63,6 @@ def sage_rebase(words: Sequence[str]) -> int:
 def _record(folder: str | None) -> int:
     """Have Cygwin's database know where the images of the tree are; return the exit status."""
     from cygwin.programs import ProgramError, Programs
-    from rebaser.process import complain
     from rebaser.scan.walk import Rules, scan
     from rebaser.tree import find_tree
 

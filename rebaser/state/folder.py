@@ -13,7 +13,7 @@ from rebaser.errors import WHOLE, RebaserError, advice, suppress
 from rebaser.scan import RUNS, STATE
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.snapshot import Snapshot
-from rebaser.state import MARK, PROBE
+from rebaser.state import MARK, NEW, NOTE, PROBE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class State:
             files.patiently(self._remove_staging, _GOING)
 
     def _remove_staging(self) -> None:
-        from rebaser.state.staging import NOTE, remove_staging
+        from rebaser.state.staging import remove_staging
 
         try:
             notes = [name for name in files.names_in(self.open(STAGING)) if name.startswith(NOTE)]
@@ -178,8 +178,6 @@ class State:
 
     def note_staging_elsewhere(self, folder: str) -> None:
         """Remember a staging folder, relative to the root, to be cleared away with ours."""
-        from rebaser.state.staging import NOTE
-
         number = sum(name.startswith(NOTE) for name in files.names_in(self.open(STAGING)))
         self.write(f"{STAGING}/{NOTE}{number}", os.fsencode(folder))
 
@@ -190,8 +188,6 @@ class State:
 
     def write(self, path: str, data: bytes) -> None:
         """Replace a file. Raises StateError; then the old one is still there."""
-        from rebaser.state.staging import NEW
-
         below, _, name = path.rpartition("/")
         with _Telling(f"{self.folder}/{path} cannot be written", WHOLE):
             assert self.staging is not None

@@ -89,19 +89,9 @@ def finish(state: State, record: Record, report: Report) -> None:
     this run's number, and would take it for a later one.
     """
     if _read(state, record.number):
-        _write(
-            state,
-            record._replace(
-                finished=_now(),
-                engine=report.engine,
-                moved=len(report.moved),
-                bytes_written=report.bytes_written,
-                failed=report.failed,
-                unfinished=report.unfinished,
-                overlaps=report.overlaps,
-                others=report.others,
-            ),
-        )
+        told = {name: told for name, told in report._asdict().items() if name in Record._fields}
+        told.update(moved=len(report.moved), finished=_now())
+        _write(state, record._replace(**told))
 
 
 class Asked(NamedTuple):

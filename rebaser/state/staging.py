@@ -7,10 +7,8 @@ import os
 
 from rebaser.errors import suppress
 from rebaser.files import make_file, names_in, open_folder
-from rebaser.state import MARK, PROBE
+from rebaser.state import MARK, NEW, NOTE, PROBE
 
-NEW = "new"  # a state file that is being written
-NOTE = "elsewhere-"  # names a staging folder on another file system
 ROOM = "cygwin-"  # a folder in which an engine's programs work
 
 
