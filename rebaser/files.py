@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat as modes
+import sys
 import time
 
 from rebaser.errors import suppress
@@ -28,8 +29,6 @@ PAUSES = (0.01, 0.02, 0.05, 0.12, 0.3)  # seconds, half a second together
 
 def on_cygwin() -> bool:
     """Return whether this is Cygwin or MSYS2, where Windows decides about files."""
-    import sys
-
     return sys.platform in ("cygwin", "msys")
 
 
@@ -112,7 +111,8 @@ def open_folder(name: str, parent: int, make: int | None = None) -> int:
             with suppress(FileExistsError):
                 os.mkdir(name, make, dir_fd=parent)
             return open_folder(name, parent)
-        if error.errno not in (errno.ELOOP, errno.ENOTDIR) or not _is_link(name, parent):
+        may_be_link = error.errno in (errno.ELOOP, errno.ENOTDIR)
+        if not may_be_link or not modes.S_ISLNK(os.lstat(name, dir_fd=parent).st_mode):
             raise
         text = f"{name} is a symbolic link, which is not followed"
         raise LinkError(errno.ELOOP, text, name) from None
@@ -120,12 +120,6 @@ def open_folder(name: str, parent: int, make: int | None = None) -> int:
 
 class LinkError(OSError):
     """There is a symbolic link where a folder was looked for."""
-
-
-def _is_link(name: str, parent: int) -> bool:
-    with suppress(OSError):
-        return modes.S_ISLNK(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
-    return False
 
 
 def names_in(folder: int) -> list[str]:

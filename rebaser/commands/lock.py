@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from rebaser.commands.parser import Parser
 
-EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND = 126, 127  # a shell's; the others are flock(1)'s
 UNLOCK = "unlock"
 
 EPILOG = """\
@@ -177,8 +176,7 @@ def _command(arguments: Namespace) -> list[str]:
 def _opened(arguments: Namespace) -> Flock:
     """Open the lock that was named, or that of the tree: there no link on the way is followed."""
     if arguments.fd is not None:
-        fd = _number(arguments.fd, 2**31 - 1, "number of a descriptor")
-        return Flock.of_descriptor(fd)
+        return Flock.of_descriptor(_number(arguments.fd, 2**31 - 1, "number of a descriptor"))
     if arguments.file is not None:
         return Flock.open(arguments.file)  # as flock(1), for a name may be misspelt: no folder
     path: str = arguments.lock_file or os.environ.get("REBASER_LOCK_FILE") or ""
@@ -203,8 +201,7 @@ def _who(lock: Flock) -> str:
 
 def _failed(command: list[str], error: OSError) -> int:
     complain(f"cannot execute {command[0]}: {error.strerror}")
-    missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
-    return EXIT_NOT_FOUND if missing else EXIT_NOT_EXECUTABLE
+    return 127 if error.errno in (errno.ENOENT, errno.ENOTDIR) else 126  # as a shell
 
 
 def _number(text: str, highest: int, what: str) -> int:

@@ -118,12 +118,9 @@ def covering(state: State, request: Request, asked: Asked) -> Record | None:
 
 def newest_first(state: State, after: int = 0) -> Iterator[Record]:
     """Yield the records that can be read of runs after number `after`, the newest first."""
-    try:
+    with suppress(OSError):
         numbers = sorted(_numbers(state), reverse=True)
-    except OSError:
-        return
-    records = (_read(state, number) for number in numbers if number > after)
-    yield from filter(None, records)
+        yield from filter(None, (_read(state, number) for number in numbers if number > after))
 
 
 def _numbers(state: State) -> list[int]:
