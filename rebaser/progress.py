@@ -74,16 +74,15 @@ class Progress:
             self._name = ""
 
     def _draw(self) -> None:
-        self._bar = self._bar or _bar()
+        self._bar = bar = self._bar or _bar()
+        total, done, amount = None, 0.0, plural(self._done, "file")
         if self._dlls:
             # What is written must still be put in place, which takes a tenth of the time.
+            total = 1
             done = 0.9 * self._written / max(self._size, 1) + 0.1 * self._done / self._dlls
             amount = f"{byte_count(self._written)} of {byte_count(self._size)}"
             amount += f", {self._done:,}/{self._dlls:,} DLLs"
-        else:
-            done, amount = 0, plural(self._done, "file")
-        total = 1 if self._dlls else None
-        name, bar = self._name, self._bar
+        name = self._name
         bar.update(bar.task_ids[0], description=name, total=total, completed=done, amount=amount)
 
 

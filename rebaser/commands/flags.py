@@ -11,7 +11,6 @@ import argparse
 import errno
 import os
 import stat
-import sys
 from collections.abc import Mapping
 
 from cygwin.fault import ImageError
@@ -20,6 +19,7 @@ from cygwin.image import read_image
 from rebaser.commands.lists import read_list
 from rebaser.commands.parser import Parser
 from rebaser.errors import UsageError
+from rebaser.process import complain
 from rebaser.text import printable
 
 YES, NO = ("1", "true", "yes", "t", "y"), ("0", "false", "no", "f", "n")
@@ -69,7 +69,7 @@ def main(arguments: argparse.Namespace) -> int:
         except (ImageError, OSError) as error:
             reason = getattr(error, "strerror", None) or error
             left = "; left as it was" if change else ""
-            print(printable(f"rebaser: {path}: {reason}{left}"), file=sys.stderr)
+            complain(f"{path}: {reason}{left}")
             status = 1
             continue
         if show or verbose or not change:
@@ -96,5 +96,5 @@ def _change(path: str, change: Mapping[Flag, bool]) -> tuple[int, int]:
     finally:
         os.close(descriptor)
     if image.signed and after != before:
-        print(printable(f"rebaser: {path}: its signature is no longer valid"), file=sys.stderr)
+        complain(f"{path}: its signature is no longer valid")
     return before, after

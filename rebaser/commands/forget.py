@@ -23,6 +23,7 @@ from rebaser.commands.parser import Parser
 from rebaser.commands.shared import SETTINGS, add_root, tree_of
 from rebaser.errors import BusyError, UsageError, suppress
 from rebaser.files import Folders, names_in
+from rebaser.process import complain
 from rebaser.scan import RUNS
 from rebaser.state.folder import OWN_LOCK, SNAPSHOT
 from rebaser.state.lock import TreeLock
@@ -55,11 +56,9 @@ def main(arguments: Namespace) -> int:
                 "changed: forget the tree when that has ended"
             )
         tree.state.clear_staging()
-        foreign = [printable(path) for path in _remove(tree)]
+        foreign = list(_remove(tree))
     for path in foreign:
-        print(
-            f"rebaser: {path} is left: it is not rebaser's, or may not be removed", file=sys.stderr
-        )
+        complain(f"{path} is left: it is not rebaser's, or may not be removed")
     print(f"{root}: {'not all of it was' if foreign else 'all runs are'} forgotten")
     for path, why in (
         (f"{tree.state_dir}/{SETTINGS}", "the options of this tree are yours"),

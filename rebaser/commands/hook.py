@@ -55,8 +55,7 @@ def main(arguments: Namespace) -> int:
     if arguments.manager == "sage":
         how = f"these lines replace those with sage-flock and sage-rebase.sh in {hook.place}"
     else:
-        root = [arguments.root] if arguments.root else []
-        words = shlex.join(["rebaser", "hook", arguments.manager, *root])
+        words = shlex.join(["rebaser", "hook", *filter(None, (arguments.manager, arguments.root))])
         folder = shlex.quote(os.path.dirname(hook.place))
         how = f"this belongs in {hook.place}:\n  mkdir -p {folder} && {words} >{place}"
     for line in f"{how}\nTo take it away again:\n  {hook.undo}".split("\n"):

@@ -12,7 +12,6 @@ exit status:
 from __future__ import annotations
 
 import os
-import sys
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
 
@@ -23,6 +22,7 @@ from rebaser.commands.parser import Parser
 from rebaser.commands.shared import add_scan_options, with_settings
 from rebaser.errors import RebaserError, UsageError
 from rebaser.plan.overlap import Span, groups
+from rebaser.process import complain
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.skip import is_excluded, not_images, same_file
 from rebaser.scan.walk import Rules, look_at_one, scan
@@ -74,7 +74,7 @@ def main(arguments: Namespace) -> int:
     else:
         _print(lines, overlapping)
     for path, reason in failed:
-        print(f"rebaser: {printable(path)}: {printable(reason)}", file=sys.stderr)
+        complain(f"{path}: {reason}")
     return int(bool(failed))
 
 
