@@ -72,7 +72,9 @@ def check_and_sum(
                 expected[offset : offset + len(value)] = value
             stored = expected[field] = found[field]
         if expected != found:
-            raise RelocationError(_first_difference(start, expected, found))
+            at = next(at for at, byte in enumerate(found) if byte != expected[at])
+            what = f"should be 0x{expected[at]:02x} and is 0x{found[at]:02x}"
+            raise RelocationError(f"byte {start + at} {what}")
     right = checksum(total - sum_words(stored, field.start), length).to_bytes(4, "little")
     if stored != right:
         _write(copy, right, field.start)
@@ -150,13 +152,6 @@ def _header(image: Image, new_base: int, clear_dynamic_base: bool) -> list[tuple
         (image.base_offset, new_base.to_bytes(image.base_width, "little")),
         (image.flags_offset, flags.to_bytes(2, "little")),
     ]
-
-
-def _first_difference(start: int, expected: bytearray, found: bytes) -> str:
-    for offset, (want, have) in enumerate(zip(expected, found), start):
-        if want != have:
-            return f"byte {offset} should be 0x{want:02x} and is 0x{have:02x}"
-    return f"relocated file ends at byte {start + len(found)}"
 
 
 def _read(descriptor: int, offset: int, size: int) -> bytes:

@@ -11,7 +11,7 @@ from rebaser.scan import LOCK, RUNS, STATE, STATE_IN_VAR
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection
 
     from rebaser.state.folder import State
 
@@ -60,11 +60,7 @@ class Tree:
 
 
 def find_tree(
-    root: str | None,
-    *,
-    lock_file: str | None = None,
-    state_dir: str | None = None,
-    environ: Mapping[str, str] = os.environ,
+    root: str | None, *, lock_file: str | None = None, state_dir: str | None = None
 ) -> Tree:
     """Return the tree that `root`, or else the variable SAGE_LOCAL, names.
 
@@ -72,7 +68,7 @@ def find_tree(
     SAGE_LOCAL) is part of that outermost tree, if a scan of that goes there. Raises UsageError
     where no folder is named, and for `/` where this is no Cygwin or MSYS2.
     """
-    named = root or environ.get("SAGE_LOCAL")
+    named = root or os.environ.get("SAGE_LOCAL")
     if not named:
         raise UsageError("no tree is named: give ROOT, or set the environment variable SAGE_LOCAL")
     where = "" if root else " (from SAGE_LOCAL)"
@@ -85,18 +81,16 @@ def find_tree(
         raise UsageError(
             f"{named}{where}: this whole system is no tree of DLLs; name the folder that holds them"
         )
-    outer = _outermost(asked, environ.get("SAGE_LOCAL"))
-    lock_file = lock_file or environ.get("REBASER_LOCK_FILE")
-    state_dir = state_dir or environ.get("REBASER_STATE_DIR")
+    outer = _outermost(asked, os.environ.get("SAGE_LOCAL"))
+    lock_file = lock_file or os.environ.get("REBASER_LOCK_FILE")
+    state_dir = state_dir or os.environ.get("REBASER_STATE_DIR")
     usual_lock, usual_state = _places(outer)
     return Tree(
         root=outer,
         lock_file=os.path.abspath(lock_file) if lock_file else usual_lock,
         state_dir=os.path.abspath(state_dir) if state_dir else usual_state,
         scope="" if asked == outer else asked[len(outer.rstrip("/")) + 1 :] + "/",
-        find_again=lambda: find_tree(
-            asked, lock_file=lock_file, state_dir=state_dir, environ=environ
-        ),
+        find_again=lambda: find_tree(asked, lock_file=lock_file, state_dir=state_dir),
     )
 
 

@@ -18,7 +18,6 @@ from rebaser.check import LOADED_ANYWHERE, Findings, check
 from rebaser.commands import shared
 from rebaser.commands import verdict as say
 from rebaser.commands.json_output import print_json, reason_objects
-from rebaser.commands.verdict import Verdict, dlls
 from rebaser.errors import UsageError
 from rebaser.progress import Progress
 from rebaser.scan.skip import Stay
@@ -88,7 +87,7 @@ def main(arguments: Namespace) -> int:
     elif not arguments.quiet:
         alone = len(paths) == len(folders) == 1
         top = f"{os.path.realpath(paths[0]).rstrip('/')}/" if alone else ""
-        verdict = of_check(findings, commands, top, verbose=arguments.verbose)
+        verdict = _verdict(findings, commands, top, verbose=arguments.verbose)
         say.show(verdict, verbose=arguments.verbose, out=sys.stdout)
     return findings.exit_status
 
@@ -100,16 +99,16 @@ def _repeated(arguments: Namespace) -> Iterator[str]:
             yield option if one is True else f"{option}={one}"
 
 
-def of_check(
+def _verdict(
     findings: Findings, commands: Sequence[str], top: str = "", *, verbose: bool
-) -> Verdict:
+) -> say.Verdict:
     """Return what a person wants to know: what breaks fork, what cures it, and what does not.
 
     `commands` make the moves. `top` is left out before the paths.
     """
     unread = [*say.with_advice(findings.unjudged), *findings.unread]
     not_judged = f"{plural(len({path for path, _ in unread}), 'file')} could not be judged"
-    count = dlls(len(findings.named))
+    count = say.dlls(len(findings.named))
     if findings.breaks_fork:
         colour, sentence = say.RED, _broken(findings, commands)
         sentence += f". {not_judged}" if unread else ""
@@ -125,7 +124,7 @@ def of_check(
     if len(commands) > 1:
         causes += commands
     if number := findings.at_linkers_base:
-        causes.append(f"{dlls(number)} still lie where the linker put them, and may stay there")
+        causes.append(f"{say.dlls(number)} still lie where the linker put them, and may stay there")
     skipped = [(one.path, one.reason) for one in findings.skipped]
     problems, incurable = findings.problems, findings.incurable
     if verbose:
@@ -149,7 +148,7 @@ def of_check(
     ):
         told = [(path.removeprefix(top), why) for path, why in pairs]
         causes += say.by_reason(what, told, verbose=verbose)
-    return Verdict(colour, sentence, causes)
+    return say.Verdict(colour, sentence, causes)
 
 
 def _broken(findings: Findings, commands: Sequence[str]) -> str:
@@ -162,14 +161,14 @@ def _broken(findings: Findings, commands: Sequence[str]) -> str:
         are, stays = ("is", "stays") if len(stay) == 1 else ("are", "stay")
         signed = {one.path for one in findings.skipped if one.cause is Stay.SIGNED}
         parts.append(f"{len(stay):,} {f'{are} signed and ' if stay <= signed else ''}{stays}")
-    sentence = f"BREAKS FORK: {broken:,} of {dlls(count)}" if broken else "BREAKS FORK"
+    sentence = f"BREAKS FORK: {broken:,} of {say.dlls(count)}" if broken else "BREAKS FORK"
     return f"{sentence}. {'; '.join(parts)}" if parts else sentence
 
 
 def _groups(findings: Findings) -> Iterator[str]:
     """Yield a line for each DLL of the overlaps."""
     for group in findings.overlaps:
-        yield f"{dlls(len(group.paths))} within {address(group.low)}-{address(group.high)}:"
+        yield f"{say.dlls(len(group.paths))} within {address(group.low)}-{address(group.high)}:"
         for path in group.paths:
             move = findings.moves.get(path)
             if move and move.new_base != move.old_base:

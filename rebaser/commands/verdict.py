@@ -93,7 +93,6 @@ def of_run(
     `named`: it was asked for some DLLs only. What is left alone run after run is told once, and
     then where something was to be done; what overlaps is told each time.
     """
-    folder = tree.path(tree.scope).rstrip("/") or "/"
     stuck = {path for group in report.overlaps for path in group.paths}
     had_work = report.moved or report.run is not None or report.exit_status
     told = [one for one in report.skipped if verbose or is_first or had_work or one.path in stuck]
@@ -102,10 +101,10 @@ def of_run(
         parts.append(f"{hidden:,} left alone (-v says why)")
     causes = []
     if tree.scope:
-        causes.append(f"{folder} as part of the tree {tree.root}")
+        causes.append(f"{tree.path(tree.scope).rstrip('/')} as part of the tree {tree.root}")
     causes += where_they_lay(report.moved, "lie" if report.planned else "lay")
-    changed = [path for path in report.unfinished if path not in {one.path for one in told}]
-    if changed:
+    known = {one.path for one in told}
+    if changed := [path for path in report.unfinished if path not in known]:
         causes.append(f"changed meanwhile: {names(changed)}; run rebaser again")
     if curable := [path for group in report.overlaps if group.cure for path in group.paths]:
         causes.append(f"still in each other's way: {names(curable)}")

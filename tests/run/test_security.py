@@ -179,15 +179,15 @@ def test_a_folder_above_that_others_can_write(tmp_path: Path) -> None:
     root = make_tree(shared / "mine", 1)
     shared.chmod(0o1777)
     (shared / ".rebaser/runs").mkdir(parents=True)
-    assert find_tree(str(root), environ={}).root == str(shared)  # it is root's own
+    assert find_tree(str(root)).root == str(shared)  # it is root's own
     for path in (shared / ".rebaser", shared / ".rebaser/runs"):
         os.chown(path, NOBODY, NOBODY)
-    assert find_tree(str(root), environ={}).root == str(root)
+    assert find_tree(str(root)).root == str(root)
     os.chown(root, NOBODY, NOBODY)
-    assert find_tree(str(root), environ={}).root == str(shared)  # one user's both
+    assert find_tree(str(root)).root == str(shared)  # one user's both
     (shared / ".rebaser").rename(tmp_path / "elsewhere")
     (shared / ".rebaser").symlink_to(tmp_path / "elsewhere")
-    assert find_tree(str(root), environ={}).root == str(root)
+    assert find_tree(str(root)).root == str(root)
 
 
 def test_modes_of_what_is_made(rebaser: Rebaser, tree: Path) -> None:
@@ -276,7 +276,7 @@ def test_staging_names_cannot_be_foreseen(tree: Path, tmp_path: Path) -> None:
     from rebaser.apply.stage import StagingFolders
 
     places = {"state_dir": str(tmp_path / "state"), "lock_file": str(tmp_path / "lock")}
-    made = find_tree(str(tree), environ={}, **places)
+    made = find_tree(str(tree), **places)
     made.state.make()
     names = set()
     for _ in range(3):
