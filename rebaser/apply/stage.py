@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat as modes
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import rebaser.files as files
@@ -223,7 +223,6 @@ def _check_and_seal(item: Replacement, staged: Staged, *, touch: bool) -> None:
     original, copy = staged.source, staged.copy
     clear = staged.clear_dynamic_base
     check_and_sum(original, copy, staged.image, staged.new_base, clear_dynamic_base=clear)
-    attributes = _extended_attributes(original)
     st = _still_as_seen(original, item)
     made = os.fstat(copy)
     if made.st_uid != st.st_uid:
@@ -232,7 +231,7 @@ def _check_and_seal(item: Replacement, staged: Staged, *, touch: bool) -> None:
         # Its owner need not be in a file's group, and then may not give it: chown(2).
         with suppress(PermissionError):
             os.fchown(copy, -1, st.st_gid)
-    _set_extended_attributes(copy, attributes)
+    _copy_extended_attributes(original, copy)
     # Last: a change of the owner clears bits of it, and an access control list sets it.
     os.fchmod(copy, modes.S_IMODE(st.st_mode))
     if not touch:
@@ -240,21 +239,18 @@ def _check_and_seal(item: Replacement, staged: Staged, *, touch: bool) -> None:
     files.begin_to_make_durable(copy)
 
 
-def _extended_attributes(descriptor: int) -> Mapping[str, bytes]:
+def _copy_extended_attributes(original: int, copy: int) -> None:
     if not hasattr(os, "listxattr"):  # as Cygwin's Python
-        return {}
+        return
     try:
-        return {name: os.getxattr(descriptor, name) for name in os.listxattr(descriptor)}
+        attributes = {name: os.getxattr(original, name) for name in os.listxattr(original)}
     except OSError as error:
         if error.errno in (errno.ENOTSUP, errno.ENODATA, errno.EINVAL):
-            return {}
+            return
         raise
-
-
-def _set_extended_attributes(descriptor: int, attributes: Mapping[str, bytes]) -> None:
     for name, value in attributes.items():
         try:
-            os.setxattr(descriptor, name, value)
+            os.setxattr(copy, name, value)
         except OSError:
             # A label that a security module keeps for itself is set by it on every new file.
             if not name.startswith("security."):

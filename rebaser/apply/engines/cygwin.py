@@ -55,7 +55,6 @@ class CygwinEngine:
         self._fallback = fallback
         self._seconds = seconds_a_call
         self._strikes = 0
-        self._gave_up = False
         self._trouble: str | None = None  # what first went wrong, in the program's own words
         self._warned = False
 
@@ -80,10 +79,10 @@ class CygwinEngine:
 
     def _relocate(self, items: Sequence[Staged]) -> dict[str, str]:
         try:
-            if self.version is None and not self._gave_up:
-                # It also shows whether they can be started at all.
-                self.version = self._programs.version(timeout=self._seconds) or "unknown"
             if not self._gave_up:
+                # It also shows whether they can be started at all.
+                version = self.version or self._programs.version(timeout=self._seconds)
+                self.version = version or "unknown"
                 # Here, where there is room for the staged copies too.
                 room = tempfile.mkdtemp(prefix=ROOM, dir=os.path.dirname(items[0].path))
                 try:
@@ -95,11 +94,9 @@ class CygwinEngine:
         except ProgramError as error:
             self._give_up(error)
         except OSError as error:
-            self._trouble = (
-                f"no copy could be made for Cygwin's programs ({error.strerror or error}): "
-                f"{advice(error)}"
-            )
-        return {item.path: self._not_tried() for item in items}
+            why = f"{error.strerror or error}): {advice(error)}"
+            self._trouble = f"no copy could be made for Cygwin's programs ({why}"
+        return {item.path: f"not tried: {self._trouble}" for item in items}
 
     def _relocate_in(self, room: str, items: Sequence[Staged]) -> dict[str, str]:
         copies = [(f"{number:07d}.dll", item) for number, item in enumerate(items)]
@@ -113,24 +110,25 @@ class CygwinEngine:
             self._give_up(error)
         reasons = {}
         for name, item in copies:
-            reason = _take_over(os.path.join(room, name), item)
-            if reason is not None:
-                reason = f"{reason}; {last[name]}" if name in last else self._not_tried()
-                reasons[item.path] = reason
-                self._trouble = self._trouble or reason
+            if wrong := _take_over(os.path.join(room, name), item):
+                told = f"{wrong}; {last[name]}" if name in last else f"not tried: {self._trouble}"
+                reasons[item.path] = told
+                self._trouble = self._trouble or told
         return reasons
 
-    def _not_tried(self) -> str:
-        return f"not tried: {self._trouble}"
+    @property
+    def _gave_up(self) -> bool:
+        return self._strikes >= STRIKES
 
     def _give_up(self, why: ProgramError | Outcome) -> None:
-        self._gave_up = True
+        self._strikes = STRIKES
         self._trouble = self._trouble or str(why)
 
     def _call_programs(self, room: str, copies: Sequence[_Named], last: dict[str, Outcome]) -> None:
         """Have the programs move the copies: one call for adjacent slots, unless it stops halfway.
 
-        `last` is told what became of the call that each was in. Raises ProgramError.
+        `last` is told what became of the call that each was in. Programs that hang or crash, or
+        keep getting nothing done, are given up. Raises ProgramError.
         """
         for run in adjacent([copy for copy in copies if copy[1].new_base != copy[1].image.base]):
             while run:
@@ -144,7 +142,9 @@ class CygwinEngine:
                 )
                 last.update(dict.fromkeys(names, outcome))
                 done = _count_done(run, room)
-                if self._is_enough(outcome, progress=done > 0):
+                self._strikes += not done
+                if outcome.status < 0 or self._gave_up:
+                    self._give_up(outcome)
                     return
                 # It stopped at the first that is not done: the next call leaves that one out.
                 run = run[done + 1 :]
@@ -154,18 +154,12 @@ class CygwinEngine:
             timeout = self._allowed(flagged)
             outcome = self._programs.clear_dynamic_base(names, cwd=room, timeout=timeout)
             last.update((name, outcome) for name in names if name not in last)
-            self._is_enough(outcome, progress=True)
+            if outcome.status < 0:
+                self._give_up(outcome)
 
     def _allowed(self, copies: Sequence[_Named]) -> float:
         size = sum(os.fstat(item.copy).st_size for _, item in copies)
         return self._seconds + size / BYTES_A_SECOND
-
-    def _is_enough(self, outcome: Outcome, *, progress: bool) -> bool:
-        """Give up on programs that hang or crash, and on those that keep getting nothing done."""
-        self._strikes += not progress
-        if outcome.status < 0 or self._strikes >= STRIKES:
-            self._give_up(outcome)
-        return self._gave_up
 
 
 def _take_over(made: str, item: Staged) -> str | None:
