@@ -8,7 +8,7 @@ from typing import Any
 
 from cygwin.address_space import ARM64, GRANULARITY, I386, X86_64, machine_name, slot_size
 from cygwin.fault import Fault, FaultError, NotAnImage
-from cygwin.relocation_table import Block, Reader, Section, read_blocks
+from cygwin.relocation_table import PAGE, Block, Reader, Section, read_blocks
 from cygwin.values import NamedTuple
 
 # PE/COFF specification, "Characteristics", "DLL Characteristics", "Optional Header Data
@@ -20,9 +20,6 @@ CERTIFICATE_TABLE = 4
 BASE_RELOCATION_TABLE = 5
 CLR_HEADER = 14
 DIRECTORIES = 16
-# ECMA-335 II.25.3.3: Flags at offset 16 of the CLI header.
-CLR_FLAGS_OFFSET = 16
-CLR_IL_ONLY = 0x00000001
 
 PE32 = 0x10B
 PE32_PLUS = 0x20B
@@ -39,7 +36,6 @@ SYMBOL_SIZE = 18
 # Windows maps sections from a multiple of this, whatever PointerToRawData says.
 SECTOR = 512
 
-PAGE = 0x1000
 FOUR_GIB = 0x1_0000_0000
 # "Optional Header": PE32+ too limits "the image size to 2 gigabytes".
 LARGEST_IMAGE = 0x8000_0000
@@ -256,12 +252,12 @@ def _judge_kind(image: Image, clr_header: tuple[int, int], reader: Reader) -> No
     if image.machine == X86_64 and image.base < FOUR_GIB:
         raise FaultError(Fault.LOW)
     if clr_header[1]:
-        rva = clr_header[0] + CLR_FLAGS_OFFSET
+        rva = clr_header[0] + 16  # of its Flags, in which 1 is ILONLY (ECMA-335 II.25.3.3)
         for section in image.sections:
             begin = rva - section.virtual_address
             if begin >= 0 and begin + 4 <= section.raw_size:
                 flags = int.from_bytes(reader.read(section.raw_offset + begin, 4), "little")
-                if flags & CLR_IL_ONLY:
+                if flags & 1:
                     raise FaultError(Fault.NET_ONLY)
                 return
         raise _damaged("its .NET header lies outside the sections")

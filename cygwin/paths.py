@@ -7,8 +7,6 @@ import posixpath
 
 from cygwin.address_space import I386, X86_64
 
-# Cygwin's default mounts (User's Guide, "The Cygwin Mount Table"): two names for one folder.
-_MOUNTS = (("/usr/bin", "/bin"), ("/usr/lib", "/lib"))
 _DRIVES = "/cygdrive/"
 _WINE_DRIVE = "/cygdrive/z"  # Wine's drive Z: is the host's whole file system
 
@@ -27,12 +25,12 @@ def host_path(cygwin_path: str, cygwin_root: str | None = None) -> str | None:
     if not path.startswith("/"):
         return None
     path = "/" + path.lstrip("/")
-    for mount, folder in _MOUNTS:
-        if _is_below(path, mount):
-            path = folder + path[len(mount) :]
+    # Cygwin's default mounts (User's Guide, "The Cygwin Mount Table"): two names for one folder.
+    if f"{path}/".startswith(("/usr/bin/", "/usr/lib/")):
+        path = path[len("/usr") :]
     if cygwin_root is None:
         return path
-    if _is_below(path, _WINE_DRIVE):
+    if f"{path}/".startswith(f"{_WINE_DRIVE}/"):
         return path[len(_WINE_DRIVE) :] or "/"
     if path.startswith(_DRIVES):
         return None
@@ -73,7 +71,3 @@ def posix_path(path: str) -> str:
         if outcome.status == 0 and outcome.stdout:
             return outcome.stdout
     return path
-
-
-def _is_below(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(folder + "/")

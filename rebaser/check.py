@@ -5,15 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from cygwin.address_space import (
-    ARENA,
-    GRANULARITY,
-    SAFE,
-    X86_64,
-    forks_with_high_entropy,
-    is_runtime,
-    mandatory_aslr,
-)
+from cygwin.address_space import ARENA, GRANULARITY, SAFE, X86_64, is_runtime
+from cygwin.aslr import forks_with_high_entropy, mandatory_aslr
 from cygwin.fault import Fault
 from cygwin.paths import host_path
 from cygwin.values import NamedTuple
@@ -239,4 +232,4 @@ def _apart(paths: Sequence[str]) -> list[str]:
 
 def _lies_in(top: str, path: str) -> bool:
     """Return whether a path is the file or folder `top`, or lies below it."""
-    return path == top or path.startswith(top.rstrip("/") + "/")
+    return f"{path}/".startswith(f"{top.rstrip('/')}/")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cygwin.address_space import mandatory_aslr
+from cygwin.aslr import mandatory_aslr
 
 KERNEL = "HKEY_LOCAL_MACHINE/SYSTEM/CurrentControlSet/Control/Session Manager/kernel"
 
