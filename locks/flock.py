@@ -93,7 +93,7 @@ class Flock:
             if create and make_parents and os.path.dirname(path):
                 _make_folder(os.path.dirname(path))
             name = path if dir_fd is None else os.path.basename(path)
-            return cls(_not_standard(_opened(name, create, dir_fd)), path, owned=True)
+            return cls(_usable(_opened(name, create, dir_fd)), path, owned=True)
         except OSError as error:
             raise LockFileError("open", path, error) from error
 
@@ -112,11 +112,7 @@ class Flock:
         A lock that is held shared may be lost when it cannot be made exclusive: see flock(2).
         Raises LockFileError where this file cannot be locked at all.
         """
-        try:
-            self._flock(_OPERATIONS[mode] | fcntl.LOCK_NB)
-        except BlockingIOError:  # EAGAIN and EWOULDBLOCK, nothing else, mean "held"
-            return False
-        return True
+        return self._flock(_OPERATIONS[mode] | fcntl.LOCK_NB)
 
     def acquire(
         self, mode: str, timeout: float | None = None, on_wait: Callable[[], None] | None = None
@@ -134,21 +130,21 @@ class Flock:
         if on_wait is not None:
             on_wait()
         if timeout is None:
-            heard(lambda: self._flock(_OPERATIONS[mode]))
-            return True
+            return heard(lambda: self._flock(_OPERATIONS[mode]))
         return _tried_for(timeout, lambda: self.try_acquire(mode))
 
     def release(self) -> None:
         """Drop the lock and keep the file open. Raises LockFileError."""
         self._flock(fcntl.LOCK_UN)
 
-    def _flock(self, operation: int) -> None:
+    def _flock(self, operation: int) -> bool:
         try:
             if not (self._owned or os.get_inheritable(self._fd)):
                 raise OSError(errno.EBADF, os.strerror(errno.EBADF))
             fcntl.flock(self._fd, operation)
-        except BlockingIOError:
-            raise
+            return True
+        except BlockingIOError:  # EAGAIN and EWOULDBLOCK, nothing else, mean "held"
+            return False
         except OSError as error:
             raise LockFileError("lock", self.path, error) from error
 
@@ -226,10 +222,10 @@ def _opened(path: str, create: bool, dir_fd: int | None) -> int:
         # First without O_CREAT: where fs.protected_regular is set, Linux refuses O_CREAT on
         # another user's file in /tmp, even to root (proc(5)).
         try:
-            return _no_pipe(os.open(path, os.O_RDWR | flags, dir_fd=dir_fd))
+            return os.open(path, os.O_RDWR | flags, dir_fd=dir_fd)
         except OSError as error:
             if error.errno in _READ_ONLY:
-                return _no_pipe(os.open(path, os.O_RDONLY | flags, dir_fd=dir_fd))
+                return os.open(path, os.O_RDONLY | flags, dir_fd=dir_fd)
             if error.errno == errno.ELOOP and dir_fd is not None:
                 raise OSError(errno.ELOOP, "it is a symbolic link") from None
             if error.errno != errno.ENOENT or not create:
@@ -244,19 +240,17 @@ def _opened(path: str, create: bool, dir_fd: int | None) -> int:
                 ) from None
 
 
-def _no_pipe(fd: int) -> int:
-    """Return the descriptor of a file, a folder or, as flock(1) does, a device."""
-    if stat.S_ISFIFO(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise OSError(errno.ENXIO, "it is a FIFO, neither a file nor a folder")
-    return fd
+def _usable(fd: int) -> int:
+    """Return a descriptor above 2: a command started with `>&-` must not print into the lock.
 
-
-def _not_standard(fd: int) -> int:
-    """Return a descriptor above 2: a command started with `>&-` must not print into the lock."""
-    if fd > 2:
+    It is that of a file, a folder or, as flock(1) does, a device.
+    """
+    is_fifo = stat.S_ISFIFO(os.fstat(fd).st_mode)
+    if fd > 2 and not is_fifo:
         return fd
     try:
+        if is_fifo:
+            raise OSError(errno.ENXIO, "it is a FIFO, neither a file nor a folder")
         return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
     finally:
         os.close(fd)
