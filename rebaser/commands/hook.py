@@ -22,6 +22,7 @@ import shutil
 import sys
 import zlib
 from argparse import Namespace
+from collections.abc import Mapping
 
 import rebaser.hooks as hooks
 from cygwin.values import NamedTuple
@@ -30,19 +31,20 @@ from rebaser.errors import UsageError
 from rebaser.text import printable
 from rebaser.tree import find_tree
 
+TEXTS = {"sage": "sage.sh", "pacman": "pacman.hook", "cygwin": "cygwin.dash"}
+
 
 class Hook(NamedTuple):
-    """A text, the absolute path of the file that it belongs in, and what takes it away again."""
+    """The absolute path that a text belongs in, what takes it away again, and what it is about."""
 
     place: str
-    text: str
     undo: str
+    words: Mapping[str, str] = {}
 
 
 def add_arguments(parser: Parser) -> None:
-    managers = ("sage", "pacman", "cygwin")
-    names = "|".join(managers)
-    parser.add("", "manager", "who is to call rebaser", metavar=names, choices=managers)
+    names = "|".join(TEXTS)
+    parser.add("", "manager", "who is to call rebaser", metavar=names, choices=tuple(TEXTS))
     text = "the tree; cygwin: default $SAGE_LOCAL; pacman: the folder that its paths start "
     text += "from, default /; sage: the folder of SageMath's sources, default $SAGE_ROOT"
     parser.add("", "root", text, metavar="ROOT", nargs="?")
@@ -50,14 +52,17 @@ def add_arguments(parser: Parser) -> None:
 
 def main(arguments: Namespace) -> int:
     hook = _hook(arguments.manager, arguments.root)
-    print(hook.text, end="")
+    words = {**hook.words, "PLACE": hook.place, "REBASER": _this_program()}
+    text = f"{hooks.__path__[0]}/{TEXTS[arguments.manager]}"
+    with open(text, encoding="utf-8", newline="\n") as file:
+        print(re.sub(r"@([A-Z]+)@", lambda found: words[found[1]], file.read()), end="")
     place = shlex.quote(hook.place)
     if arguments.manager == "sage":
         how = f"these lines replace those with sage-flock and sage-rebase.sh in {hook.place}"
     else:
-        words = shlex.join(["rebaser", "hook", *filter(None, (arguments.manager, arguments.root))])
+        this = shlex.join(["rebaser", "hook", *filter(None, (arguments.manager, arguments.root))])
         folder = shlex.quote(os.path.dirname(hook.place))
-        how = f"this belongs in {hook.place}:\n  mkdir -p {folder} && {words} >{place}"
+        how = f"this belongs in {hook.place}:\n  mkdir -p {folder} && {this} >{place}"
     for line in f"{how}\nTo take it away again:\n  {hook.undo}".split("\n"):
         print(printable(line), file=sys.stderr)
     return 0
@@ -66,22 +71,20 @@ def main(arguments: Namespace) -> int:
 def _hook(manager: str, root: str | None) -> Hook:
     if manager == "cygwin":
         tree = find_tree(root)
-        return cygwin_hook(tree.root, tree.state_dir, _this_program())
+        return cygwin_hook(tree.root, tree.state_dir)
     if manager == "pacman":  # alpm-hooks(5)
         folder = os.path.abspath(root or "/")
         if not os.path.isdir(folder):
             raise UsageError(f"{folder}: this root is not a folder; pacman's is /")
         place = "/etc/pacman.d/hooks/rebaser.hook"
-        text = _filled("pacman.hook", place, _this_program(), ROOT=_quoted(folder))
-        return Hook(place, text, f"rm {place}")
+        return Hook(place, f"rm {place}", {"ROOT": _quoted(folder)})
     sage_root = root or os.environ.get("SAGE_ROOT") or "$SAGE_ROOT"
     place = f"{sage_root}/build/bin/sage-spkg"
     quoted = f'"{sage_root}"' if sage_root.startswith("$") else shlex.quote(sage_root)
-    undo = f"git -C {quoted} checkout build/bin/sage-spkg"
-    return Hook(place, _filled("sage.sh", place, _this_program()), undo)
+    return Hook(place, f"git -C {quoted} checkout build/bin/sage-spkg")
 
 
-def cygwin_hook(root: str, state_dir: str, rebaser: str) -> Hook:
+def cygwin_hook(root: str, state_dir: str) -> Hook:
     """Return the script that setup runs last of all (its perpetual scripts `zp_*`)."""
     # /opt/a-b and /opt/a/b are two trees, and need two names.
     sum_ = zlib.crc32(os.fsencode(root))
@@ -89,13 +92,7 @@ def cygwin_hook(root: str, state_dir: str, rebaser: str) -> Hook:
     place = f"/etc/postinstall/zp_{name}.dash"
     advert = f"/var/lib/rebase/localpath.d/{name}"
     words = {"ROOT": _quoted(root), "STATE": _quoted(state_dir), "ADVERT": advert}
-    return Hook(place, _filled("cygwin.dash", place, rebaser, **words), f"rm {place} {advert}")
-
-
-def _filled(name: str, place: str, rebaser: str, **words: str) -> str:
-    words.update(PLACE=place, REBASER=rebaser)
-    with open(f"{hooks.__path__[0]}/{name}", encoding="utf-8", newline="\n") as file:
-        return re.sub(r"@([A-Z]+)@", lambda found: words[found[1]], file.read())
+    return Hook(place, f"rm {place} {advert}", words)
 
 
 def _quoted(path: str) -> str:

@@ -140,7 +140,7 @@ class TestCygwinScript:
 
     def test_two_trees_have_two_names(self, tmp_path: Path) -> None:
         roots = [f"{tmp_path}/{name}" for name in ("a/b", "a-b", "a b", "ab", "a\udcffb")]
-        hooks = [cygwin_hook(root, root, "rebaser") for root in roots]
+        hooks = [cygwin_hook(root, root) for root in roots]
         assert len({hook.place for hook in hooks}) == len(roots)
         assert all(re.fullmatch(r"/etc/postinstall/zp_[\w.-]+\.dash", h.place) for h in hooks)
 
