@@ -12,8 +12,6 @@ I386 = 0x14C
 X86_64 = 0x8664
 ARM64 = 0xAA64
 
-MACHINE_NAMES = {I386: "i386", X86_64: "x86_64", ARM64: "arm64"}
-
 
 class Range(NamedTuple):
     """The half-open range of addresses `[low, high)`, in bytes."""
@@ -52,7 +50,8 @@ def slot_size(size_of_image: int) -> int:
 
 def machine_name(machine: int) -> str:
     """Return the name of a machine type, or its number in hex when it has none here."""
-    return MACHINE_NAMES.get(machine, f"0x{machine:x}")
+    names = {I386: "i386", X86_64: "x86_64", ARM64: "arm64"}
+    return names.get(machine, f"0x{machine:x}")
 
 
 def is_runtime(file_name: str) -> bool:

@@ -156,10 +156,12 @@ class _Part:
         self.path, tree, top = path, trees[path], trees[path].path("")
         before, programs, ours = blank(), [path], in_tree(tree)
         if is_folder := os.path.isdir(path):
-            before = tree.state.load_snapshot(warn)
+            seen = tree.state.load_snapshot(warn)
             if tree.root not in scans:
-                scans[tree.root] = scan(tree.root, options.rules, before)
-            now, failed = scans[tree.root].snapshot, scans[tree.root].failed
+                scans[tree.root] = scan(tree.root, options.rules, seen)
+            now, failed, unchanged = scans[tree.root][:3]
+            if not unchanged:  # where all is known, as where nothing is, nothing stays for it
+                before = seen
             programs = [top + name for name in now.programs]
         else:  # a file, whatever its name
             name = path[len(top) :]
