@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 from rebaser.errors import UsageError
 from rebaser.files import LinkError
@@ -71,8 +72,8 @@ def tree_of(arguments: Namespace, root: str | None) -> Tree:
     return find_tree(root, lock_file=arguments.lock_file, state_dir=arguments.state_dir)
 
 
-def read_settings(state: State) -> list[tuple[int, str]]:
-    """Return the lines of a tree's settings file as words of a command line, with their numbers.
+def read_settings(state: State) -> Iterator[tuple[str, str]]:
+    """Yield where each line of a tree's settings file stands, and it as a word of a command line.
 
     One option a line, as on the command line (`--avoid /opt` or `--avoid=/opt`); `#` begins a
     comment. No file is no line. Raises UsageError for a file that cannot be read or that others may
@@ -82,7 +83,7 @@ def read_settings(state: State) -> list[tuple[int, str]]:
     try:
         data, st = state.read(SETTINGS, LARGEST_SETTINGS)
     except (FileNotFoundError, NotADirectoryError, LinkError):  # of the folder: no state is there
-        return []
+        return
     except OSError as error:
         what = f"the options of this tree cannot be read ({error.strerror}); nothing was changed"
         raise UsageError(f"{path}: {what}: make them a readable file of lines") from None
@@ -91,19 +92,17 @@ def read_settings(state: State) -> list[tuple[int, str]]:
             f"{path}: others may write these options, so they are not followed; nothing was "
             "changed: see what they say, then make the file yours alone (chown, chmod go-w)"
         )
-    found = []
     for number, line in enumerate(map(os.fsdecode, data.splitlines()), 1):
         words = line.strip().split(None, 1)
         if not words or words[0].startswith("#"):
             continue
-        name = words[0].partition("=")[0]
-        if name not in LASTING.split():
+        where = f"{path}, line {number}"
+        if words[0].partition("=")[0] not in LASTING.split():
             raise UsageError(
-                f"{path}, line {number}: {words[0]} is none of the options that a tree can have "
+                f"{where}: {words[0]} is none of the options that a tree can have "
                 f"({LASTING}); nothing was changed: correct the line or take it out"
             )
-        found.append((number, line.strip() if "=" in words[0] else "=".join(words)))
-    return found
+        yield where, line.strip() if "=" in words[0] else "=".join(words)
 
 
 def with_settings(arguments: Namespace, tree: Tree) -> Namespace:
@@ -112,22 +111,22 @@ def with_settings(arguments: Namespace, tree: Tree) -> Namespace:
     So what is given wins, or comes behind where there may be several. `settings` is the file's
     path, or None. Raises UsageError, or ends the program with 2, where a line is wrong.
     """
-    lines = read_settings(tree.state)
+    lines = list(read_settings(tree.state))
     arguments.settings = None
     if not lines:
         return arguments
     from rebaser.commands.parser import command_parser
 
-    path, parser = f"{tree.state_dir}/{SETTINGS}", command_parser("run")  # which has them all
-    for number, line in lines:
-        parser.where = f"{path}, line {number}"
+    parser = command_parser("run")  # which has them all
+    for where, line in lines:
+        parser.where = where
         try:
             options = options_from(parser.parsed([line]))
             for named in filter(None, (options.database, *options.avoid)):
                 if not os.path.exists(posix_name(named)):
                     raise UsageError(f"{named} does not exist; correct the line or take it out")
         except UsageError as error:
-            raise UsageError(f"{parser.where}: {error}") from None
+            raise UsageError(f"{where}: {error}") from None
     found = parser.parsed([line for _, line in lines])
     for name, given in vars(arguments).items():
         of_tree = getattr(found, name, None)
@@ -136,7 +135,7 @@ def with_settings(arguments: Namespace, tree: Tree) -> Namespace:
         elif isinstance(of_tree, list):
             given = [*of_tree, *given]
         setattr(found, name, given)
-    found.settings = path
+    found.settings = f"{tree.state_dir}/{SETTINGS}"
     return found
 
 
