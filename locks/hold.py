@@ -79,8 +79,7 @@ def _run_beside(become: Callable[[], int], is_lost: Callable[[], bool] | None) -
     to find, after it for us to send when the child says that it has its own handlers back. A
     child of Python forgets what comes to it earlier.
     """
-    keyboard: tuple[int, ...] = (signal.SIGINT, signal.SIGQUIT)
-    passed_on: tuple[int, ...] = (signal.SIGTERM, signal.SIGHUP)
+    keyboard, passed_on = (signal.SIGINT, signal.SIGQUIT), (signal.SIGTERM, signal.SIGHUP)
     came: list[tuple[int, int]] = []
     before = {number: signal.getsignal(number) for number in keyboard + passed_on}
     caught = [number for number, handler in before.items() if handler is not signal.SIG_IGN]

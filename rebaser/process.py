@@ -11,7 +11,6 @@ from rebaser.errors import suppress
 from rebaser.text import printable
 
 STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))  # by descriptor
-ENDING = ("SIGTERM", "SIGHUP")
 
 
 class Terminated(KeyboardInterrupt):
@@ -50,14 +49,12 @@ def open_streams() -> None:
 
 def catch_signals() -> None:
     """Have SIGTERM and SIGHUP raise Terminated, unless our caller ignores them (nohup)."""
-    for number in _ending():
-        signal.signal(number, _terminate)
+    _set_handlers(_terminate)
 
 
 def leave_signals() -> None:
     """Give SIGTERM and SIGHUP their defaults back, unless our caller ignores them."""
-    for number in _ending():
-        signal.signal(number, signal.SIG_DFL)
+    _set_handlers(signal.SIG_DFL)
 
 
 def complain(text: str) -> None:
@@ -79,14 +76,15 @@ def flush_errors() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
-def _ending() -> list[int]:
+def _set_handlers(handler: object) -> None:
     # A native Windows Python, which lacks SIGHUP, is told later on that it will not do.
-    numbers = [getattr(signal, name) for name in ENDING if hasattr(signal, name)]
-    return [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def _terminate(number: int, _frame: object) -> None:
     # What ends a session sends both, and some send them twice: cleaning up goes on.
-    for other in _ending():
-        signal.signal(other, signal.SIG_IGN)
+    _set_handlers(signal.SIG_IGN)
     raise Terminated(number)
