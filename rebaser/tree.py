@@ -82,13 +82,11 @@ def find_tree(
             f"{named}{where}: this whole system is no tree of DLLs; name the folder that holds them"
         )
     outer = _outermost(asked, os.environ.get("SAGE_LOCAL"))
-    lock_file = lock_file or os.environ.get("REBASER_LOCK_FILE")
-    state_dir = state_dir or os.environ.get("REBASER_STATE_DIR")
-    usual_lock, usual_state = _places(outer)
+    lock, state = _places(outer)
     return Tree(
         root=outer,
-        lock_file=os.path.abspath(lock_file) if lock_file else usual_lock,
-        state_dir=os.path.abspath(state_dir) if state_dir else usual_state,
+        lock_file=os.path.abspath(lock_file or os.environ.get("REBASER_LOCK_FILE") or lock),
+        state_dir=os.path.abspath(state_dir or os.environ.get("REBASER_STATE_DIR") or state),
         scope="" if asked == outer else asked[len(outer.rstrip("/")) + 1 :] + "/",
         find_again=lambda: find_tree(asked, lock_file=lock_file, state_dir=state_dir),
     )
