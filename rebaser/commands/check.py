@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from rebaser.check import LOADED_ANYWHERE, Findings, check
 from rebaser.commands import shared
 from rebaser.commands import verdict as say
-from rebaser.commands.json_output import print_json, reason_objects
+from rebaser.commands.json_output import print_json
 from rebaser.errors import UsageError
 from rebaser.progress import Progress
 from rebaser.scan.skip import Stay
@@ -74,9 +74,9 @@ def main(arguments: Namespace) -> int:
                 "breaks_fork": findings.breaks_fork,
                 "broken": sorted(findings.broken),
                 "overlaps": findings.overlaps,
-                "problems": reason_objects(findings.problems, "problem"),
-                "incurable": reason_objects(findings.incurable, "problem"),
-                "failed": reason_objects(findings.unread),
+                "problems": findings.problems,
+                "incurable": findings.incurable,
+                "failed": findings.unread,
                 "skipped": findings.skipped,
                 "unjudged": [one.path for one in findings.unjudged],
                 "at_linkers_base": findings.at_linkers_base,

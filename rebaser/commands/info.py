@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 
 from cygwin.address_space import machine_name, slot_size
 from cygwin.values import NamedTuple
-from rebaser.commands.json_output import print_json, reason_objects
+from rebaser.commands.json_output import print_json
 from rebaser.commands.parser import Parser
 from rebaser.commands.shared import add_scan_options, with_settings
 from rebaser.errors import RebaserError, UsageError
@@ -70,7 +70,7 @@ def main(arguments: Namespace) -> int:
         images = [{**line._asdict(), "overlaps": line.file in overlapping} for line in lines]
         for image in images:
             del image["file"]
-        print_json({"images": images, "failed": reason_objects(failed)})
+        print_json({"images": images, "failed": failed})
     else:
         _print(lines, overlapping)
     for path, reason in failed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from cygwin.address_space import machine_name
 from rebaser.scan.skip import Skipped
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 """It grows when a field goes away or means something else; new fields may come without that."""
 ADDRESSES = ("base", "high", "low", "new_base", "old_base")
+# Of (path, text): what the text is called.
+PAIRS = {"failed": "reason", "problems": "problem", "incurable": "problem"}
 
 
 def print_json(fields: Mapping[str, object]) -> None:
@@ -37,16 +39,11 @@ def plain(value: Any, name: str = "") -> Any:
     if isinstance(value, dict):
         return {key: plain(one, key) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
+        if name in PAIRS:
+            value = [dict(zip(("path", PAIRS[name]), pair)) for pair in value]
         return [plain(one) for one in value]
     if isinstance(value, str):
         return to_utf8(value)
     if name in ADDRESSES:
         return address(value)
     return machine_name(value) if name == "machine" else value
-
-
-def reason_objects(
-    some: Iterable[tuple[str, str]], called: str = "reason"
-) -> list[dict[str, object]]:
-    """Return the (path, reason) of what failed."""
-    return [{"path": path, called: reason} for path, reason in some]

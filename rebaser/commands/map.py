@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 from cygwin.address_space import X86_64, machine_name
 from rebaser.commands import shared
-from rebaser.commands.json_output import print_json, reason_objects
+from rebaser.commands.json_output import print_json
 from rebaser.commands.parser import Parser
 from rebaser.commands.verdict import painted
 from rebaser.errors import RebaserError, UsageError
@@ -100,8 +100,8 @@ class Look:
             machine_name(one.machine): {**one.use()._asdict(), **of_machine(one)}
             for one in self.maps
         }
-        failed = reason_objects(self.failed)
-        print_json({"root": self.tree.root, "machines": machines, "failed": failed, **more})
+        found = {"root": self.tree.root, "machines": machines, "failed": self.failed}
+        print_json({**found, **more})
 
     def end(self) -> int:
         """Say what could not be looked at, twenty at most; return the exit status."""

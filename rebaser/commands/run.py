@@ -127,12 +127,11 @@ def print_report(report: Report, tree: Tree, arguments: Namespace, *, is_first: 
 
 def print_report_json(report: Report) -> None:
     """Print the report as one JSON object."""
-    from rebaser.commands.json_output import print_json, reason_objects
+    from rebaser.commands.json_output import print_json
 
     fields = report._asdict()
     fields["dry_run"] = fields.pop("planned")
     del fields["strict"]
-    fields["failed"] = reason_objects(report.failed)
     seconds = report.seconds._asdict()
     fields["seconds"] = {stage: round(value, 6) for stage, value in seconds.items()}
     print_json(fields)

@@ -16,7 +16,6 @@ from argparse import Namespace
 from collections.abc import Iterator, Sequence
 
 from locks.holders import Holder, describe_holders, holders
-from rebaser.commands.json_output import reason_objects
 from rebaser.commands.map import Look, add_look_options
 from rebaser.errors import suppress
 from rebaser.state.records import Record, newest_first
@@ -61,8 +60,7 @@ def main(arguments: Namespace) -> int:
 
 
 def _record(one: Record) -> dict[str, object]:
-    fields = {**one._asdict(), "failed": reason_objects(one.failed)}
-    return {name: fields[name] for name in fields if name not in UNTOLD}
+    return {name: value for name, value in one._asdict().items() if name not in UNTOLD}
 
 
 def _of_dlls(found: Look) -> Iterator[str]:
