@@ -7,13 +7,11 @@ import time
 
 from rebaser.options import Options, Request
 from rebaser.progress import Progress
-from rebaser.scan.skip import globs_of_tree, skip_cause
 from rebaser.scan.snapshot import Seen, Snapshot
 from rebaser.tree import Tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cygwin.fault import Fault
     from rebaser.apply.engines import Engine
     from rebaser.plan.proposal import Planner
     from rebaser.scan.walk import Scan
@@ -36,7 +34,7 @@ class Timed:
 class Job:
     """One run: what it was asked for, and what its stages share.
 
-    `excludes` are globs of paths relative to the root. `seconds` is how long each stage took.
+    The globs of `options` are relative to the root. `seconds` is how long each stage took.
     `scan` is the last one, whose files may be open; it began at `scan_began` (time.monotonic).
     """
 
@@ -48,17 +46,17 @@ class Job:
         progress: Progress | None,
     ) -> None:
         self.tree = tree
-        self.options = options
+        self.options = options.in_tree(tree.scope)
+        self._asked = options
         self.state = tree.state
         self.progress = progress or Progress()
         self.seconds: dict[str, float] = {}
         self.scan: Scan | None = None
         self.scan_began = time.monotonic()
         # Another user's run may have failed where ours would not, and several trees may have been
-        # given one state folder: neither covers ours. Nor do globs relative to another folder.
-        self.excludes = globs_of_tree(options.excludes, tree.scope)
-        whose = f"root={tree.root!r} user={os.geteuid()} excludes={self.excludes!r}"
-        self.request = Request(f"{whose} {options.key()}", tree.scope, only)
+        # given one state folder: neither covers ours.
+        whose = f"root={tree.root!r} user={os.geteuid()}"
+        self.request = Request(f"{whose} {self.options.key()}", tree.scope, only)
         self._told: set[str] = set()
         self._taken: dict[tuple[int, int], tuple[int, int]] = {}  # who was first in each slot
         self._planner: Planner | None = None
@@ -68,7 +66,7 @@ class Job:
         """Return this job as one on the tree that its own tree lies in."""
         inside = self.tree.root[len(outer.root.rstrip("/")) + 1 :]
         only = self.request.only and frozenset(f"{inside}/{name}" for name in self.request.only)
-        return Job(outer, self.options, only, self.progress)
+        return Job(outer, self._asked, only, self.progress)
 
     def tell(self, text: str) -> None:
         """Tell something, once."""
@@ -94,7 +92,7 @@ class Job:
         if self._planner is None:
             from rebaser.plan.proposal import Planner
 
-            self._planner = Planner(self.tree, self.options, self.request, self.tell)
+            self._planner = Planner(self.tree, self._asked, self.request, self.tell)
         return self._planner
 
     def engine(self) -> Engine:
@@ -105,7 +103,7 @@ class Job:
             self._engine = choose_engine(self.options.engine, self.tell)
         return self._engine
 
-    def is_certain_to_move(self, name: str, seen: Seen, fault: Fault | None) -> bool:
+    def is_certain_to_move(self, name: str, seen: Seen) -> bool:
         """Return whether an image must move, or one of those that were asked about before it.
 
         By itself, whatever lies around it; or because two overlap, either of which may move.
@@ -114,10 +112,7 @@ class Job:
         from rebaser.plan.placement import must_move
 
         arena = self.options.arenas.get(seen.machine)
-        movable = not fault and not skip_cause(
-            (name,), seen, force_signed=self.options.force_signed, excludes=self.excludes
-        )
-        if not (arena and movable and self.request.asks_for(name)):
+        if not arena or self.options.skip_cause((name,), seen) or not self.request.asks_for(name):
             return False
         size = slot_size(seen.image_size)
         if must_move(seen.base, size, arena) or (seen.dynamic_base and not self.options.keep_aslr):

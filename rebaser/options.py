@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
-from cygwin.address_space import ARENA, GRANULARITY, I386, SAFE, X86_64, Range, machine_name
+from cygwin.address_space import (
+    ARENA,
+    GRANULARITY,
+    I386,
+    SAFE,
+    X86_64,
+    Range,
+    is_runtime,
+    machine_name,
+)
+from cygwin.fault import FAULTS, Fault
 from cygwin.values import NamedTuple
 from rebaser.errors import UsageError
+from rebaser.scan.skip import Stay, is_excluded
+from rebaser.scan.snapshot import SIGNED, Seen
 from rebaser.scan.walk import Rules
 from rebaser.text import address
 
@@ -50,6 +62,26 @@ class Options(NamedTuple):
         if self.arena is None:
             return ARENA
         return {**ARENA, I386 if self.arena.high <= FOUR_GIB else X86_64: self.arena}
+
+    def in_tree(self, scope: str) -> Options:
+        """Return them with globs relative to the root of a tree, not to `scope`, a part of it."""
+        if not self.excludes or not scope:
+            return self
+        from glob import escape
+
+        return self._replace(excludes=tuple(escape(scope) + glob for glob in self.excludes))
+
+    def skip_cause(self, names: Collection[str], seen: Seen) -> Fault | Stay | None:
+        """Return why the file of these names, relative to the root, is never moved, or None."""
+        if seen.fault:
+            return FAULTS[seen.fault]
+        if any(map(is_runtime, names)):
+            return Stay.RUNTIME
+        if seen.flags & SIGNED and not self.force_signed:
+            return Stay.SIGNED
+        if self.excludes and any(is_excluded(name, self.excludes) for name in names):
+            return Stay.EXCLUDED
+        return None
 
     def key(self) -> str:
         """Return a text that differs where the options do; relative paths are made absolute."""

@@ -10,7 +10,7 @@ from cygwin.paths import database_files
 from rebaser.job import Job
 from rebaser.report import Applied, Group, Report
 from rebaser.scan import snapshot as snapshots
-from rebaser.scan.skip import Skipped, Stay, count_images
+from rebaser.scan.skip import Skipped, Stay, files_of
 from rebaser.scan.snapshot import Overlap, Snapshot
 from rebaser.scan.walk import Scan
 from rebaser.state import records
@@ -30,9 +30,13 @@ def settled_report(job: Job, lock: TreeLock, found: Scan) -> Report | None:
     before = found.snapshot
     if before.settled != _key(job):
         return None
-    files, images, skipped = count_images(
-        before, force_signed=job.options.force_signed, excludes=job.excludes
-    )
+    files = files_of(before)
+    images = sum(bool(seen.base_width) for _, seen in files)
+    skipped = [
+        Skipped(min(names), cause, before.details[seen.detail])
+        for names, seen in files
+        if (cause := job.options.skip_cause(names, seen))
+    ]
     if before.pending:
         from rebaser.apply.in_use import users_of
 
@@ -51,7 +55,7 @@ def settled_report(job: Job, lock: TreeLock, found: Scan) -> Report | None:
     return Report(
         root=job.tree.root,
         engine=None,
-        scanned=files,
+        scanned=len(files),
         images=images,
         kept=images,
         skipped=tuple(sorted(skipped)),
@@ -141,4 +145,4 @@ def _key(job: Job) -> str:
             stats.append((path, st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino))
         except OSError:
             stats.append((path, 0, 0, 0, 0))
-    return f"{job.options.key()} {job.excludes} {stats}"
+    return f"{job.options.key()} {stats}"

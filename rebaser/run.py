@@ -22,7 +22,6 @@ from rebaser.tree import Tree, lock_file_of
 # they are needed.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cygwin.fault import Fault
     from rebaser.plan.proposal import Proposal
     from rebaser.scan.snapshot import Seen, Snapshot
     from rebaser.scan.walk import AtFirstWork
@@ -125,8 +124,8 @@ def _look(job: Job, lock: TreeLock, asked: Asked) -> Report | Proposal | None:
         # flock(2) drops the shared lock first; who came between wrote a record before all else.
         return lock.upgrade() and records.newest_number(job.state) == asked.newest
 
-    def at_first_work(name: str, seen: Seen, fault: Fault | None) -> bool:
-        is_work = job.is_certain_to_move(name, seen, fault)
+    def at_first_work(name: str, seen: Seen) -> bool:
+        is_work = job.is_certain_to_move(name, seen)
         if is_work and not alone():
             raise NotAloneError
         return is_work

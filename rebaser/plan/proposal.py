@@ -15,7 +15,7 @@ from rebaser.plan.overlap import Span, groups
 from rebaser.plan.placement import OF_RUNTIME, NoRoomError, Plan, make_plan
 from rebaser.plan.survey import Survey, spans, survey
 from rebaser.report import Group, Move
-from rebaser.scan.skip import globs_of_tree, not_images
+from rebaser.scan.skip import not_images
 from rebaser.scan.snapshot import Seen, Snapshot
 from rebaser.scan.walk import Rules, Scan, look_at_one, scan
 from rebaser.tree import Tree, posix_name
@@ -46,7 +46,7 @@ class Planner:
         top: str = "",
     ) -> None:
         self.reserved = reservations(ours or in_tree(tree), options, tell)
-        self._options = options._replace(excludes=globs_of_tree(options.excludes, tree.scope))
+        self._options = options.in_tree(tree.scope)
         self._request = request
         self._top = top
 

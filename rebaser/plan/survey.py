@@ -12,7 +12,7 @@ from rebaser.plan.overlap import Span
 from rebaser.plan.placement import Placed
 from rebaser.report import Move
 from rebaser.scan import snapshot as snapshots
-from rebaser.scan.skip import Skipped, files_of, skip_cause
+from rebaser.scan.skip import Skipped, files_of
 from rebaser.scan.snapshot import Folder, Seen, Snapshot
 
 # Windows loads no image of 2 GiB; a damaged one that says so is no obstacle for the others.
@@ -65,9 +65,7 @@ def survey(
     dlls: set[str] = set()
     files = sorted((tuple(sorted(names)), seen) for names, seen in files_of(now))
     for names, seen in files:
-        cause = skip_cause(
-            names, seen, force_signed=options.force_signed, excludes=options.excludes
-        )
+        cause = options.skip_cause(names, seen)
         path = top + names[0]
         if cause:
             skipped.append(Skipped(path, cause, now.details[seen.detail]))

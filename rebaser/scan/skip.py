@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
-from cygwin.address_space import is_runtime
 from cygwin.fault import FAULTS, Fault
 from cygwin.values import Enum, NamedTuple
 from rebaser.scan import STATE, STATE_IN_VAR
-from rebaser.scan.snapshot import NEVER, SIGNED, Seen, Snapshot
+from rebaser.scan.snapshot import NEVER, Seen, Snapshot
 
 # Nothing of the tree's own programs is loaded from these: SageMath's build folder, at the top; the
 # target of a cross compiler, anywhere.
@@ -61,21 +60,6 @@ class Skipped(NamedTuple):
         return f"{self.cause.sentence}: {self.detail}" if self.detail else self.cause.sentence
 
 
-def skip_cause(
-    names: Collection[str], seen: Seen, *, force_signed: bool = False, excludes: Sequence[str] = ()
-) -> Fault | Stay | None:
-    """Return why the file of these names, relative to the root, is never moved, or None."""
-    if seen.fault:
-        return FAULTS[seen.fault]
-    if any(map(is_runtime, names)):
-        return Stay.RUNTIME
-    if seen.flags & SIGNED and not force_signed:
-        return Stay.SIGNED
-    if excludes and any(is_excluded(name, excludes) for name in names):
-        return Stay.EXCLUDED
-    return None
-
-
 def is_excluded(name: str, globs: Sequence[str]) -> bool:
     """Return whether one of the globs matches a path relative to the root, or a folder above it."""
     from fnmatch import fnmatchcase
@@ -85,31 +69,6 @@ def is_excluded(name: str, globs: Sequence[str]) -> bool:
             return True
         name = name.rpartition("/")[0]
     return False
-
-
-def globs_of_tree(globs: Sequence[str], scope: str) -> tuple[str, ...]:
-    """Return globs that are relative to `scope`, a part of a tree, as relative to its root."""
-    if not globs or not scope:
-        return tuple(globs)
-    from glob import escape
-
-    return tuple(escape(scope) + glob for glob in globs)
-
-
-def count_images(
-    now: Snapshot, *, force_signed: bool = False, excludes: Sequence[str] = ()
-) -> tuple[int, int, list[Skipped]]:
-    """Return the numbers of files and of images in a tree, and what is skipped of it.
-
-    What `survey` would find, without the work of placing each image.
-    """
-    files = files_of(now)
-    skipped = []
-    for names, seen in files:
-        cause = skip_cause(names, seen, force_signed=force_signed, excludes=excludes)
-        if cause:
-            skipped.append(Skipped(min(names), cause, now.details[seen.detail]))
-    return len(files), sum(bool(seen.base_width) for _, seen in files), skipped
 
 
 def files_of(now: Snapshot) -> list[tuple[list[str], Seen]]:

@@ -20,13 +20,11 @@ from rebaser.scan.snapshot import Folder, Seen, Snapshot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Optional
-
     from cygwin.image import Image
 
-    # Asked about an image that had to be read (its path, what was seen, its fault) whether it shows
+    # Asked about an image that had to be read (its path, what was seen) whether it shows
     # work; after the first that does it is asked no more. What it raises ends the scan.
-    AtFirstWork = Callable[[str, Seen, Optional[Fault]], bool]
+    AtFirstWork = Callable[[str, Seen], bool]
 
 SUFFIXES = (".dll", ".so", ".fas", ".oct", ".mex", ".eln", ".pyd")
 PROGRAM = ".exe"
@@ -323,7 +321,7 @@ class _Scanner:
         seen = Seen(*snapshots.of_stat(st), *fields, fault.number if fault else 0, number)
         if image:
             self.keep(path, image, descriptor)
-            if self.at_first_work and self.at_first_work(path, seen, fault):
+            if self.at_first_work and self.at_first_work(path, seen):
                 self.at_first_work = None
         return seen
 

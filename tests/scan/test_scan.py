@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from trees import FLOOR, LINKERS, add_dll, make_tree
 
-from cygwin.fault import Fault
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.snapshot import Snapshot
 from rebaser.scan.walk import Rules, Scan, scan
@@ -236,21 +235,21 @@ def test_hard_links_come_and_go(root: Path) -> None:
 def test_ends_where_it_is_told(root: Path) -> None:
     asked = []
 
-    def end(path: str, seen: snapshots.Seen, fault: Fault | None) -> bool:
-        asked.append((path, seen.base, fault))
+    def end(path: str, seen: snapshots.Seen) -> bool:
+        asked.append((path, seen.base, seen.fault))
         if path == "bin/x001.dll":
             raise LookupError
         return False
 
     with pytest.raises(LookupError):
         scan(str(root), at_first_work=end)
-    assert asked == [("bin/x000.dll", LINKERS, None), ("bin/x001.dll", LINKERS, None)]
+    assert asked == [("bin/x000.dll", LINKERS, 0), ("bin/x001.dll", LINKERS, 0)]
 
 
 def test_goes_on_without_asking_where_it_is_told(root: Path) -> None:
     asked = []
 
-    def go_on(path: str, seen: snapshots.Seen, fault: Fault | None) -> bool:
+    def go_on(path: str, seen: snapshots.Seen) -> bool:
         asked.append(path)
         return True
 
@@ -267,7 +266,7 @@ def test_folders_that_changed_are_looked_at_first(root: Path) -> None:
     add_dll(root / "lib/new.dll")
     asked: list[str] = []
 
-    def note(path: str, seen: snapshots.Seen, fault: Fault | None) -> bool:
+    def note(path: str, seen: snapshots.Seen) -> bool:
         asked.append(path)
         return False
 
@@ -348,7 +347,7 @@ def test_images_that_were_read_stay_open(root: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_scan_that_ends_early_leaves_nothing_open(root: Path) -> None:
-    def end_at_the_third(path: str, seen: snapshots.Seen, fault: Fault | None) -> bool:
+    def end_at_the_third(path: str, seen: snapshots.Seen) -> bool:
         if path == "lib/deep/y.so":
             raise LookupError
         return False
