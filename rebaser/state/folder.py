@@ -93,7 +93,8 @@ class State:
         path = f"{self.folder}/{STAGING}"
 
         def make_anew() -> None:
-            self._remove_staging()
+            with suppress(FileNotFoundError):
+                self._remove_staging()
             self.staging = StagingFolder(path, self.open())
 
         with _Telling(f"{path}, where copies are made, cannot be made anew"):
@@ -160,10 +161,7 @@ class State:
     def _remove_staging(self) -> None:
         from rebaser.state.staging import remove_staging
 
-        try:
-            notes = [name for name in files.names_in(self.open(STAGING)) if name.startswith(NOTE)]
-        except FileNotFoundError:
-            return
+        notes = [name for name in files.names_in(self.open(STAGING)) if name.startswith(NOTE)]
         for name in notes:
             # A note may say anything: what it names is removed only if a run has made it.
             with suppress(OSError, ValueError):
@@ -171,15 +169,16 @@ class State:
                 parent, _, name = folder.rpartition("/")
                 if name.startswith(f"{STAGING}-") and f"/{parent}".endswith(f"/{STATE}"):
                     folders = files.Folders(self.root)
-                    remove_staging(name, folders.open(parent))
-                    if not files.names_in(folders.chain[-1][1]):
+                    above = folders.open(parent)
+                    with suppress(FileNotFoundError):
+                        remove_staging(name, above)
+                    if not files.names_in(above):
                         os.rmdir(STATE, dir_fd=folders.chain[-2][1])
         remove_staging(STAGING, self.open())
 
     def note_staging_elsewhere(self, folder: str) -> None:
         """Remember a staging folder, relative to the root, to be cleared away with ours."""
-        number = sum(name.startswith(NOTE) for name in files.names_in(self.open(STAGING)))
-        self.write(f"{STAGING}/{NOTE}{number}", os.fsencode(folder))
+        self.write(f"{STAGING}/{NOTE}{os.path.basename(folder)}", os.fsencode(folder))
 
     def read(self, path: str, most: int) -> tuple[bytes, os.stat_result]:
         """Return what a regular file of at most so many bytes holds. Raises OSError."""
@@ -202,9 +201,9 @@ class State:
             folder = self.open()
             st = os.stat(SNAPSHOT, dir_fd=folder, follow_symlinks=False)
             # Look, then look again: most times it is the same file still.
-            if self._loaded is None or self._loaded[0] != _which(st):
+            if self._loaded is None or self._loaded[0] != snapshots.of_stat(st):
                 data, st = files.read_file(SNAPSHOT, LARGEST_SNAPSHOT, folder)
-                self._loaded = _which(st), snapshots.load(data)
+                self._loaded = snapshots.of_stat(st), snapshots.load(data)
             return self._loaded[1]
         except FileNotFoundError:
             return snapshots.blank()
@@ -238,7 +237,6 @@ class State:
                 time.sleep(0.001)
                 now = _touch(folder)
             after = os.fstat(folder)
-            os.unlink(PROBE, dir_fd=folder)
         # Where the clock did not tick in time nothing is known of what happened in this tick.
         # A step of a clock is a tick, or several.
         tick = max(now - first, LEAST_TICK) if now > first else UNSEEN_TICK
@@ -261,16 +259,11 @@ class FileSystemTime(NamedTuple):
         return self._replace(nanoseconds=self.nanoseconds - int(seconds * 1e9) - self.tick)
 
 
-def _which(st: os.stat_result) -> tuple[int, ...]:
-    return st.st_ino, st.st_dev, st.st_size, st.st_mtime_ns, st.st_ctime_ns
-
-
 def _touch(folder: int) -> int:
-    """Make a new probe in place of the old one and return its time in nanoseconds."""
-    with suppress(FileNotFoundError):
-        os.unlink(PROBE, dir_fd=folder)
+    """Make a probe, for a moment, and return its time in nanoseconds."""
     descriptor = files.make_file(PROBE, folder)
     try:
         return os.fstat(descriptor).st_mtime_ns
     finally:
         os.close(descriptor)
+        os.unlink(PROBE, dir_fd=folder)

@@ -48,50 +48,39 @@ class StagingFolder:
 
 
 def remove_staging(name: str, parent: int) -> None:
-    """Remove a staging folder that a run has made, if it is there.
+    """Remove a staging folder that a run has made.
 
     Any other folder, and what runs have not put there, is left; then OSError is raised, as for
     what cannot be removed.
     """
-    try:
-        folder = open_folder(name, parent)
-    except FileNotFoundError:
-        return
-    try:
-        names = names_in(folder)
-        # Not even marked: the run that made it was killed at once.
-        if names and MARK not in names:
-            raise OSError(errno.ENOTEMPTY, "it was not made by rebaser", name)
-        left = _clear(folder, names)
-        if left:
-            raise OSError(errno.ENOTEMPTY, f"{left[0]} in it is not rebaser's", name)
-    finally:
-        os.close(folder)
-    os.rmdir(name, dir_fd=parent)
+    if left := _remove(name, parent):
+        raise OSError(errno.ENOTEMPTY, f"{left[0]} in it is not rebaser's", name)
 
 
-def _clear(folder: int, names: list[str]) -> list[str]:
-    """Remove what runs put into a staging folder; return what else is left, which keeps the mark.
+def _remove(name: str, parent: int) -> list[str]:
+    """Remove a staging folder, or a room in it; return what else is left there, beside its mark.
 
     Only what is found to be empty is given to rmdir(2): Wine's does harm to any other folder.
     """
-    left = []
-    for name in sorted(names, key=MARK.__eq__):
-        is_copy = name.endswith(".dll") and name[:-4].isdecimal()
-        if name.startswith(ROOM):
-            room = open_folder(name, folder)
-            try:
-                rest = _clear(room, names_in(room))
-            finally:
-                os.close(room)
-            if not rest:
-                os.rmdir(name, dir_fd=folder)
-            left += [f"{name}/{each}" for each in rest]
-        elif name in (NEW, PROBE) or name.startswith(NOTE) or is_copy:
-            os.unlink(name, dir_fd=folder)
-        elif name == MARK:
-            if not left:
-                os.unlink(name, dir_fd=folder)
-        else:
-            left.append(name)
+    left: list[str] = []
+    folder = open_folder(name, parent)
+    try:
+        names = names_in(folder)
+        # Not even marked: the run that made it was killed at once.
+        if names and MARK not in names and not name.startswith(ROOM):
+            raise OSError(errno.ENOTEMPTY, "it was not made by rebaser", name)
+        for each in sorted(names, key=MARK.__eq__):
+            is_copy = each.endswith(".dll") and each[:-4].isdecimal()
+            if each.startswith(ROOM):
+                left += [f"{each}/{other}" for other in _remove(each, folder)]
+            elif each in (NEW, PROBE) or each.startswith(NOTE) or is_copy:
+                os.unlink(each, dir_fd=folder)
+            elif each != MARK:
+                left.append(each)
+            elif not left:
+                os.unlink(each, dir_fd=folder)
+    finally:
+        os.close(folder)
+    if not left:
+        os.rmdir(name, dir_fd=parent)
     return left
