@@ -57,7 +57,11 @@ class ImageError(Exception):
     """A file could not be read or changed as an image; the text is one short reason."""
 
 
-class FaultError(ImageError):
+class RelocationError(ImageError):
+    """An image could not be relocated, or is not what relocating must have made of it."""
+
+
+class FaultError(RelocationError):
     """What is wrong, as a value; `detail` is printable ASCII, or empty."""
 
     def __init__(self, fault: Fault, detail: str = "") -> None:
@@ -68,11 +72,3 @@ class FaultError(ImageError):
 
 class NotAnImage(FaultError):  # noqa: N818 - it says what the file is, not that we failed
     """The file has no usable PE header, so it has no address range either."""
-
-
-class RelocationError(ImageError):
-    """An image could not be relocated, or is not what relocating must have made of it."""
-
-
-class TableError(FaultError, RelocationError):
-    """The base relocation table of an image cannot be believed."""

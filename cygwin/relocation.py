@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 
-from cygwin.fault import RelocationError
+from cygwin.fault import FaultError, RelocationError
 from cygwin.image import DYNAMIC_BASE, Image, read_base
 from cygwin.relocation_table import Block, Reader, marks_of
 
@@ -84,7 +84,7 @@ def check_and_sum(
 
 def _demand_movable(descriptor: int, image: Image, new_base: int) -> None:
     if image.fault:
-        raise RelocationError(image.fault.reason(image.detail))
+        raise FaultError(image.fault, image.detail)
     if not 0 <= new_base <= (1 << 8 * image.base_width) - image.slot_size:
         raise RelocationError(f"an image of {image.size} bytes does not fit at 0x{new_base:x}")
     found = read_base(descriptor, image.base_offset, image.base_width)

@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from operator import sub
 
-from cygwin.fault import Fault, RelocationError, TableError
+from cygwin.fault import Fault, FaultError, RelocationError
 from cygwin.values import NamedTuple
 
 # "Base Relocation Types"; the key is the width of the ImageBase field and of each word, in bytes.
@@ -91,7 +91,7 @@ def marks_of(block: Block, reader: Reader, width: int) -> int:
 def _page_of_marks(entries: bytes, width: int) -> bytearray:
     """Return a page of zeros with a 1 at the first byte of each word that `entries` relocate.
 
-    `width` is the bytes of a word (4 or 8). Padding marks nothing. Raises TableError for an
+    `width` is the bytes of a word (4 or 8). Padding marks nothing. Raises FaultError for an
     entry of another type than such words have.
     """
     start = WORD_TYPE[width] << 12
@@ -105,19 +105,19 @@ def _page_of_marks(entries: bytes, width: int) -> bytearray:
         known = False
     if not known:
         types = {byte >> 4 for byte in entries[1::2]}
-        raise TableError(Fault.RELOCATION_TYPE_UNKNOWN, str(min(types - {0, WORD_TYPE[width]})))
+        raise FaultError(Fault.RELOCATION_TYPE_UNKNOWN, str(min(types - {0, WORD_TYPE[width]})))
     del marks[:start]
     return marks
 
 
 def _demand_distinct(marks: bytearray, entries: bytes, width: int) -> None:
-    """Raise TableError when two of the words that `entries` have marked overlap."""
+    """Raise FaultError when two of the words that `entries` have marked overlap."""
     words = len(entries[1::2].translate(None, _OF_TYPE_ABSOLUTE))
     if marks[::width].count(1) == words:
         return  # they are all aligned, and no two the same
     at = [offset for offset, mark in enumerate(marks) if mark]
     if len(at) != words or min(map(sub, at[1:], at), default=width) < width:
-        raise TableError(DAMAGED, "it relocates the same bytes twice")
+        raise FaultError(DAMAGED, "it relocates the same bytes twice")
 
 
 def read_blocks(
@@ -126,14 +126,14 @@ def read_blocks(
     """Read the whole table and return its blocks in the order of their words in the file.
 
     `directory` is the RVA and the size in bytes of the table (data directory 5), `width` the bytes
-    of a word (4 or 8); the sections' data must not overlap. Raises TableError unless the
+    of a word (4 or 8); the sections' data must not overlap. Raises FaultError unless the
     blocks fill the directory exactly, but for padding with zeros, each block's words lie inside
     one section's data and outside the table, and no two words overlap.
     """
     blocks = sorted(_walk(descriptor, sections, directory, width)) if directory[1] else []
     for before, after in zip(blocks, blocks[1:]):
         if before.high > after.low:
-            raise TableError(
+            raise FaultError(
                 DAMAGED, f"it relocates the same bytes twice, at byte {after.low} of the file"
             )
     return tuple(blocks)
@@ -155,7 +155,7 @@ def _walk(
 
     home = section_of(rva, rva + size)
     if home is None:
-        raise TableError(DAMAGED, f"it lies outside the sections, at 0x{rva:x}")
+        raise FaultError(DAMAGED, f"it lies outside the sections, at 0x{rva:x}")
     table = rva - home.virtual_address + home.raw_offset
     # More than two blocks a page come from no linker, but from somebody who wants us to be slow.
     pages = sum(-(-section.raw_size // PAGE) for section in data)
@@ -163,8 +163,8 @@ def _walk(
     room = KEPT_MARKS
     count = at = 0
 
-    def damaged(what: str) -> TableError:
-        return TableError(DAMAGED, f"block {count} (at 0x{rva + at:x}) {what}")
+    def damaged(what: str) -> FaultError:
+        return FaultError(DAMAGED, f"block {count} (at 0x{rva + at:x}) {what}")
 
     while size - at >= BLOCK_HEADER.size:
         header = reader.read(table + at, BLOCK_HEADER.size)
@@ -187,8 +187,8 @@ def _walk(
         try:
             marks = _page_of_marks(entries, width)
             _demand_distinct(marks, entries, width)
-        except TableError as error:
-            raise TableError(error.fault, f"{error.detail} (block {count}, page 0x{page:x})")
+        except FaultError as error:
+            raise FaultError(error.fault, f"{error.detail} (block {count}, page 0x{page:x})")
         first = marks.find(1)
         if first >= 0:
             low, high = page + first, page + marks.rfind(1) + width
@@ -205,4 +205,4 @@ def _walk(
         at += block_size
     rest = size - at  # a directory may be rounded up to a page with zeros
     if rest > PAGE or any(reader.read(table + at, rest)):
-        raise TableError(DAMAGED, f"{rest} bytes behind block {count} are no block")
+        raise FaultError(DAMAGED, f"{rest} bytes behind block {count} are no block")
