@@ -97,16 +97,15 @@ class Programs(NamedTuple):
         The next `rebase -s` leaves them there. Raises ProgramError, and ValueError for a name that
         a list cannot hold.
         """
-        return _run_on_list([self.rebase_path, "-M", "-T"], files, cwd, timeout)
+        return _run_on([self.rebase_path, "-M"], files, cwd, timeout, in_list=True)
 
 
-def _run_on(argv: list[str], files: Sequence[str], cwd: str, timeout: float) -> Outcome:
-    if sum(map(len, files)) > _MOST_ARGUMENTS:
-        return _run_on_list([*argv, "-T"], files, cwd, timeout)
-    return run([*argv, "--", *files], cwd=cwd, timeout=timeout)
-
-
-def _run_on_list(argv: list[str], files: Sequence[str], cwd: str, timeout: float) -> Outcome:
+def _run_on(
+    argv: list[str], files: Sequence[str], cwd: str, timeout: float, *, in_list: bool = False
+) -> Outcome:
+    if not in_list and sum(map(len, files)) <= _MOST_ARGUMENTS:
+        return run([*argv, "--", *files], cwd=cwd, timeout=timeout)
+    argv = [*argv, "-T"]
     for name in files:
         if "\n" in name or len(os.fsencode(name)) > 250:
             # rebase cuts a line of its list after 261 bytes.
