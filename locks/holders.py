@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from contextlib import suppress
 from typing import NamedTuple
@@ -84,11 +85,8 @@ def flock_in(fdinfo: str) -> str | None:
     The line is `lock:  1: FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF`; locks of other kinds
     (POSIX, OFDLCK, LEASE) have such lines too, and a blocked request has none.
     """
-    for line in fdinfo.splitlines():
-        words = line.split()
-        if words[:1] == ["lock:"] and words[2:3] == ["FLOCK"]:
-            return {"READ": "shared", "WRITE": "exclusive"}.get("".join(words[4:5]))
-    return None
+    found = re.search(r"(?m)^lock:[ \t]+\S+ +FLOCK +\S+ +(READ|WRITE) ", fdinfo)
+    return {"READ": "shared", "WRITE": "exclusive"}[found[1]] if found else None
 
 
 def blocked_in(locks: str, inode: int) -> set[int]:
@@ -96,14 +94,8 @@ def blocked_in(locks: str, inode: int) -> set[int]:
 
     The line is `1: -> FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF`.
     """
-    blocked = set()
-    for line in locks.splitlines():
-        words = line.split()
-        if words[1:3] != ["->", "FLOCK"] or len(words) < 7 or not words[5].isdecimal():
-            continue
-        if words[6].rpartition(":")[2] == str(inode):
-            blocked.add(int(words[5]))
-    return blocked
+    request = rf"(?m)^\S+ +-> FLOCK +\S+ +\S+ +([0-9]+) \S+:{inode} "
+    return set(map(int, re.findall(request, locks)))
 
 
 def _listed(folder: str) -> list[str]:
