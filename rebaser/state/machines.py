@@ -64,16 +64,15 @@ def _word(state: State) -> str:
 
 def network_file_system(path: str) -> str | None:
     """Return the type of the file system of an absolute path where it is a network's."""
-    found = [(0, "")]
+    longest, found = 0, ""
     with suppress(OSError, ValueError), open(MOUNTS, errors="surrogateescape") as file:
         for line in file:
             where, kind = line.split(" ")[1:3]
             where = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), where)
-            if f"{path}/".startswith(f"{where.rstrip('/')}/"):
-                found.append((len(where), kind))
-    # The last of the longest: one mount may hide another.
-    kind = sorted(found, key=lambda one: one[0])[-1][1]
-    return kind if kind in NETWORK else None
+            # The last of the longest: one mount may hide another.
+            if len(where) >= longest and f"{path}/".startswith(f"{where.rstrip('/')}/"):
+                longest, found = len(where), kind
+    return found if found in NETWORK else None
 
 
 def take_lock(
