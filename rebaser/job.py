@@ -14,7 +14,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rebaser.apply.engines import Engine
     from rebaser.plan.proposal import Planner
-    from rebaser.scan.walk import Scan
 
 
 class Timed:
@@ -35,7 +34,8 @@ class Job:
     """One run: what it was asked for, and what its stages share.
 
     The globs of `options` are relative to the root. `seconds` is how long each stage took.
-    `scan` is the last one, whose files may be open; it began at `scan_began` (time.monotonic).
+    `open_files` are descriptors that the last scan left open, by path; it began at `scan_began`
+    (time.monotonic).
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Job:
         self.state = tree.state
         self.progress = progress or Progress()
         self.seconds: dict[str, float] = {}
-        self.scan: Scan | None = None
+        self.open_files: dict[str, int] = {}
         self.scan_began = time.monotonic()
         # Another user's run may have failed where ours would not, and several trees may have been
         # given one state folder: neither covers ours.
@@ -82,10 +82,10 @@ class Job:
         """Return what the last run saw."""
         return self.state.load_snapshot(self.tell)
 
-    def close_scan(self) -> None:
+    def close_files(self) -> None:
         """Close what the last scan has kept open."""
-        if self.scan:
-            self.scan.close()
+        while self.open_files:
+            os.close(self.open_files.popitem()[1])
 
     def planner(self) -> Planner:
         """Return who plans for this run."""

@@ -69,10 +69,10 @@ def run(
             try:
                 report = _dry_run(job) if dry_run else _run(job, wait, coordinator)
             except OuterTreeError as outer:
-                job.close_scan()
+                job.close_files()
                 job = job.inside(outer.tree)
     finally:
-        job.close_scan()
+        job.close_files()
         job.progress.close()
     job.seconds["total"] = time.monotonic() - began
     # What stays is told where it was asked for, or overlaps what was.
@@ -99,7 +99,7 @@ def _run(job: Job, wait: float | None, coordinator: str | None) -> Report:
             if isinstance(found, Report):
                 return found
             if found is None:
-                job.close_scan()
+                job.close_files()
                 lock.exclude()
                 if done := records.covering(job.state, job.request, asked):
                     return _covered(job, done)
@@ -203,10 +203,10 @@ def _plan(job: Job, before: Snapshot, found: Scan | None = None) -> Proposal:
 
 def _scan(job: Job, before: Snapshot, at_first_work: AtFirstWork | None = None) -> Scan:
     job.progress.phase("looking at the tree")
-    job.close_scan()
+    job.close_files()
     job.scan_began = time.monotonic()
     with job.timed("scan"):
-        job.scan = scan(
+        return scan(
             job.tree.root,
             job.options.rules,
             before,
@@ -214,9 +214,8 @@ def _scan(job: Job, before: Snapshot, at_first_work: AtFirstWork | None = None) 
             progress=job.progress.advance,
             # What a process has open, even one that waits for the lock, others may fail to replace
             # there: Wine refuses it, and Cygwin's rename(2) then loses the file.
-            keep_open=not on_cygwin(),
+            open_files=None if on_cygwin() else job.open_files,
         )
-    return job.scan
 
 
 def _report(job: Job, found: Proposal, applied: Applied | None = None) -> Report:

@@ -62,7 +62,7 @@ def _replacements(job: Job, found: Proposal, scan_time: FileSystemTime) -> list[
         source, image = sources[move.path], scan.images.get(move.path)
         if is_racy(*source.seen.times, scan_time.nanoseconds, scan_time.device):
             image = None
-        items.append(Replacement(move, source, image, scan.open_files.pop(move.path, None)))
+        items.append(Replacement(move, source, image, job.open_files.pop(move.path, None)))
     return items
 
 

@@ -113,7 +113,7 @@ def with_moves(
         source, st = sources[move.path], stats.get(move.path)
         if st is not None:
             seen = source.seen.without_dynamic_base() if move.clear_dynamic_base else source.seen
-            seen = Seen(*snapshots.of_stat(st), *seen[6:])._replace(base=move.new_base)
+            seen = Seen(*snapshots.of_stat(st), st.st_nlink, *seen[6:])._replace(base=move.new_base)
             rows.update(dict.fromkeys(source.names, seen))
     folders = dict(now.folders)
     for folder in {path.rpartition("/")[0] for path in rows}:

@@ -81,9 +81,12 @@ class Seen(NamedTuple):
         return self._replace(dll_characteristics=self.dll_characteristics & ~_DYNAMIC_BASE)
 
 
-def of_stat(st: os.stat_result) -> tuple[int, int, int, int, int, int]:
-    """Return the fields of `Seen` that a file's stat gives: the first six."""
-    return st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino, st.st_dev, st.st_nlink
+def of_stat(st: os.stat_result) -> tuple[int, int, int, int, int]:
+    """Return what tells a file from what it was: the first five fields of `Seen`.
+
+    A folder, of which a `Folder` has the last four, has no size to speak of.
+    """
+    return st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino, st.st_dev
 
 
 class Folder(NamedTuple):

@@ -16,7 +16,7 @@ from rebaser.files import most_open, open_to_read
 from rebaser.scan import LOCK, RUNS, STATE, STATE_IN_VAR
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.skip import is_pruned, is_state
-from rebaser.scan.snapshot import Folder, Seen, Snapshot
+from rebaser.scan.snapshot import Folder, Seen, Snapshot, of_stat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,21 +50,15 @@ class Scan(NamedTuple):
 
     `snapshot` is the tree as it is now. `failed` are (path, reason) of what could not be looked at.
     `unchanged` says that everything is as it was remembered. `images` are the images that this
-    scan read, by path, up to a limit; `open_files` descriptors of them, to be closed. `inner` are
-    the folders below the root that are trees of rebaser's themselves.
+    scan read, by path, up to a limit. `inner` are the folders below the root that are trees of
+    rebaser's themselves.
     """
 
     snapshot: Snapshot
     failed: list[tuple[str, str]]
     unchanged: bool
     images: dict[str, Image]
-    open_files: dict[str, int]
     inner: tuple[str, ...]
-
-    def close(self) -> None:
-        """Close all descriptors that were kept open."""
-        while self.open_files:
-            os.close(self.open_files.popitem()[1])
 
 
 # The images that a scan read are kept, so that a moved one need not be read twice, until their
@@ -80,19 +74,19 @@ def scan(
     *,
     at_first_work: AtFirstWork | None = None,
     progress: Callable[[int], None] | None = None,
-    keep_open: bool = False,
+    open_files: dict[str, int] | None = None,
 ) -> Scan:
     """Look at the tree below `root`, first at folders that changed since `snapshot`.
 
     What is as it has it is not read again: a file when size, times, inode and device are, and its
     ImageBase and DllCharacteristics too, for Cygwin's rebase changes neither size nor, usually,
     times; a folder when its times, inode and device are. `progress` is told the number of files
-    looked at. `keep_open` keeps open those images that were read and that can be moved: close the
-    scan.
+    looked at. `open_files` is given descriptors of the images that were read and that can be
+    moved, by path, which are the caller's to close, however the scan ends.
     """
     scanner = _Scanner(root, rules or Rules(), snapshot or snapshots.blank())
     scanner.at_first_work, scanner.progress = at_first_work, progress
-    scanner.may_open = None if keep_open else 0
+    scanner.open_files = open_files
     return scanner.scan()
 
 
@@ -103,8 +97,7 @@ def _inside(folder: str, name: str) -> str:
 class _Scanner:
     at_first_work: AtFirstWork | None = None
     progress: Callable[[int], None] | None = None
-    # How many files may be kept open; None: not looked up yet.
-    may_open: int | None = 0
+    open_files: dict[str, int] | None = None
 
     def __init__(self, root: str, rules: Rules, snapshot: Snapshot) -> None:
         self.top = root.rstrip("/") + "/"
@@ -120,7 +113,6 @@ class _Scanner:
         self.changed = False
         self.failed: list[tuple[str, str]] = []
         self.images: dict[str, Image] = {}
-        self.open_files: dict[str, int] = {}
         self.room = KEPT_BYTES  # for more images
         self.details = {text: number for number, text in enumerate(snapshot.details)}
         self.states = set(snapshot.inner)  # folders that may be of trees below this one
@@ -129,32 +121,26 @@ class _Scanner:
     def scan(self) -> Scan:
         """Look at every folder, and at its files of interest as soon as it is known."""
         found = {}
-        try:
-            for path, folder in self.folders():
-                now = self.files(path, folder) if folder.names else folder
-                if len(now.names) < len(folder.names) and (listed := self.list(path)):
-                    now = self.files(path, listed[0])  # see `folders`
-                found[path] = now
-            snapshot = self.as_settled(self.snapshot_of(found)) if self.changed else self.snapshot
-        except BaseException:
-            self.result(self.snapshot).close()
-            raise
-        return self.result(snapshot)
-
-    def result(self, snapshot: Snapshot) -> Scan:
-        failed, unchanged = self.failed, not self.changed
+        for path, folder in self.folders():
+            now = self.files(path, folder) if folder.names else folder
+            if len(now.names) < len(folder.names) and (listed := self.list(path)):
+                now = self.files(path, listed[0])  # see `folders`
+            found[path] = now
+        snapshot = self.snapshot_of(found) if self.changed else self.snapshot
         inner = tuple(
             state[: -1 - len(STATE if state.endswith(STATE) else STATE_IN_VAR)]
             for state in snapshot.inner
             if any(os.path.lexists(f"{self.top}{state}/{mark}") for mark in (LOCK, RUNS))
         )
-        return Scan(snapshot, failed, unchanged, self.images, self.open_files, inner)
+        return Scan(snapshot, self.failed, not self.changed, self.images, inner)
 
     def snapshot_of(self, found: dict[str, Folder]) -> Snapshot:
-        known = (p for p in self.snapshot.programs if p.rpartition("/")[0] not in self.programs)
+        """Return what was found, with what was left when nothing but its folders has changed."""
+        before = self.snapshot
+        known = (p for p in before.programs if p.rpartition("/")[0] not in self.programs)
         programs = [*known, *chain.from_iterable(self.programs.values())]
         there = (path for path in programs if path.rpartition("/")[0] in found)
-        return Snapshot(
+        now = Snapshot(
             self.rules.key(),
             "",
             dict(sorted(found.items())),  # parents first, whatever was looked at first
@@ -164,11 +150,8 @@ class _Scanner:
             programs=tuple(sorted(there, key=lambda path: path.rpartition("/"))),
         )
 
-    def as_settled(self, now: Snapshot) -> Snapshot:
-        """Return what is there now, with what was left when nothing but its folders has changed."""
-        before = self.snapshot
-        as_before = self.comparable and not self.failed and now.inner == before.inner
-        if not as_before or snapshots.images(now) != snapshots.images(before):
+        is_as_before = self.comparable and not self.failed and now.inner == before.inner
+        if not is_as_before or snapshots.images(now) != snapshots.images(before):
             return now
         return now._replace(
             settled=before.settled, overlaps=before.overlaps, pending=before.pending
@@ -208,11 +191,9 @@ class _Scanner:
 
     def is_as_seen(self, path: str, folder: Folder) -> bool:
         """Return whether a folder has its times, inode and device still."""
-        try:
-            st = os.lstat(self.top + path)
-        except OSError:
-            return False
-        return (st.st_mtime_ns, st.st_ctime_ns, st.st_ino, st.st_dev) == folder.stat
+        with suppress(OSError):
+            return of_stat(os.lstat(self.top + path))[1:] == folder.stat
+        return False
 
     def missed(self, path: str, error: OSError, what: str, left: str) -> bool:
         """Note what cannot be done, and is left; what is gone by now is nobody's failure: False."""
@@ -260,9 +241,8 @@ class _Scanner:
             left = "what lies below it was not looked at"
             return (UNLISTED, []) if self.missed(path or ".", error, "listed", left) else None
         names.sort()
-        times = (st.st_mtime_ns, st.st_ctime_ns, st.st_ino, st.st_dev)
         files = [seen.get(name, UNSEEN) for name in names]
-        return Folder(times, names, files), sorted(subfolders)
+        return Folder(of_stat(st)[1:], names, files), sorted(subfolders)
 
     # Files.
 
@@ -318,7 +298,7 @@ class _Scanner:
         except NotAnImage as error:
             fault, detail = error.fault, error.detail
         number = self.details.setdefault(detail, len(self.details))
-        seen = Seen(*snapshots.of_stat(st), *fields, fault.number if fault else 0, number)
+        seen = Seen(*of_stat(st), st.st_nlink, *fields, fault.number if fault else 0, number)
         if image:
             self.keep(path, image, descriptor)
             if self.at_first_work and self.at_first_work(path, seen):
@@ -331,11 +311,10 @@ class _Scanner:
         if taken <= self.room:
             self.images[path] = image
             self.room -= taken
-        if self.may_open is None:
-            self.may_open = most_open(MOST_OPEN)
-        if len(self.open_files) < self.may_open and not image.fault:
+        kept = self.open_files
+        if kept is not None and not image.fault and len(kept) < most_open(MOST_OPEN):
             with suppress(OSError):
-                self.open_files[path] = os.dup(descriptor)
+                kept[path] = os.dup(descriptor)
 
 
 # DllCharacteristics ends so many bytes behind ImageBase, in either format ("Optional Header"), so
@@ -345,8 +324,7 @@ _FLAGS_BEHIND = 40
 
 def has_times(st: os.stat_result, row: tuple[int, ...]) -> bool:
     """Return whether a file has the size, the times and the place that were seen."""
-    seen = st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino, st.st_dev
-    return seen == row[:5]
+    return of_stat(st) == row[:5]
 
 
 def _is_placed(descriptor: int, row: tuple[int, ...]) -> bool:

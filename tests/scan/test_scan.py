@@ -9,10 +9,16 @@ from pathlib import Path
 import pytest
 from trees import FLOOR, LINKERS, add_dll, make_tree
 
+from cygwin.address_space import Range
+from rebaser.options import Options
+from rebaser.plan.placement import NoRoomError
+from rebaser.progress import Progress
+from rebaser.run import run
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.snapshot import Snapshot
 from rebaser.scan.walk import Rules, Scan, scan
 from rebaser.state.folder import State
+from rebaser.tree import find_tree
 
 LATER = 1 << 62  # a time, in nanoseconds, after all changes: nothing is racy
 
@@ -335,24 +341,46 @@ def test_images_that_were_read_stay_open(root: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(os, "open", counting)
     before = set(os.listdir("/proc/self/fd"))
-    found = scan(str(root), keep_open=True)
+    kept: dict[str, int] = {}
+    found = scan(str(root), open_files=kept)
     assert len(opened) == 5, "one open for each file, none for a folder"
-    assert set(found.open_files) == {"bin/x000.dll", "bin/x001.dll", "lib/deep/y.so"}
-    for name, descriptor in found.open_files.items():
+    assert set(kept) == {"bin/x000.dll", "bin/x001.dll", "lib/deep/y.so"}
+    for name, descriptor in kept.items():
         assert os.path.samestat(os.fstat(descriptor), os.stat(root / name))
-    found.close()
-    assert found.open_files == {}
+    for descriptor in kept.values():
+        os.close(descriptor)
     assert set(os.listdir("/proc/self/fd")) == before
-    assert scan(str(root), snapshot=remembered(found), keep_open=True).open_files == {}
+    kept.clear()
+    scan(str(root), snapshot=remembered(found), open_files=kept)
+    assert kept == {}
 
 
-def test_a_scan_that_ends_early_leaves_nothing_open(root: Path) -> None:
+def test_a_scan_that_ends_early_tells_what_it_left_open(root: Path) -> None:
     def end_at_the_third(path: str, seen: snapshots.Seen) -> bool:
         if path == "lib/deep/y.so":
             raise LookupError
         return False
 
     before = set(os.listdir("/proc/self/fd"))
+    kept: dict[str, int] = {}
     with pytest.raises(LookupError):
-        scan(str(root), at_first_work=end_at_the_third, keep_open=True)
+        scan(str(root), at_first_work=end_at_the_third, open_files=kept)
+    for descriptor in kept.values():
+        os.close(descriptor)
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+class Failing(Progress):
+    """Ends the run in the middle of its scan."""
+
+    def advance(self, count: int) -> None:
+        raise LookupError
+
+
+def test_a_run_that_fails_leaves_no_dll_open(root: Path) -> None:
+    with pytest.raises(LookupError):
+        run(find_tree(str(root)), progress=Failing())
+    with pytest.raises(NoRoomError):
+        run(find_tree(str(root)), Options(arena=Range(FLOOR, FLOOR + 0x1_0000)))
+    open_now = [os.path.realpath(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd")]
+    assert [path for path in open_now if path.endswith((".dll", ".so"))] == []
