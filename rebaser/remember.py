@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
 
 from cygwin.paths import database_files
 from rebaser.job import Job
 from rebaser.report import Applied, Group, Report
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.skip import Skipped, Stay, files_of
-from rebaser.scan.snapshot import Overlap, Snapshot
+from rebaser.scan.snapshot import Snapshot
 from rebaser.scan.walk import Scan
 from rebaser.state import records
 from rebaser.state.folder import FileSystemTime, StateError
@@ -48,10 +47,11 @@ def settled_report(job: Job, lock: TreeLock, found: Scan) -> Report | None:
         _save_alone(job, lock, before)
     asks, pending = job.request.asks_for, frozenset(before.pending)
     left = []
-    for overlap in before.overlaps:
-        waits = pending.intersection(overlap.names)  # until nobody uses them
-        if any(map(asks, overlap.names)):
-            left.append(Group(*overlap, "run" if waits else None, any(map(asks, waits))))
+    for group in before.overlaps:
+        waits = pending.intersection(group.paths)  # until nobody uses them
+        if any(map(asks, group.paths)):
+            cure, ours = "run" if waits else None, any(map(asks, waits))
+            left.append(group._replace(cure=cure, ours=ours))
     return Report(
         root=job.tree.root,
         engine=None,
@@ -66,8 +66,8 @@ def settled_report(job: Job, lock: TreeLock, found: Scan) -> Report | None:
 def remember_look(job: Job, lock: TreeLock, found: Proposal, report: Report) -> None:
     """Save what a look has seen that found nothing to do, if nobody else holds the lock now."""
     seen = found.scan.snapshot
-    if job.request.is_for_all and not report.exit_status and not job.options.avoid:
-        seen = _settled(job, seen, report.overlaps)
+    if job.request.is_for_all:
+        seen = _settled(job, seen, found, report)
     if not found.scan.unchanged or seen.settled != found.scan.snapshot.settled:
         _save_alone(job, lock, seen)
 
@@ -102,7 +102,7 @@ def remember_work(
             before = snapshots.trusted(seen, now.nanoseconds, now.device)
             seen = with_moves(before, found.survey.sources, applied.moved, applied.now)
             now = job.state.time()
-        job.state.save_snapshot(_after_work(job, seen, found, report), now)
+        job.state.save_snapshot(_settled(job, seen, found, report), now)
     except StateError as error:
         job.tell(f"{error}; the next run reads every DLL again")
     try:
@@ -116,33 +116,26 @@ def before_the_scan(job: Job) -> FileSystemTime:
     return job.state.time().before(time.monotonic() - job.scan_began)
 
 
-def _after_work(job: Job, seen: Snapshot, found: Proposal, report: Report) -> Snapshot:
+def _settled(job: Job, seen: Snapshot, found: Proposal, report: Report) -> Snapshot:
     """Return what was seen, settled where nothing is left that anybody could do."""
     if report.failed or report.unfinished or job.options.avoid:
         return seen
-    overlaps: Sequence[Group] | None = report.overlaps
+    overlaps: tuple[Group, ...] | None = report.overlaps
     pending = tuple(one.path for one in report.skipped if one.cause is Stay.IN_USE)
     done = len(report.moved) + len(pending)
     if not job.request.is_for_all or done < len(found.plan.moves):
         overlaps = job.planner().settled_overlaps(seen, pending)
-    return seen if overlaps is None else _settled(job, seen, overlaps, pending)
-
-
-def _settled(
-    job: Job, seen: Snapshot, overlaps: Sequence[Group], pending: tuple[str, ...] = ()
-) -> Snapshot:
-    """Return what was seen, with what is left of it until something changes."""
-    left = tuple(Overlap(*group[:4]) for group in overlaps)
-    return seen._replace(settled=_key(job), overlaps=left, pending=pending)
+    if overlaps is None:
+        return seen
+    return seen._replace(settled=_key(job), overlaps=overlaps, pending=pending)
 
 
 def _key(job: Job) -> str:
     """Return what decides whether there is something to do, beside the tree itself."""
-    stats = []
+    stats: list[tuple[str, tuple[int, ...]]] = []
     for path in database_files(job.options.database, job.options.cygwin_root):
         try:
-            st = os.stat(path)
-            stats.append((path, st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino))
+            stats.append((path, snapshots.of_stat(os.stat(path))))
         except OSError:
-            stats.append((path, 0, 0, 0, 0))
+            stats.append((path, ()))
     return f"{job.options.key()} {stats}"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from cygwin.values import NamedTuple
 from rebaser.errors import advice
 from rebaser.scan.skip import Skipped, Stay
+from rebaser.scan.snapshot import Group as Group
 
 
 class Move(NamedTuple):
@@ -62,21 +63,6 @@ class Seconds(NamedTuple):
     total: float = 0.0
     exclusive: float = 0.0
     """How long the lock was held exclusively."""
-
-
-class Group(NamedTuple):
-    """DLLs that hang together by overlaps, in order of address; they occupy `[low, high)`.
-
-    `cure` is "run" where a run can move one of them, else None. `ours`: one of those that can move
-    is among what was asked for.
-    """
-
-    machine: int
-    low: int
-    high: int
-    paths: tuple[str, ...]
-    cure: str | None
-    ours: bool = True
 
 
 class Report(NamedTuple):

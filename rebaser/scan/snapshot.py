@@ -101,13 +101,19 @@ class Folder(NamedTuple):
     files: list[tuple[int, ...]]
 
 
-class Overlap(NamedTuple):
-    """Images that hang together by overlaps which no run cures; they occupy `[low, high)`."""
+class Group(NamedTuple):
+    """DLLs that hang together by overlaps, in order of address; they occupy `[low, high)`.
+
+    `cure` is "run" where a run can move one of them, else None. `ours`: one of those that can move
+    is among what was asked for. A snapshot keeps neither.
+    """
 
     machine: int
     low: int
     high: int
-    names: tuple[str, ...]
+    paths: tuple[str, ...]
+    cure: str | None = None
+    ours: bool = True
 
 
 class Snapshot(NamedTuple):
@@ -127,7 +133,7 @@ class Snapshot(NamedTuple):
     details: list[str]
     host: str = ""
     inner: tuple[str, ...] = ()
-    overlaps: tuple[Overlap, ...] = ()
+    overlaps: tuple[Group, ...] = ()
     pending: tuple[str, ...] = ()
     programs: tuple[str, ...] = ()
 
@@ -193,7 +199,7 @@ def dump(snapshot: Snapshot) -> bytes:
     rules, settled, folders, details, host, inner, overlaps, pending, programs = snapshot
     files = [row for folder in folders.values() for row in folder.files]
     strings = [rules, settled, host, *details, *inner, *pending, *programs]
-    for names in (*(overlap.names for overlap in overlaps), folders):
+    for names in (*(group.paths for group in overlaps), folders):
         strings += names
     for folder in folders.values():
         strings += folder.names
@@ -203,7 +209,7 @@ def dump(snapshot: Snapshot) -> bytes:
             *(_pack(_FOLDER, len(folder.names), *folder.stat) for folder in folders.values()),
             *(_pack(_FILE, *row) for row in files),
             # A damaged image may end behind the last address.
-            *(_OVERLAP.pack(o[0], o.low, min(o.high, _LAST), len(o.names)) for o in overlaps),
+            *(_OVERLAP.pack(o[0], o.low, min(o.high, _LAST), len(o.paths)) for o in overlaps),
             os.fsencode("\0".join(strings)),
         ]
     )
@@ -247,7 +253,7 @@ def _parse(body: memoryview) -> Snapshot:
     strings = iter(os.fsdecode(bytes(body[at:])).split("\0"))
     rules, settled, host = islice(strings, 3)
     details, inner, pending, programs = (list(islice(strings, count)) for count in others)
-    overlaps = tuple(Overlap(m, low, high, tuple(islice(strings, n))) for m, low, high, n in groups)
+    overlaps = tuple(Group(m, low, high, tuple(islice(strings, n))) for m, low, high, n in groups)
     paths = list(islice(strings, folder_count))
     names, known = list(strings), set(paths)
     holds = (

@@ -373,7 +373,7 @@ def test_a_scan_that_ends_early_tells_what_it_left_open(root: Path) -> None:
 class Failing(Progress):
     """Ends the run in the middle of its scan."""
 
-    def advance(self, count: int) -> None:
+    def advance(self, dlls: int, size: int = 0) -> None:
         raise LookupError
 
 

@@ -16,7 +16,7 @@ from trees import make_tree
 from cygwin.address_space import ARENA
 from cygwin.fault import FAULTS
 from rebaser.scan import snapshot
-from rebaser.scan.snapshot import FORKS, NEVER, Folder, Overlap, Seen, Snapshot, SnapshotLostError
+from rebaser.scan.snapshot import FORKS, NEVER, Folder, Group, Seen, Snapshot, SnapshotLostError
 from rebaser.scan.walk import scan
 
 U64 = st.integers(0, (1 << 64) - 1)
@@ -66,8 +66,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         draw(TEXT),
         names(),
         tuple(
-            Overlap(draw(U16), draw(U64), draw(U64), names())
-            for _ in range(draw(st.integers(0, 2)))
+            Group(draw(U16), draw(U64), draw(U64), names()) for _ in range(draw(st.integers(0, 2)))
         ),
         names(),
         tuple(f"{draw(st.sampled_from(list(folders)))}/{name}".lstrip("/") for name in names()),
@@ -86,7 +85,7 @@ def example() -> Snapshot:
         "": Folder((1, 2, 3, 4), [], []),
         "bin": Folder((9, 10, 11, 12), ["a.dll", "\udcff.so"], [row, row._replace(size=2)]),
     }
-    overlaps = (Overlap(0x8664, 0x1_8000_0000, 0x1_8002_0000, ("bin/a.dll", "bin/b.dll")),)
+    overlaps = (Group(0x8664, 0x1_8000_0000, 0x1_8002_0000, ("bin/a.dll", "bin/b.dll")),)
     details = ["", "section a\\x00b ends at byte 7"]
     inner = ("bin/.rebaser",)
     kept = (inner, overlaps, ("bin/a.dll",), ("bin/a.exe", "setup.exe"))
@@ -257,7 +256,7 @@ def test_a_scan_of_a_tree_that_was_never_so(tree: Path, data: st.DataObject) -> 
 
 
 def test_a_group_that_ends_behind_the_last_address() -> None:
-    one = example()._replace(overlaps=(Overlap(0x8664, 0xFFFF_FFFF_FFFF_0000, 1 << 64, ("a",)),))
+    one = example()._replace(overlaps=(Group(0x8664, 0xFFFF_FFFF_FFFF_0000, 1 << 64, ("a",)),))
     assert snapshot.load(snapshot.dump(one)).overlaps[0].high == (1 << 64) - 1
 
 
