@@ -13,7 +13,7 @@ from rebaser.plan.placement import Placed
 from rebaser.report import Move
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.skip import Skipped, files_of
-from rebaser.scan.snapshot import Folder, Seen, Snapshot
+from rebaser.scan.snapshot import Seen, Snapshot
 
 # Windows loads no image of 2 GiB; a damaged one that says so is no obstacle for the others.
 LARGEST = 0x8000_0000
@@ -116,10 +116,8 @@ def with_moves(
             seen = Seen(*snapshots.of_stat(st), st.st_nlink, *seen[6:])._replace(base=move.new_base)
             rows.update(dict.fromkeys(source.names, seen))
     folders = dict(now.folders)
-    for folder in {path.rpartition("/")[0] for path in rows}:
-        stat, names, files = folders[folder]
-        top = f"{folder}/" if folder else ""
-        folders[folder] = Folder(
-            stat, names, [rows.get(top + name, row) for name, row in zip(names, files)]
-        )
+    for path in {name.rpartition("/")[0] for name in rows}:
+        folder, top = folders[path], f"{path}/" if path else ""
+        files = [rows.get(top + name, row) for name, row in zip(folder.names, folder.files)]
+        folders[path] = folder._replace(files=files)
     return now._replace(folders=folders)

@@ -71,11 +71,6 @@ class Seen(NamedTuple):
         """Whether Windows may spread its address space over all of the 47 bits."""
         return bool(self.dll_characteristics & HIGH_ENTROPY_VA)
 
-    @property
-    def times(self) -> tuple[int, int, int]:
-        """What `is_racy` asks about a file."""
-        return self.mtime_ns, self.ctime_ns, self.device
-
     def without_dynamic_base(self) -> Seen:
         """Return what is seen of the file once that flag is cleared."""
         return self._replace(dll_characteristics=self.dll_characteristics & ~_DYNAMIC_BASE)
@@ -143,11 +138,6 @@ class Snapshot(NamedTuple):
             top = f"{path}/" if path else ""
             for name, row in zip(folder.names, folder.files):
                 yield top + name, Seen._make(row)
-
-
-def images(snapshot: Snapshot) -> dict[str, tuple[list[str], list[tuple[int, ...]]]]:
-    """Return what was seen of the files in each folder that has any of interest."""
-    return {path: (names, rows) for path, (_, names, rows) in snapshot.folders.items() if names}
 
 
 def blank() -> Snapshot:

@@ -102,7 +102,7 @@ class _Scanner:
     def __init__(self, root: str, rules: Rules, snapshot: Snapshot) -> None:
         self.top = root.rstrip("/") + "/"
         self.rules = rules
-        self.suffixes = SUFFIXES + tuple(suffix.lower() for suffix in rules.suffixes)
+        self.suffixes = SUFFIXES + tuple(map(str.lower, rules.suffixes))
         self.endings = (*self.suffixes, PROGRAM)
         self.comparable = snapshot.rules == rules.key() and "" in snapshot.folders
         self.host = os.uname().nodename
@@ -151,7 +151,11 @@ class _Scanner:
         )
 
         is_as_before = self.comparable and not self.failed and now.inner == before.inner
-        if not is_as_before or snapshots.images(now) != snapshots.images(before):
+        images, remembered = (
+            {path: folder[1:] for path, folder in one.folders.items() if folder.names}
+            for one in (now, before)
+        )
+        if not is_as_before or images != remembered:
             return now
         return now._replace(
             settled=before.settled, overlaps=before.overlaps, pending=before.pending
@@ -214,9 +218,8 @@ class _Scanner:
         where = self.top + path
         known = self.snapshot.folders.get(path)
         seen = dict(zip(known.names, known.files)) if known else {}
-        names = []
+        names, subfolders = [], []
         programs = self.programs[path] = []
-        subfolders = []
         try:
             # Its times are read before its names: what comes later changes the times again.
             st = os.lstat(where)
@@ -285,7 +288,6 @@ class _Scanner:
             os.close(descriptor)
 
     def look(self, path: str, descriptor: int, st: os.stat_result) -> Seen:
-        """Read what a file is."""
         from cygwin.image import read_image
 
         image, fields = None, (0,) * 7
@@ -306,7 +308,6 @@ class _Scanner:
         return seen
 
     def keep(self, path: str, image: Image, descriptor: int) -> None:
-        """Keep what was read, as far as there is room."""
         taken = 1000 + sum(200 + (b.marks or 0).bit_length() // 8 for b in image.blocks)
         if taken <= self.room:
             self.images[path] = image
