@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from rebaser.cli import dispatch, start
+from rebaser.errors import RebaserError
 from rebaser.process import complain
 
 USAGE = """\
@@ -23,11 +24,8 @@ lock.
 """
 
 FLAGS = {"-v": "--verbose", "-q": "--quiet", "-t": "--touch"}
-# Seconds that recording may take: nothing is moved then.
-LONGEST = 600.0
-
-# rebaser clears DYNAMIC_BASE anyway (rebase -n).
-IMPLIED = ("-n", "--no-dynamicbase")
+IMPLIED = ("-n", "--no-dynamicbase")  # rebaser clears DYNAMIC_BASE anyway
+LONGEST = 600.0  # seconds that recording may take: nothing is moved then
 
 
 def main() -> None:
@@ -42,7 +40,6 @@ def sage_rebase(words: Sequence[str]) -> int:
     if any(word in ("-h", "--help") for word in own):
         print(USAGE, end="")
         return 0
-    record = "--all" in own
     folders = [word for word in own if word != "--all"]
     if len(folders) > 1 or any(word.startswith("-") for word in folders):
         complain(f"sage-rebase: cannot make sense of {' '.join(own)}")
@@ -55,13 +52,13 @@ def sage_rebase(words: Sequence[str]) -> int:
         elif flag not in IMPLIED:
             complain(f"sage-rebase: the flag {flag} of Cygwin's rebase is passed over")
     status = dispatch(["run", "--no-wait", *dict.fromkeys(options), *folders])
-    if status == 0 and record:
-        status = _record(folders[0] if folders else None)
+    if status == 0 and "--all" in own and (failure := _record(folders[0] if folders else None)):
+        raise RebaserError(f"sage-rebase --all: {failure}")
     return status
 
 
-def _record(folder: str | None) -> int:
-    """Have Cygwin's database know where the images of the tree are; return the exit status."""
+def _record(folder: str | None) -> str:
+    """Tell Cygwin's database where the images of the tree are; return what went wrong, or ""."""
     from cygwin.programs import ProgramError, Programs
     from rebaser.scan.walk import Rules, scan
     from rebaser.tree import find_tree
@@ -70,16 +67,11 @@ def _record(folder: str | None) -> int:
     programs = Programs.find()
     if programs is None:
         what = "Cygwin's program rebase was not found; nothing was recorded"
-        complain(f"sage-rebase --all: {what}: install Cygwin's package rebase, and run it again")
-        return 1
-    seen = tree.state.load_snapshot(complain)
-    found = scan(tree.root, Rules(), seen)
+        return f"{what}: install Cygwin's package rebase, and run it again"
+    found = scan(tree.root, Rules(), tree.state.load_snapshot(complain))
     images = [tree.path(path) for path, one in found.snapshot.files() if one.base_width]
     try:
         outcome = programs.remember(images, cwd=tree.root, timeout=LONGEST)
     except (ProgramError, ValueError) as error:
-        complain(f"sage-rebase --all: {error}; nothing was recorded in Cygwin's database")
-        return 1
-    if outcome.status:
-        complain(f"sage-rebase --all: {outcome}; Cygwin's database may not know the new places")
-    return int(bool(outcome.status))
+        return f"{error}; nothing was recorded in Cygwin's database"
+    return f"{outcome}; Cygwin's database may not know the new places" if outcome.status else ""
