@@ -10,14 +10,7 @@ import sys
 from rebaser import __version__
 from rebaser.commands import COMMANDS, command_module, overview, plain_arguments
 from rebaser.errors import WHOLE, RebaserError, UsageError, advice
-from rebaser.process import (
-    Terminated,
-    catch_signals,
-    complain,
-    discard_output,
-    flush_errors,
-    open_streams,
-)
+from rebaser.process import Terminated, complain, discard, handle_signals, open_streams, terminate
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,7 +40,7 @@ def dispatch(words: Sequence[str]) -> int:
         name, rest = rest[0], ["--help"]
     if name in COMMANDS:
         module = command_module(name)
-        arguments: object = plain_arguments(module, [*before, *rest])
+        arguments = plain_arguments(module, [*before, *rest])
         if arguments is None:
             from rebaser.commands.parser import command_parser  # 7 ms, with argparse
 
@@ -83,10 +76,13 @@ def start(program: Callable[[Sequence[str]], int], words: Sequence[str]) -> NoRe
     )
     gc.disable()  # no command makes circles worth looking for, and looking takes 10 ms of a run
     try:
-        catch_signals()
+        handle_signals(terminate)
         open_streams()
         status = status_of(words, program)
-        flush_errors()
+        try:
+            sys.stderr.flush()
+        except OSError:  # else Python ends with status 120
+            discard(2)
         gc.freeze()  # else Python's end looks through all that was made for garbage
     except KeyboardInterrupt:  # once more, while the first was told
         os._exit(EXIT_INTERRUPTED)
@@ -113,7 +109,7 @@ def status_of(words: Sequence[str], program: Callable[[Sequence[str]], int] = di
         status, text = EXIT_INTERRUPTED, f"interrupted; {WHOLE}"
     except BrokenPipeError:
         # The reader of our output left (`rebaser info … | head`): nobody is there to be told.
-        discard_output()
+        discard(1)
         return 1
     except OSError as error:
         status, text = 1, NO_MEMORY if error.errno == errno.ENOMEM else _what_failed(error)
@@ -145,7 +141,7 @@ def _what_failed(error: OSError) -> str:
     try:
         sys.stdout.flush()  # what could not be written is still there, and fails again
     except OSError:
-        discard_output()
+        discard(1)
         return (
             f"standard output cannot be written ({error.strerror}): what it should say is lost; "
             "the work itself is done"

@@ -10,8 +10,6 @@ import sys
 from rebaser.errors import suppress
 from rebaser.text import printable
 
-STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))  # by descriptor
-
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM or SIGHUP has come; all that cleans up after ^C cleans up after it."""
@@ -27,7 +25,7 @@ def open_streams() -> None:
     Else the next file opened would be descriptor 1, and what is printed would land in it. The
     descriptors are close-on-exec: a command that replaces us has them closed, as we had.
     """
-    for number, (name, mode) in enumerate(STREAMS):
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         try:
             os.fstat(number)
         except OSError:
@@ -47,14 +45,20 @@ def open_streams() -> None:
         )
 
 
-def catch_signals() -> None:
-    """Have SIGTERM and SIGHUP raise Terminated, unless our caller ignores them (nohup)."""
-    _set_handlers(_terminate)
+def handle_signals(handler: object) -> None:
+    """Say what SIGTERM and SIGHUP do, unless our caller ignores them (nohup)."""
+    # A native Windows Python, which lacks SIGHUP, is told later on that it will not do.
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
-def leave_signals() -> None:
-    """Give SIGTERM and SIGHUP their defaults back, unless our caller ignores them."""
-    _set_handlers(signal.SIG_DFL)
+def terminate(number: int, _frame: object) -> None:
+    """Raise Terminated, for the signal that has come."""
+    # What ends a session sends both, and some send them twice: cleaning up goes on.
+    handle_signals(signal.SIG_IGN)
+    raise Terminated(number)
 
 
 def complain(text: str) -> None:
@@ -63,28 +67,6 @@ def complain(text: str) -> None:
         print(f"rebaser: {printable(text)}", file=sys.stderr, flush=True)
 
 
-def discard_output() -> None:
-    """Send what is still to be printed nowhere: standard output takes no more."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def flush_errors() -> None:
-    """Print what is left for standard error, or let it go: else Python ends with status 120."""
-    try:
-        sys.stderr.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-
-
-def _set_handlers(handler: object) -> None:
-    # A native Windows Python, which lacks SIGHUP, is told later on that it will not do.
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        if number and signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, handler)
-
-
-def _terminate(number: int, _frame: object) -> None:
-    # What ends a session sends both, and some send them twice: cleaning up goes on.
-    _set_handlers(signal.SIG_IGN)
-    raise Terminated(number)
+def discard(number: int) -> None:
+    """Send what is still to be printed on a descriptor nowhere: it takes no more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), number)

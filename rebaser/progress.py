@@ -20,12 +20,14 @@ LASTS = 0.5  # seconds
 class Progress:
     """Told by a run, from any thread, what it is doing; says what went wrong.
 
-    And how far it is, if it lasts: `shows` a "bar" for the whole run, with bytes, DLLs and the time
-    that is left; one of the "lines" of a log for the work; or, "", nothing.
+    And how far it is, if it lasts: a bar for the whole run, with bytes, DLLs and the time that is
+    left, or a line of a log for the work. `mode` is "always", a bar; "auto", a bar on a terminal
+    and else the line; or "never".
     """
 
-    def __init__(self, shows: str = "") -> None:
-        self._shows = shows
+    def __init__(self, mode: str = "never") -> None:
+        self._shows = mode != "never"
+        self._draws = mode == "always" or (self._shows and sys.stderr.isatty())
         self._bar: Bar | None = None
         self._lock = allocate_lock()
         self._began = time.monotonic()
@@ -46,7 +48,7 @@ class Progress:
             self._done += dlls
             self._written += size
             if self._shows and time.monotonic() - self._began > LASTS:
-                (self._draw if self._shows == "bar" else self._write_line)()
+                (self._draw if self._draws else self._write_line)()
 
     def copied(self, size: int) -> None:
         """Say that so many more bytes are written."""
@@ -102,10 +104,3 @@ def _bar() -> Bar:
     bar.add_task("", total=None, amount="")
     bar.start()
     return bar
-
-
-def make_progress(mode: str, quiet: bool) -> Progress:
-    """Return what suits `mode`: "always" and "never", or "auto", which looks where stderr goes."""
-    if quiet or mode == "never":
-        return Progress()
-    return Progress("bar" if mode == "always" or sys.stderr.isatty() else "lines")

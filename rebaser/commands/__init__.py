@@ -4,13 +4,13 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from types import ModuleType
     from typing import Any
 
 # Each is a module of rebaser.commands. Its docstring is the command's help, add_arguments(parser)
-# declares its options, and main(arguments) does its work and returns the exit status. What was not
-# given is None or false. Some have USUAL and OPERANDS too: see `plain_arguments`.
+# declares its options, and main(arguments) does its work and returns the exit status. Some have
+# USUAL and OPERANDS too: see `plain_arguments`.
 COMMANDS = {
     "run": "make a tree of DLLs fork-safe",
     "check": "say what breaks fork; change nothing",
@@ -25,12 +25,17 @@ COMMANDS = {
 
 
 class Arguments:
-    """What a command line means, as argparse's Namespace has it; what was not given is None."""
+    """What a command line means, an attribute each; what was not given is None or false.
 
-    def __init__(self, found: dict[str, Any]) -> None:
+    `settings` is the file of the tree's own options, if they are in it.
+    """
+
+    settings: str | None = None
+
+    def __init__(self, found: Mapping[str, Any]) -> None:
         vars(self).update(found)
 
-    def __getattr__(self, name: str) -> None:
+    def __getattr__(self, name: str) -> Any:
         return None
 
 

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from rebaser.check import LOADED_ANYWHERE, Findings, check
-from rebaser.commands import shared
+from rebaser.commands import Arguments, shared
 from rebaser.commands import verdict as say
 from rebaser.commands.json_output import print_json
 from rebaser.errors import UsageError
@@ -26,8 +26,6 @@ from rebaser.tree import posix_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from argparse import Namespace
-
     from rebaser.commands.parser import Parser
 
 USUAL = {"--json": ("json", True), "-q": ("quiet", True), "--quiet": ("quiet", True)}
@@ -50,7 +48,7 @@ def add_arguments(parser: Parser) -> None:
 REPEATED = "suffix exclude avoid database cygwin_root arena force_signed keep_aslr"
 
 
-def main(arguments: Namespace) -> int:
+def main(arguments: Arguments) -> int:
     paths = arguments.paths or [path for path in [os.environ.get("SAGE_LOCAL")] if path]
     if not paths:
         raise UsageError("nothing is named: give PATH, or set the environment variable SAGE_LOCAL")
@@ -92,7 +90,7 @@ def main(arguments: Namespace) -> int:
     return findings.exit_status
 
 
-def _repeated(arguments: Namespace) -> Iterator[str]:
+def _repeated(arguments: Arguments) -> Iterator[str]:
     for name in REPEATED.split():
         option, value = f"--{name.replace('_', '-')}", getattr(arguments, name)
         for one in value if isinstance(value, list) else filter(None, [value]):

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from cygwin.fault import ImageError
 from cygwin.flags import FLAGS, Flag, change_flags, describe, image_flags
 from cygwin.image import read_image
+from rebaser.commands import Arguments
 from rebaser.commands.lists import read_list
 from rebaser.commands.parser import Parser
 from rebaser.errors import UsageError
@@ -48,7 +49,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add("", "paths", "a PE file: EXE or DLL", metavar="PATH", nargs="*")
 
 
-def main(arguments: argparse.Namespace) -> int:
+def main(arguments: Arguments) -> int:
     paths = list(arguments.paths)
     if arguments.filelist is not None:
         listed = read_list("--filelist", arguments.filelist).split(b"\n")

@@ -15,10 +15,10 @@ from __future__ import annotations
 import os
 import re
 import sys
-from argparse import Namespace
 from collections.abc import Iterator, Sequence
 
 from locks.holders import describe_holders, holders
+from rebaser.commands import Arguments
 from rebaser.commands.parser import Parser
 from rebaser.commands.shared import SETTINGS, add_root, tree_of
 from rebaser.errors import BusyError, UsageError, suppress
@@ -36,7 +36,7 @@ def add_arguments(parser: Parser) -> None:
     parser.switch("", "--yes", "do not ask")
 
 
-def main(arguments: Namespace) -> int:
+def main(arguments: Arguments) -> int:
     tree = tree_of(arguments, arguments.root)
     root = printable(tree.root)
     if tree.scope:

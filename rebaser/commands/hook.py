@@ -21,11 +21,11 @@ import shlex
 import shutil
 import sys
 import zlib
-from argparse import Namespace
 from collections.abc import Mapping
 
 import rebaser.hooks as hooks
 from cygwin.values import NamedTuple
+from rebaser.commands import Arguments
 from rebaser.commands.parser import Parser
 from rebaser.errors import UsageError
 from rebaser.text import printable
@@ -50,7 +50,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add("", "root", text, metavar="ROOT", nargs="?")
 
 
-def main(arguments: Namespace) -> int:
+def main(arguments: Arguments) -> int:
     hook = _hook(arguments.manager, arguments.root)
     words = {**hook.words, "PLACE": hook.place, "REBASER": _this_program()}
     text = f"{hooks.__path__[0]}/{TEXTS[arguments.manager]}"

@@ -12,11 +12,11 @@ exit status:
 from __future__ import annotations
 
 import os
-from argparse import Namespace
 from collections.abc import Iterable, Sequence
 
 from cygwin.address_space import machine_name, slot_size
 from cygwin.values import NamedTuple
+from rebaser.commands import Arguments
 from rebaser.commands.json_output import print_json
 from rebaser.commands.parser import Parser
 from rebaser.commands.shared import add_scan_options, with_settings
@@ -52,7 +52,7 @@ def add_arguments(parser: Parser) -> None:
     add_scan_options(parser)
 
 
-def main(arguments: Namespace) -> int:
+def main(arguments: Arguments) -> int:
     if bool(arguments.db) == bool(arguments.paths):
         raise UsageError("info: give either PATHs or --db FILE")
     failed: list[tuple[str, str]] = []
@@ -91,7 +91,7 @@ def _of_database(path: str) -> list[Line]:
     ]
 
 
-def _of_path(path: str, asked: Namespace, failed: list[tuple[str, str]]) -> Iterable[Line]:
+def _of_path(path: str, asked: Arguments, failed: list[tuple[str, str]]) -> Iterable[Line]:
     path = posix_name(path)
     if os.path.isdir(path):
         tree = find_tree(path)

@@ -44,6 +44,8 @@ def plain(value: Any, name: str = "") -> Any:
         return [plain(one) for one in value]
     if isinstance(value, str):
         return to_utf8(value)
+    if isinstance(value, float):  # seconds
+        return round(value, 6)
     if name in ADDRESSES:
         return address(value)
     return machine_name(value) if name == "machine" else value

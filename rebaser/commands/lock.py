@@ -7,20 +7,20 @@ are its own, and the lock ends with it and with all of its children that keep ru
 
 from __future__ import annotations
 
+import _signal as signal
 import errno
 import os
 import sys
 
 from locks.flock import EXCLUSIVE, SHARED, Flock, LockFileError
 from locks.hold import run_command, shell_command, warn_of_own_lock
+from rebaser.commands import Arguments
 from rebaser.errors import BusyError, RebaserError, UsageError
-from rebaser.process import complain, leave_signals
+from rebaser.process import complain, handle_signals
 from rebaser.tree import find_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from argparse import Namespace
-
     from rebaser.commands.parser import Parser
 
 UNLOCK = "unlock"
@@ -81,10 +81,10 @@ def add_arguments(parser: Parser) -> None:
     parser.add("", "words", argparse.SUPPRESS, nargs=argparse.REMAINDER, metavar="COMMAND")
 
 
-def main(arguments: Namespace) -> int:
+def main(arguments: Arguments) -> int:
     try:
         command = _command(arguments)
-        leave_signals()  # there is nothing to clean up: they end the wait as they end flock(1)
+        handle_signals(signal.SIG_DFL)  # nothing is to be cleaned up: they end it as flock(1)
         return _run(arguments, command)
     except UsageError as error:
         error.exit_status = os.EX_USAGE
@@ -96,7 +96,7 @@ def main(arguments: Namespace) -> int:
         raise failure from error
 
 
-def _run(arguments: Namespace, command: list[str]) -> int:
+def _run(arguments: Arguments, command: list[str]) -> int:
     mode: str = arguments.mode or EXCLUSIVE
     conflict = _number(arguments.conflict or "1", 255, "exit status")
     lock = _opened(arguments)
@@ -143,7 +143,7 @@ def _run(arguments: Namespace, command: list[str]) -> int:
     return status
 
 
-def _command(arguments: Namespace) -> list[str]:
+def _command(arguments: Arguments) -> list[str]:
     words: list[str] = arguments.words
     if words[:1] == ["--"]:
         words = words[1:]
@@ -173,7 +173,7 @@ def _command(arguments: Namespace) -> list[str]:
     return words
 
 
-def _opened(arguments: Namespace) -> Flock:
+def _opened(arguments: Arguments) -> Flock:
     """Open the lock that was named, or that of the tree: there no link on the way is followed."""
     if arguments.fd is not None:
         return Flock.of_descriptor(_number(arguments.fd, 2**31 - 1, "number of a descriptor"))

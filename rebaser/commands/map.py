@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import os
 import sys
-from argparse import Namespace
 from collections.abc import Callable, Sequence
 
 from cygwin.address_space import X86_64, machine_name
-from rebaser.commands import shared
+from rebaser.commands import Arguments, shared
 from rebaser.commands.json_output import print_json
 from rebaser.commands.parser import Parser
 from rebaser.commands.verdict import painted
@@ -26,7 +25,7 @@ from rebaser.files import write_file
 from rebaser.options import Request
 from rebaser.plan.proposal import Planner
 from rebaser.plan.survey import spans
-from rebaser.progress import make_progress
+from rebaser.progress import Progress
 from rebaser.scan.walk import scan
 from rebaser.text import address, printable, shortened, terminal_width
 from rebaser.view import COLUMNS, AddressMap, Kind, Part, Row, picture, within
@@ -70,11 +69,11 @@ class Look:
     None.
     """
 
-    def __init__(self, arguments: Namespace) -> None:
+    def __init__(self, arguments: Arguments) -> None:
         self.tree = tree = shared.tree_of(arguments, arguments.root)
         arguments = shared.with_settings(arguments, tree)
         options = shared.options_from(arguments)
-        progress = make_progress("auto", arguments.json)
+        progress = Progress("never" if arguments.json else "auto")
         progress.phase("looking at the tree")
         before = tree.state.load_snapshot(progress.tell)
         try:
@@ -89,7 +88,7 @@ class Look:
             AddressMap(one, options.arenas[one], placed.get(one, ()), reserved.get(one, ()), stuck)
             for one in sorted(placed, reverse=True) or [X86_64]
         ]
-        self.settings: str | None = arguments.settings
+        self.settings = arguments.settings
         self.skipped, self.failed = surveyed.skipped, found.failed
 
     def print_json(
@@ -113,7 +112,7 @@ class Look:
         return int(bool(lines))
 
 
-def main(arguments: Namespace) -> int:
+def main(arguments: Arguments) -> int:
     if arguments.json and arguments.svg == "-":
         raise UsageError("--json and --svg - both want standard output: name a file for the SVG")
     found = Look(arguments)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Sequence
 
-from rebaser.commands import COMMANDS, command_module
+from rebaser.commands import COMMANDS, Arguments, command_module
 from rebaser.text import terminal_width
 
 TYPE_CHECKING = False
@@ -39,10 +39,6 @@ class Parser(argparse.ArgumentParser):
         """Add an option without a value."""
         self.add(group, names, text, action="store_true")
 
-    def several(self, group: str, name: str, metavar: str, text: str, **how: Any) -> None:
-        """Add an option that may be given several times."""
-        self.add(group, name, text, metavar=metavar, action="append", **how)
-
     def loudness(self, group: str, quiet: str, verbose: str) -> None:
         """Add --quiet and --verbose, of which one at a time may be given."""
         either = self._in(group).add_mutually_exclusive_group()
@@ -63,7 +59,7 @@ class Parser(argparse.ArgumentParser):
             self.exit(self.usage_status, f"rebaser: {self.where}: {message}\n")
         self.exit(self.usage_status, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
-    def parsed(self, words: Sequence[str]) -> argparse.Namespace:
+    def parsed(self, words: Sequence[str]) -> Arguments:
         """Return what the words mean."""
         # After -- all are operands, which the intermixed parsing of some Pythons does not know.
         mixed = self.intermixed and "--" not in words
@@ -71,7 +67,7 @@ class Parser(argparse.ArgumentParser):
         found, unknown = parse(list(words))
         if unknown:
             self.error(self._unknown(unknown))
-        return found
+        return Arguments(vars(found))
 
     def _unknown(self, words: Sequence[str]) -> str:
         option = next((word for word in words if word[:1] == "-" and word != "-"), None)

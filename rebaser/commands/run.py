@@ -18,11 +18,11 @@ from __future__ import annotations
 import os
 import sys
 
-from rebaser.commands import shared
+from rebaser.commands import Arguments, shared
 from rebaser.errors import UsageError
 from rebaser.options import ENGINES
 from rebaser.process import complain
-from rebaser.progress import make_progress
+from rebaser.progress import Progress
 from rebaser.report import Report
 from rebaser.run import run
 from rebaser.text import printable
@@ -30,8 +30,6 @@ from rebaser.tree import Tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from argparse import Namespace
-
     from rebaser.commands.parser import Parser
 
 # fmt: off
@@ -76,7 +74,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add("advanced", "--progress", text, choices=modes)
 
 
-def main(arguments: Namespace) -> int:
+def main(arguments: Arguments) -> int:
     if arguments.root and os.path.isfile(arguments.root):
         raise UsageError(_of_one_file(arguments.root))
     tree = shared.tree_of(arguments, arguments.root)
@@ -92,6 +90,7 @@ def main(arguments: Namespace) -> int:
                 f"none of the names given to --only-from is there, such as {stranger}: they are "
                 f"relative to {tree.path(tree.scope)}"
             )
+    silent = arguments.quiet or arguments.json
     is_first = not os.path.lexists(tree.state.snapshot_file)
     report = run(
         tree,
@@ -101,17 +100,22 @@ def main(arguments: Namespace) -> int:
         dry_run=arguments.dry_run,
         strict=arguments.strict,
         coordinator=arguments.coordinator,
-        progress=make_progress(arguments.progress, arguments.quiet or arguments.json),
+        progress=Progress("never" if silent else arguments.progress or "auto"),
     )
     report = report._replace(settings=arguments.settings)
     if arguments.json:
-        print_report_json(report)
+        from rebaser.commands.json_output import print_json
+
+        fields = report._asdict()
+        fields["dry_run"] = fields.pop("planned")
+        del fields["strict"]
+        print_json(fields)
     elif report.exit_status or report.failed or not arguments.quiet:  # else nothing to import
         print_report(report, tree, arguments, is_first=is_first)
     return report.exit_status
 
 
-def print_report(report: Report, tree: Tree, arguments: Namespace, *, is_first: bool) -> None:
+def print_report(report: Report, tree: Tree, arguments: Arguments, *, is_first: bool) -> None:
     """Print what a person wants to know of a run; what failed goes to stderr, after the verdict."""
     from rebaser.commands.verdict import by_reason, of_run, show
 
@@ -123,18 +127,6 @@ def print_report(report: Report, tree: Tree, arguments: Namespace, *, is_first: 
         sys.stdout.flush()
     for line in by_reason("failed", report.failed, verbose=verbose):
         print(printable(line), file=sys.stderr)
-
-
-def print_report_json(report: Report) -> None:
-    """Print the report as one JSON object."""
-    from rebaser.commands.json_output import print_json
-
-    fields = report._asdict()
-    fields["dry_run"] = fields.pop("planned")
-    del fields["strict"]
-    seconds = report.seconds._asdict()
-    fields["seconds"] = {stage: round(value, 6) for stage, value in seconds.items()}
-    print_json(fields)
 
 
 def _of_one_file(path: str) -> str:

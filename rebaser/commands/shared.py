@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from rebaser.commands import Arguments
 from rebaser.errors import UsageError
 from rebaser.files import LinkError
 from rebaser.options import Options, parse_arena
@@ -13,8 +14,6 @@ from rebaser.tree import Tree, find_tree, posix_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from argparse import Namespace
-
     from rebaser.commands.parser import Parser
 
 SETTINGS = "options"  # the file in the state folder that holds options of a tree
@@ -44,14 +43,17 @@ def add_place_options(parser: Parser) -> None:
 def add_scan_options(parser: Parser, group: str = "") -> None:
     """Add the options that say which files are looked at."""
     text = "look at files with this suffix too, beside .dll .so .fas .oct .mex .eln .pyd"
-    parser.several("advanced", "--suffix", "SUFFIX", text, type=lambda s: f".{s.removeprefix('.')}")
+    how = {"action": "append", "type": lambda suffix: f".{suffix.removeprefix('.')}"}
+    parser.add("advanced", "--suffix", text, metavar="SUFFIX", **how)
     text = "never move files whose path, relative to ROOT, or a folder above them matches; the "
-    parser.several(group, "--exclude", "GLOB", text + "others keep off them")
+    text += "others keep off them"
+    parser.add(group, "--exclude", text, metavar="GLOB", action="append")
 
 
 def add_reserved_options(parser: Parser, group: str = "") -> None:
     """Add the options that say which addresses belong to others."""
-    parser.several(group, "--avoid", "PATH", "keep off the addresses of all DLLs below PATH")
+    text = "keep off the addresses of all DLLs below PATH"
+    parser.add(group, "--avoid", text, metavar="PATH", action="append")
     text = "Cygwin's rebase database (default: /etc/rebase.db.x86_64 and .i386 where they are)"
     parser.add("advanced", "--database", text, metavar="FILE")
     text = "the folder that is / for the paths in the database"
@@ -67,7 +69,7 @@ def add_plan_options(parser: Parser, group: str = "") -> None:
     parser.add("advanced", "--arena", text, metavar="LOW-HIGH")
 
 
-def tree_of(arguments: Namespace, root: str | None) -> Tree:
+def tree_of(arguments: Arguments, root: str | None) -> Tree:
     """Return the tree that is named, with its lock and state where the arguments say."""
     return find_tree(root, lock_file=arguments.lock_file, state_dir=arguments.state_dir)
 
@@ -105,14 +107,13 @@ def read_settings(state: State) -> Iterator[tuple[str, str]]:
         yield where, line.strip() if "=" in words[0] else "=".join(words)
 
 
-def with_settings(arguments: Namespace, tree: Tree) -> Namespace:
+def with_settings(arguments: Arguments, tree: Tree) -> Arguments:
     """Return the arguments with those of the tree's settings file before them.
 
-    So what is given wins, or comes behind where there may be several. `settings` is the file's
-    path, or None. Raises UsageError, or ends the program with 2, where a line is wrong.
+    So what is given wins, or comes behind where there may be several. Raises UsageError, or ends
+    the program with 2, where a line is wrong.
     """
     lines = list(read_settings(tree.state))
-    arguments.settings = None
     if not lines:
         return arguments
     from rebaser.commands.parser import command_parser
@@ -129,7 +130,7 @@ def with_settings(arguments: Namespace, tree: Tree) -> Namespace:
             raise UsageError(f"{where}: {error}") from None
     found = parser.parsed([line for _, line in lines])
     for name, given in vars(arguments).items():
-        of_tree = getattr(found, name, None)
+        of_tree = getattr(found, name)
         if given is None or given is False:
             given = of_tree
         elif isinstance(of_tree, list):
@@ -139,9 +140,9 @@ def with_settings(arguments: Namespace, tree: Tree) -> Namespace:
     return found
 
 
-def options_from(arguments: Namespace) -> Options:
+def options_from(arguments: Arguments) -> Options:
     """Return the options that a command line gives; a command has only some of them."""
-    given = {name: getattr(arguments, name, None) for name in Options._fields}
+    given = {name: getattr(arguments, name) for name in Options._fields}
     given.update(
         arena=parse_arena(arguments.arena) if arguments.arena else None,
         avoid=tuple(arguments.avoid or ()),

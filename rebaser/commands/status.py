@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import os
 import sys
-from argparse import Namespace
 from collections.abc import Iterator, Sequence
 
 from locks.holders import Holder, describe_holders, holders
+from rebaser.commands import Arguments
 from rebaser.commands.map import Look, add_look_options
 from rebaser.errors import suppress
 from rebaser.state.records import Record, newest_first
@@ -31,7 +31,7 @@ UNTOLD = ("request", "host", "looked", "others")
 add_arguments = add_look_options
 
 
-def main(arguments: Namespace) -> int:
+def main(arguments: Arguments) -> int:
     found = Look(arguments)
     tree, settings = found.tree, found.settings
     records = list(newest_first(tree.state))
