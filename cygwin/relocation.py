@@ -9,7 +9,7 @@ from cygwin.fault import FaultError, RelocationError
 from cygwin.image import DYNAMIC_BASE, Image, read_base
 from cygwin.relocation_table import Block, Reader, marks_of
 
-# A file is held in memory in pieces of this many bytes; a page with a word behind its end fits.
+# A file is held in memory in pieces of this many bytes, and of what a block has behind that.
 WINDOW = 0x40000
 
 # The CheckSum is the sum of the file's little-endian 16-bit words, the field itself taken as 0,
@@ -121,7 +121,6 @@ def _relocated(
 
 
 def _moved_singly(old: bytes, marks: int, width: int, delta: int) -> bytes:
-    """Return `old` with `delta` added to every marked word, one after the other."""
     new = bytearray(old)
     for offset, mark in enumerate(marks.to_bytes(len(old), "little")):
         if mark:
@@ -137,9 +136,7 @@ def _windows(blocks: Sequence[Block], length: int) -> Iterator[tuple[int, int, S
         end = min(start + WINDOW, length)
         first = at
         while at < len(blocks) and blocks[at].low < end:
-            if blocks[at].high > end:
-                end = blocks[at].low
-                break
+            end = max(end, blocks[at].high)
             at += 1
         yield start, end, blocks[first:at]
         start = end

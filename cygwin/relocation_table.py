@@ -142,7 +142,6 @@ def read_blocks(
 def _walk(
     descriptor: int, sections: Sequence[Section], directory: tuple[int, int], width: int
 ) -> Iterator[Block]:
-    """Yield each block of the table, in the table's order."""
     rva, size = directory
     data = sorted((s for s in sections if s.raw_size), key=lambda s: s.virtual_address)
     starts = [section.virtual_address for section in data]
@@ -167,10 +166,11 @@ def _walk(
         return FaultError(DAMAGED, f"block {count} (at 0x{rva + at:x}) {what}")
 
     while size - at >= BLOCK_HEADER.size:
-        header = reader.read(table + at, BLOCK_HEADER.size)
-        if len(header) < BLOCK_HEADER.size:
+        most = min(MAX_BLOCK, size - at)
+        block = reader.read(table + at, most)
+        if len(block) < most:
             raise damaged("lies behind the end of the file")
-        page, block_size = BLOCK_HEADER.unpack(header)
+        page, block_size = BLOCK_HEADER.unpack_from(block)
         if not block_size:
             break
         count += 1
@@ -180,10 +180,7 @@ def _walk(
             raise damaged(f"has the size {block_size}")
         if block_size > size - at:
             raise damaged(f"ends {block_size - (size - at)} bytes behind the table")
-        offset = table + at + BLOCK_HEADER.size
-        entries = reader.read(offset, block_size - BLOCK_HEADER.size)
-        if len(entries) < block_size - BLOCK_HEADER.size:
-            raise damaged("lies behind the end of the file")
+        entries = block[BLOCK_HEADER.size : block_size]
         try:
             marks = _page_of_marks(entries, width)
             _demand_distinct(marks, entries, width)
@@ -201,7 +198,7 @@ def _walk(
                 raise damaged("relocates the table itself")
             room -= high - low
             kept = int.from_bytes(marks[first:], "little") if room >= 0 else None
-            yield Block(low, high, offset, len(entries), kept)
+            yield Block(low, high, table + at + BLOCK_HEADER.size, len(entries), kept)
         at += block_size
     rest = size - at  # a directory may be rounded up to a page with zeros
     if rest > PAGE or any(reader.read(table + at, rest)):
