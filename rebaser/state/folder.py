@@ -79,10 +79,13 @@ class State:
         self._folders: files.Folders | None = None
         self._loaded: tuple[tuple[int, ...], Snapshot] | None = None
 
-    def make_home(self) -> None:
-        """Make the folder itself, or find it anew. Raises StateError."""
+    def make_home(self, below: str = "") -> None:
+        """Make the folder itself, or one in it, or find it anew. Raises StateError."""
         self._folders = None
-        self._make("")
+        with _Telling(f"{self.folder}/{below}".rstrip("/") + ": the folder cannot be made"):
+            if not self.is_inside:
+                os.makedirs(self.folder, self._mode(), exist_ok=True)
+            self.open(below, self._mode())
 
     def make(self) -> None:
         """Make the folders and clear away what a killed run left. Raises StateError."""
@@ -99,13 +102,7 @@ class State:
 
         with _Telling(f"{path}, where copies are made, cannot be made anew"):
             files.patiently(make_anew, _GOING)
-        self._make(RUNS)
-
-    def _make(self, below: str) -> None:
-        with _Telling(f"{self.folder}/{below}".rstrip("/") + ": the folder cannot be made"):
-            if not self.is_inside:
-                os.makedirs(self.folder, self._mode(), exist_ok=True)
-            self.open(below, self._mode())
+        self.make_home(RUNS)
 
     def open_lock(self, path: str, *, create: bool = True) -> Flock:
         """Open a lock file, made with its folders; in the tree no link on the way is followed.
