@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import time
 
+from cygwin.values import NamedTuple
 from rebaser.options import Options, Request
 from rebaser.progress import Progress
+from rebaser.report import Seconds
 from rebaser.scan.snapshot import Seen, Snapshot
 from rebaser.tree import Tree
 
@@ -16,18 +18,17 @@ if TYPE_CHECKING:
     from rebaser.plan.proposal import Planner
 
 
-class Timed:
-    """A block whose time, in seconds, is added to what its stage took so far."""
+class Timed(NamedTuple):
+    """A block whose time is added to what its stage took so far."""
 
-    def __init__(self, seconds: dict[str, float], stage: str) -> None:
-        self._seconds, self._stage = seconds, stage
+    seconds: dict[str, float]
+    stage: str
 
     def __enter__(self) -> None:
-        self._began = time.monotonic()
+        self.seconds[self.stage] -= time.monotonic()
 
     def __exit__(self, *_: object) -> None:
-        took = time.monotonic() - self._began
-        self._seconds[self._stage] = self._seconds.get(self._stage, 0.0) + took
+        self.seconds[self.stage] += time.monotonic()
 
 
 class Job:
@@ -50,7 +51,7 @@ class Job:
         self._asked = options
         self.state = tree.state
         self.progress = progress or Progress()
-        self.seconds: dict[str, float] = {}
+        self.seconds = dict.fromkeys(Seconds._fields, 0.0)
         self.open_files: dict[str, int] = {}
         self.scan_began = time.monotonic()
         # Another user's run may have failed where ours would not, and several trees may have been

@@ -100,7 +100,7 @@ def remember_work(
 
             # What was racy when the scan began is so; what has moved must not be.
             before = snapshots.trusted(seen, now.nanoseconds, now.device)
-            seen = with_moves(before, found.survey.sources, applied.moved, applied.now)
+            seen = with_moves(before, found.survey.sources, applied.now)
             now = job.state.time()
         job.state.save_snapshot(_settled(job, seen, found, report), now)
     except StateError as error:

@@ -32,7 +32,7 @@ class Applied:
 
     def __init__(self, moved: Sequence[Move] = ()) -> None:
         self.moved = list(moved)
-        self.now: dict[str, os.stat_result] = {}
+        self.now: dict[Move, os.stat_result] = {}
         self.skipped: dict[str, Skipped] = {}
         self.failed: dict[str, str] = {}
         self.changed: set[str] = set()

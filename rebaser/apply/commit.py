@@ -126,7 +126,7 @@ def _commit_one(
                 f"it is a sound file at the old address; {advice(error)}"
             )
     with suppress(OSError):  # somebody may have removed it since
-        applied.now[name] = _look(folders, name)
+        applied.now[item.move] = _look(folders, name)
 
 
 def _look(folders: Folders, name: str) -> os.stat_result:

@@ -184,7 +184,6 @@ def _noting(applied: Applied, item: Replacement) -> Iterator[None]:
 
 
 def _copy(item: Replacement, folders: StagingFolders, *, without_marks: bool) -> Staged:
-    """Copy the original, byte for byte."""
     folder, _, name = item.name.rpartition("/")
     try:
         parent = folders.targets.open(folder)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
+from itertools import accumulate
 from operator import attrgetter
 
 from cygwin.address_space import ARENA, GRANULARITY, RUNTIME, Range, machine_name
@@ -139,9 +141,7 @@ class Obstacles:
         self.spans = sorted(spans)
         self.lows = [span.low for span in self.spans]
         # The span that reaches highest of all that start at or below each one.
-        self.highest: list[Span] = []
-        for span in self.spans:
-            self.highest.append(max([*self.highest[-1:], span], key=attrgetter("high")))
+        self.highest = list(accumulate(self.spans, partial(max, key=attrgetter("high"))))
 
     def overlapping(self, low: int, high: int) -> str | None:
         """Return the owner of one that overlaps `[low, high)`, or None."""
@@ -184,13 +184,9 @@ def _reasons_to_move(
     images: Iterable[Placed], arena: Range, obstacles: Obstacles, database_slots: Obstacles
 ) -> dict[str, str]:
     """Return why they must move, for those that must, by path."""
-    reasons: dict[str, str] = {}
-    candidates = []
-    for image in (image for image in images if not image.fixed):
-        if reason := must_move(image.base, image.slot_size, arena):
-            reasons[image.path] = reason
-        else:
-            candidates.append(image)
+    free = [image for image in images if not image.fixed]
+    reasons = {i.path: why for i in free if (why := must_move(i.base, i.slot_size, arena))}
+    candidates = (image for image in free if image.path not in reasons)
     staying = _Slots(arena, ())
     stayed: list[Span] = []
     crowded_out = []

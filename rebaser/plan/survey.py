@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from cygwin.address_space import Range, slot_size
 from cygwin.values import NamedTuple
@@ -102,19 +102,15 @@ def spans(
 
 
 def with_moves(
-    now: Snapshot,
-    sources: Mapping[str, Source],
-    moved: Iterable[Move],
-    stats: Mapping[str, os.stat_result],
+    now: Snapshot, sources: Mapping[str, Source], moved: Mapping[Move, os.stat_result]
 ) -> Snapshot:
-    """Return `now` with what is known of the files that were moved since, `stats` by path."""
+    """Return `now` with what is known of the files that were moved since."""
     rows: dict[str, Seen] = {}
-    for move in moved:
-        source, st = sources[move.path], stats.get(move.path)
-        if st is not None:
-            seen = source.seen.without_dynamic_base() if move.clear_dynamic_base else source.seen
-            seen = Seen(*snapshots.of_stat(st), st.st_nlink, *seen[6:])._replace(base=move.new_base)
-            rows.update(dict.fromkeys(source.names, seen))
+    for move, st in moved.items():
+        seen, names = sources[move.path]
+        seen = seen.without_dynamic_base() if move.clear_dynamic_base else seen
+        seen = Seen(*snapshots.of_stat(st), st.st_nlink, *seen[6:])._replace(base=move.new_base)
+        rows.update(dict.fromkeys(names, seen))
     folders = dict(now.folders)
     for path in {name.rpartition("/")[0] for name in rows}:
         folder, top = folders[path], f"{path}/" if path else ""
