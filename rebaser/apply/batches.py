@@ -60,8 +60,7 @@ def _replacements(job: Job, found: Proposal, scan_time: FileSystemTime) -> list[
     items = []
     for move in moves:
         source, image = sources[move.path], scan.images.get(move.path)
-        seen, now = source.seen, scan_time
-        if is_racy(seen.mtime_ns, seen.ctime_ns, seen.device, now.nanoseconds, now.device):
+        if is_racy(source.seen[1:5], scan_time.nanoseconds, scan_time.device):
             image = None
         items.append(Replacement(move, source, image, job.open_files.pop(move.path, None)))
     return items

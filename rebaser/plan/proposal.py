@@ -9,7 +9,7 @@ from cygwin.address_space import GRANULARITY, Range, slot_size
 from cygwin.database import DatabaseError, read_database
 from cygwin.paths import database_files, host_path, root_of
 from cygwin.values import NamedTuple
-from rebaser.errors import UsageError
+from rebaser.errors import UsageError, suppress
 from rebaser.options import Options, Request
 from rebaser.plan.overlap import Span, groups
 from rebaser.plan.placement import OF_RUNTIME, NoRoomError, Plan, make_plan
@@ -106,12 +106,10 @@ class Planner:
         What is `pending` is in use, and no run moves it for as long as it is.
         """
         surveyed = self.survey(seen, seen, lambda name: name not in pending)
-        try:
-            if self.plan(surveyed).moves:
-                return None
-        except NoRoomError:
-            return None
-        return tuple(groups(spans(surveyed.images, surveyed.dlls), (), ()))
+        with suppress(NoRoomError):
+            if not self.plan(surveyed).moves:
+                return tuple(groups(spans(surveyed.images, surveyed.dlls), (), ()))
+        return None
 
 
 class Reservations(NamedTuple):

@@ -153,13 +153,14 @@ class SnapshotLostError(RebaserError):
 OTHER_CLOCK = 3600 * 10**9
 
 
-def is_racy(mtime_ns: int, ctime_ns: int, on: int, now_ns: int, device: int) -> bool:
+def is_racy(stat: Sequence[int], now_ns: int, device: int) -> bool:
     """Return whether a file or folder may change once more and look the same.
 
-    The rule for racy entries, as git's index has it: one on the file system `on` that changed at or
-    after `now_ns`, the own time of the file system `device` before the scan began, may change again
-    within the same tick of that clock.
+    The rule for racy entries, as git's index has it: one that changed at or after `now_ns`, the own
+    time of the file system `device` before the scan began, may change again within the same tick of
+    that clock. `stat` is that of a `Folder`, or the same four of `Seen`.
     """
+    mtime_ns, ctime_ns, _, on = stat
     limit = now_ns if on == device else now_ns - OTHER_CLOCK
     return mtime_ns >= limit or ctime_ns >= limit
 
@@ -171,12 +172,9 @@ def trusted(snapshot: Snapshot, now_ns: int, device: int, *, folders_move: bool 
     """
     now, folders = (now_ns, device), {}
     for path, (stat, names, files) in snapshot.folders.items():
-        if not folders_move or is_racy(stat[0], stat[1], stat[3], *now):
+        if not folders_move or is_racy(stat, *now):
             stat = (NEVER, *stat[1:])
-        files = [
-            (row[0], NEVER, *row[2:]) if is_racy(row[1], row[2], row[4], *now) else row
-            for row in files
-        ]
+        files = [(row[0], NEVER, *row[2:]) if is_racy(row[1:5], *now) else row for row in files]
         folders[path] = Folder(stat, names, files)
     return snapshot._replace(folders=folders)
 

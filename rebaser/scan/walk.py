@@ -40,10 +40,6 @@ class Rules(NamedTuple):
 
     suffixes: tuple[str, ...] = ()
 
-    def key(self) -> str:
-        """Return a text that differs where the rules do."""
-        return repr((SUFFIXES, self.suffixes))
-
 
 class Scan(NamedTuple):
     """What a scan found.
@@ -101,10 +97,10 @@ class _Scanner:
 
     def __init__(self, root: str, rules: Rules, snapshot: Snapshot) -> None:
         self.top = root.rstrip("/") + "/"
-        self.rules = rules
+        self.rules = repr((SUFFIXES, rules.suffixes))  # differs where the rules do
         self.suffixes = SUFFIXES + tuple(map(str.lower, rules.suffixes))
         self.endings = (*self.suffixes, PROGRAM)
-        self.comparable = snapshot.rules == rules.key() and "" in snapshot.folders
+        self.comparable = snapshot.rules == self.rules and "" in snapshot.folders
         self.host = os.uname().nodename
         if snapshot.host != self.host:
             # What another machine saw was proven by its clock, and its inodes may be others.
@@ -141,7 +137,7 @@ class _Scanner:
         programs = [*known, *chain.from_iterable(self.programs.values())]
         there = (path for path in programs if path.rpartition("/")[0] in found)
         now = Snapshot(
-            self.rules.key(),
+            self.rules,
             "",
             dict(sorted(found.items())),  # parents first, whatever was looked at first
             list(self.details),
