@@ -91,26 +91,26 @@ def parse_database(data: bytes) -> Database:
             f"truncated: its {count} entries end at byte {at}, it has {len(data)} bytes"
         )
     entries = []
-    rows = _ENTRY.iter_unpack(data[_HEADER.size : at])
-    for number, (_, name_size, *place, _) in enumerate(rows, 1):
+    top = 1 << (64 if machine == X86_64 else 32)
+    for number, row in enumerate(_ENTRY.iter_unpack(data[_HEADER.size : at]), 1):
         try:
-            entry = Entry(_name(data, at, name_size), *place)
-            _check_slot(entry, 1 << (64 if machine == X86_64 else 32))
+            entries.append(_entry(data, at, row, top))
         except ValueError as error:
             raise ValueError(f"entry {number} of {count}: {error}") from None
-        entries.append(entry)
-        at += name_size
+        at += row[1]
     if at != len(data):
         raise ValueError(f"damaged: {len(data) - at} bytes follow its last name")
     return Database(machine, base, offset, bool(down), tuple(entries))
 
 
-def _name(data: bytes, at: int, size: int) -> str:
-    name = data[at : at + size]
-    if len(name) < size:
-        raise ValueError(f"truncated: its name ends at byte {at + size}, the file at {len(data)}")
-    if not size or name.find(b"\0") != size - 1:
-        raise ValueError(f"its name does not end where its size, {size} bytes, says")
+def _entry(data: bytes, at: int, row: tuple[int, ...], top: int) -> Entry:
+    """Return what a row says of a DLL, whose name begins at byte `at`; `top` ends all addresses."""
+    _, length, base, size, slot_size, _ = row
+    name = data[at : at + length]
+    if len(name) < length:
+        raise ValueError(f"truncated: its name ends at byte {at + length}, the file at {len(data)}")
+    if not length or name.find(b"\0") != length - 1:
+        raise ValueError(f"its name does not end where its size, {length} bytes, says")
     try:
         name.decode("utf-8")
     except UnicodeDecodeError:
@@ -118,14 +118,11 @@ def _name(data: bytes, at: int, size: int) -> str:
     path = os.fsdecode(name[:-1])  # as this user's locale has the names of files
     if not path.startswith("/"):
         raise ValueError(f"its name {path[:200]!r} is not an absolute path")
-    return path
-
-
-def _check_slot(entry: Entry, top: int) -> None:
-    if not 0 < entry.size <= entry.slot_size or entry.slot_size % GRANULARITY:
+    if not 0 < size <= slot_size or slot_size % GRANULARITY:
         raise ValueError(
-            f"its address range of 0x{entry.slot_size:x} bytes is not a multiple of 64 KiB "
-            f"that holds its image of 0x{entry.size:x} bytes"
+            f"its address range of 0x{slot_size:x} bytes is not a multiple of 64 KiB "
+            f"that holds its image of 0x{size:x} bytes"
         )
-    if entry.base + entry.slot_size > top:
-        raise ValueError(f"its address range at 0x{entry.base:x} goes beyond the last address")
+    if base + slot_size > top:
+        raise ValueError(f"its address range at 0x{base:x} goes beyond the last address")
+    return Entry(path, base, size, slot_size)
