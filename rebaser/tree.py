@@ -141,13 +141,11 @@ def _made_by_a_run(folder: str, state: str, trusted: Collection[int]) -> bool:
     """
     path = folder.rstrip("/")
     with suppress(OSError):
-        *above, own = state.split("/")
-        for name in (*above, own, RUNS):
+        for name in (*state.split("/"), RUNS):
             path = f"{path}/{name}"
             st = os.lstat(path)
-            if not modes.S_ISDIR(st.st_mode) or st.st_uid not in trusted:
-                return False
-            if name in (own, RUNS) and st.st_mode & (modes.S_IWGRP | modes.S_IWOTH):
+            is_closed = name in ("var", "lib") or not st.st_mode & (modes.S_IWGRP | modes.S_IWOTH)
+            if not (modes.S_ISDIR(st.st_mode) and st.st_uid in trusted and is_closed):
                 return False
         return True
     return False
