@@ -70,7 +70,6 @@ def _named(some: list[Holder]) -> str:
 
 
 def _modes(pid: int, wanted: os.stat_result) -> set[str | None]:
-    """Return how each descriptor that a process has of the wanted file is locked."""
     modes = set()
     for fd in _listed(f"/proc/{pid}/fd"):
         with suppress(OSError):

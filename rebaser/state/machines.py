@@ -32,18 +32,15 @@ def name_of_lock(url: str, state: State, lock: str = "rebase") -> str:
     That is the URL's fragment, or a random word in the tree's state folder, which the first to
     ask writes. Raises UsageError, BusyError.
     """
-    name = url.partition("#")[2]
-    if not name:
-        if not state.is_inside:
-            raise UsageError(
-                f"{state.folder} lies outside the tree, so other machines cannot read there what "
-                "the lock is called: name it in the URL, --coordinator URL#NAME"
-            )
-        name = _word(state)
-    return f"rebaser/{name}/{lock}"
+    return f"rebaser/{url.partition('#')[2] or _word(state)}/{lock}"
 
 
 def _word(state: State) -> str:
+    if not state.is_inside:
+        raise UsageError(
+            f"{state.folder} lies outside the tree, so other machines cannot read there what "
+            "the lock is called: name it in the URL, --coordinator URL#NAME"
+        )
     path = f"{state.folder}/name"
     state.make_home()
     try:
