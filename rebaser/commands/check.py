@@ -34,13 +34,12 @@ OPERANDS = "paths", "some"
 
 def add_arguments(parser: Parser) -> None:
     parser.intermixed = True
-    text = "files and folders (default: $SAGE_LOCAL)"
-    parser.add("", "paths", text, metavar="PATH", nargs="*")
+    parser.add("", "paths PATH ...", "files and folders (default: $SAGE_LOCAL)")
     shared.add_scan_options(parser)
     shared.add_reserved_options(parser)
     shared.add_plan_options(parser)
     shared.add_place_options(parser)
-    parser.switch("output", "--json", "print one JSON object")
+    parser.add("output", "--json", "print one JSON object")
     parser.loudness("output", "print nothing: see the status", "print a line for each DLL")
 
 
@@ -56,8 +55,7 @@ def main(arguments: Arguments) -> int:
     repeated = list(_repeated(arguments))  # those of a tree need not be
     folders = [path for path in paths if os.path.isdir(path)]
     if len(folders) == 1:  # several trees may have options that contradict each other
-        tree = shared.tree_of(arguments, folders[0])
-        arguments = shared.with_settings(arguments, tree)
+        arguments = shared.with_settings(arguments, shared.tree_of(arguments, folders[0]))
     findings = check(paths, shared.options_from(arguments), warn=Progress().tell)
     commands = []
     for folder, others in findings.runs.items():
@@ -85,8 +83,7 @@ def main(arguments: Arguments) -> int:
     elif not arguments.quiet:
         alone = len(paths) == len(folders) == 1
         top = f"{os.path.realpath(paths[0]).rstrip('/')}/" if alone else ""
-        verdict = _verdict(findings, commands, top, verbose=arguments.verbose)
-        say.show(verdict, verbose=arguments.verbose, out=sys.stdout)
+        _show(findings, commands, top, verbose=arguments.verbose)
     return findings.exit_status
 
 
@@ -97,10 +94,8 @@ def _repeated(arguments: Arguments) -> Iterator[str]:
             yield option if one is True else f"{option}={one}"
 
 
-def _verdict(
-    findings: Findings, commands: Sequence[str], top: str = "", *, verbose: bool
-) -> say.Verdict:
-    """Return what a person wants to know: what breaks fork, what cures it, and what does not.
+def _show(findings: Findings, commands: Sequence[str], top: str, *, verbose: bool) -> None:
+    """Print what a person wants to know: what breaks fork, what cures it, and what does not.
 
     `commands` make the moves. `top` is left out before the paths.
     """
@@ -146,7 +141,7 @@ def _verdict(
     ):
         told = [(path.removeprefix(top), why) for path, why in pairs]
         causes += say.by_reason(what, told, verbose=verbose)
-    return say.Verdict(colour, sentence, causes)
+    say.show(colour, sentence, causes, verbose=verbose, out=sys.stdout)
 
 
 def _broken(findings: Findings, commands: Sequence[str]) -> str:

@@ -43,10 +43,9 @@ def add_arguments(parser: Parser) -> None:
             spellings = " ".join(f"{short}{text} {long}={text}" for text in texts)
             what = {"dest": "change", "const": (flag, value)}
             parser.add(group, spellings, argparse.SUPPRESS, action=append, **what)
-    parser.switch("", "-v --verbose", "name all flags that are set")
-    text = "a file of paths, one a line, before PATH; - is stdin"
-    parser.add("", "-T --filelist", text, metavar="LIST")
-    parser.add("", "paths", "a PE file: EXE or DLL", metavar="PATH", nargs="*")
+    parser.add("", "-v --verbose", "name all flags that are set")
+    parser.add("", "-T --filelist LIST", "a file of paths, one a line, before PATH; - is stdin")
+    parser.add("", "paths PATH ...", "a PE file: EXE or DLL")
 
 
 def main(arguments: Arguments) -> int:

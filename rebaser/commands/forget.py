@@ -33,7 +33,7 @@ from rebaser.tree import Tree
 
 def add_arguments(parser: Parser) -> None:
     add_root(parser)
-    parser.switch("", "--yes", "do not ask")
+    parser.add("", "--yes", "do not ask")
 
 
 def main(arguments: Arguments) -> int:

@@ -47,7 +47,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add("", "manager", "who is to call rebaser", metavar=names, choices=tuple(TEXTS))
     text = "the tree; cygwin: default $SAGE_LOCAL; pacman: the folder that its paths start "
     text += "from, default /; sage: the folder of SageMath's sources, default $SAGE_ROOT"
-    parser.add("", "root", text, metavar="ROOT", nargs="?")
+    parser.add("", "root ROOT", text, nargs="?")
 
 
 def main(arguments: Arguments) -> int:

@@ -46,9 +46,9 @@ class Line(NamedTuple):
 
 def add_arguments(parser: Parser) -> None:
     parser.intermixed = True
-    parser.add("", "paths", "images, and folders of images", metavar="PATH", nargs="*")
-    parser.add("", "--db", "list Cygwin's rebase database FILE", metavar="FILE")
-    parser.switch("", "--json", "print one JSON object")
+    parser.add("", "paths PATH ...", "images, and folders of images")
+    parser.add("", "--db FILE", "list Cygwin's rebase database FILE")
+    parser.add("", "--json", "print one JSON object")
     add_scan_options(parser)
 
 

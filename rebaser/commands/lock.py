@@ -53,32 +53,31 @@ def add_arguments(parser: Parser) -> None:
     parser.usage_status = os.EX_USAGE
     parser.usage = "rebaser lock [options] [--] COMMAND [ARG ...]"
     parser.epilog = EPILOG
-    parser.add("", "--name", "lock NAME.lock, beside the rebase lock")
-    parser.add("", "--file", "lock this file or folder", metavar="PATH")
-    parser.add("", "--fd", "lock the caller's descriptor and return", metavar="N")
-    parser.add("", "--root", "the tree (default: the environment variable SAGE_LOCAL)")
+    parser.add("", "--name NAME", "lock NAME.lock, beside the rebase lock")
+    parser.add("", "--file PATH", "lock this file or folder")
+    parser.add("", "--fd N", "lock the caller's descriptor and return")
+    parser.add("", "--root ROOT", "the tree (default: the environment variable SAGE_LOCAL)")
     text = "the rebase lock (default: REBASER_LOCK_FILE, else ROOT/var/lock/rebase.lock)"
-    parser.add("", "--lock-file", text, metavar="PATH")
+    parser.add("", "--lock-file PATH", text)
     for names, mode, text in (
         ("-x --exclusive", EXCLUSIVE, "nobody else holds it (default)"),
         ("-s --shared", SHARED, "others may hold it shared too"),
         ("-u --unlock", UNLOCK, "drop the lock, with --fd"),
     ):
         parser.add("", names, text, dest="mode", action="store_const", const=mode)
-    parser.switch("", "-n --nonblock", "fail rather than wait")
-    parser.add("", "-w --wait", "wait that long at most", type=seconds, metavar="SECONDS")
+    parser.add("", "-n --nonblock", "fail rather than wait")
+    parser.add("", "-w --wait SECONDS", "wait that long at most", type=seconds)
     text = "exit status when others hold the lock (default: 1)"
-    parser.add("", "-E --conflict-exit-code", text, dest="conflict", metavar="N")
+    parser.add("", "-E --conflict-exit-code N", text, dest="conflict")
     text = "the command does not inherit the lock: what it leaves running cannot keep it"
-    parser.switch("", "-o --close", text)
-    text = "run STRING in $SHELL or /bin/sh"
-    parser.add("", "-c --command", text, dest="string", metavar="STRING")
+    parser.add("", "-o --close", text)
+    parser.add("", "-c --command STRING", "run STRING in $SHELL or /bin/sh", dest="string")
     text = "say who holds it, also without a terminal"
     parser.loudness("", "say nothing of who holds the lock", text)
     text = "hold the lock of that name on this server too, for all machines; the command gets "
     text += "SIGTERM if it is lost, and the exit status is 75"
-    parser.add("", "--coordinator", text, metavar="URL")
-    parser.add("", "words", argparse.SUPPRESS, nargs=argparse.REMAINDER, metavar="COMMAND")
+    parser.add("", "--coordinator URL", text)
+    parser.add("", "words COMMAND", argparse.SUPPRESS, nargs=argparse.REMAINDER)
 
 
 def main(arguments: Arguments) -> int:

@@ -46,9 +46,8 @@ MOST_ROWS = 18
 
 def add_arguments(parser: Parser) -> None:
     add_look_options(parser)
-    text = "draw into FILE, for a browser; - is standard output"
-    parser.add("output", "--svg", text, metavar="FILE")
-    parser.switch("output", "--verbose", "name every DLL that overlaps")
+    parser.add("output", "--svg FILE", "draw into FILE, for a browser; - is standard output")
+    parser.add("output", "--verbose", "name every DLL that overlaps")
 
 
 def add_look_options(parser: Parser) -> None:
@@ -56,9 +55,7 @@ def add_look_options(parser: Parser) -> None:
     shared.add_root(parser)
     shared.add_scan_options(parser)
     shared.add_reserved_options(parser)
-    text = "the addresses of rebased DLLs, if not the usual"
-    parser.add("", "--arena", text, metavar="LOW-HIGH")
-    parser.switch("output", "--json", "print one JSON object")
+    parser.add("output", "--json", "print one JSON object")
 
 
 class Look:

@@ -31,13 +31,21 @@ class Parser(argparse.ArgumentParser):
     value_hint = ""  # what is said where an option is given a value that it does not take
     where = ""  # the file and line that the words come from, where that is not the command line
 
-    def add(self, group: str, names: str, text: str, **how: Any) -> None:
-        """Add an option to a group of the help. `names` are its spellings."""
-        self._in(group).add_argument(*names.split(), help=text, **how)
+    def add(self, group: str, usage: str, text: str, **how: Any) -> None:
+        """Add an option or an operand to a group of the help.
 
-    def switch(self, group: str, names: str, text: str) -> None:
-        """Add an option without a value."""
-        self.add(group, names, text, action="store_true")
+        `usage` has its spellings, then in capitals what its value is called, then "..." where there
+        may be several. An option without a value is a switch.
+        """
+        words = usage.removesuffix(" ...").split()
+        is_option = usage.startswith("-")
+        if usage.endswith(" ..."):
+            how.update({"action": "append"} if is_option else {"nargs": "*"})
+        if words[-1].isupper():
+            how["metavar"] = words.pop()
+        elif is_option and "choices" not in how:
+            how.setdefault("action", "store_true")
+        self._in(group).add_argument(*words, help=text, **how)
 
     def loudness(self, group: str, quiet: str, verbose: str) -> None:
         """Add --quiet and --verbose, of which one at a time may be given."""
@@ -75,9 +83,10 @@ class Parser(argparse.ArgumentParser):
             return f"{words[0]!r} is one operand too many"
         name = option.partition("=")[0]
         hint = did_you_mean(name, self._option_string_actions)
-        has_it = hint or [c for c in COMMANDS if name in command_parser(c)._option_string_actions]
-        if has_it and not hint:
-            hint = f"; it is one of {', '.join(f'rebaser {one}' for one in has_it)}"
+        if not hint:
+            parsers = map(command_parser, COMMANDS)
+            has_it = [one.prog for one in parsers if name in one._option_string_actions]
+            hint = f"; it is one of {', '.join(has_it)}" if has_it else ""
         return f"there is no option {name}{hint}"
 
 

@@ -48,30 +48,28 @@ def add_arguments(parser: Parser) -> None:
     shared.add_root(parser)
     what, how = "what moves", "how"
     text = "only the DLLs named in FILE may move (- is standard input): one path a line, relative "
-    parser.add(what, "--only-from", text + "to ROOT", metavar="FILE")
-    parser.add(what, "-0", "paths in FILE end in NUL", dest="nul", action="store_true")
+    parser.add(what, "--only-from FILE", text + "to ROOT")
+    parser.add(what, "-0", "paths in FILE end in NUL", dest="nul")
     shared.add_scan_options(parser, what)
     shared.add_reserved_options(parser, what)
     shared.add_plan_options(parser, what)
-    parser.switch(how, "-n --dry-run", "print the plan; change nothing, take no lock")
+    parser.add(how, "-n --dry-run", "print the plan; change nothing, take no lock")
     text = "end with status 1 also for overlaps that no run cures, of signed DLLs for example"
-    parser.switch(how, "--strict", text)
-    text = "how long the lock may take (default: any)"
-    parser.add(how, "--wait", text, metavar="SECONDS", type=seconds)
+    parser.add(how, "--strict", text)
+    parser.add(how, "--wait SECONDS", "how long the lock may take (default: any)", type=seconds)
     text = "end with status 75 if the lock is held"
     parser.add(how, "--no-wait", text, dest="wait", action="store_const", const=0.0)
     text = "a server that keeps the lock for all machines that install into this tree: redis://, "
     text += "etcd3+http(s):// or postgresql:// (needs the extra rebaser[cluster])"
-    parser.add(how, "--coordinator", text, metavar="URL")
-    parser.switch("output", "--json", "print one JSON object")
+    parser.add(how, "--coordinator URL", text)
+    parser.add("output", "--json", "print one JSON object")
     parser.loudness("output", "print only what went wrong", "print a line for each DLL")
     text = "who relocates: Cygwin's programs rebase and peflags, or rebaser itself; auto takes "
     text += "Cygwin's where this is Cygwin or MSYS2 and they are found (default: auto)"
     parser.add("advanced", "--engine", text, choices=ENGINES)
-    parser.switch("advanced", "--touch", "give moved files a new modification time")
+    parser.add("advanced", "--touch", "give moved files a new modification time")
     text = "show progress on stderr: a bar on a terminal, lines in a log (default: auto)"
-    modes = ("auto", "always", "never")
-    parser.add("advanced", "--progress", text, choices=modes)
+    parser.add("advanced", "--progress", text, choices=("auto", "always", "never"))
 
 
 def main(arguments: Arguments) -> int:
@@ -117,13 +115,13 @@ def main(arguments: Arguments) -> int:
 
 def print_report(report: Report, tree: Tree, arguments: Arguments, *, is_first: bool) -> None:
     """Print what a person wants to know of a run; what failed goes to stderr, after the verdict."""
-    from rebaser.commands.verdict import by_reason, of_run, show
+    from rebaser.commands.verdict import by_reason, show_run
 
     verbose = arguments.verbose
     if report.exit_status or not arguments.quiet:
         named = arguments.only_from is not None
-        verdict = of_run(report, tree, verbose=verbose, is_first=is_first, named=named)
-        show(verdict, verbose=verbose, out=sys.stderr if arguments.quiet else sys.stdout)
+        out = sys.stderr if arguments.quiet else sys.stdout
+        show_run(report, tree, verbose=verbose, is_first=is_first, named=named, out=out)
         sys.stdout.flush()
     for line in by_reason("failed", report.failed, verbose=verbose):
         print(printable(line), file=sys.stderr)

@@ -28,45 +28,41 @@ LASTING = (
 
 def add_root(parser: Parser) -> None:
     """Add the operand that names the tree, and the options that say where it has its own."""
-    parser.add_argument("root", metavar="ROOT", nargs="?", help="the tree (default: $SAGE_LOCAL)")
+    parser.add("", "root ROOT", "the tree (default: $SAGE_LOCAL)", nargs="?")
     add_place_options(parser)
 
 
 def add_place_options(parser: Parser) -> None:
     """Add the options that say where the lock and the state are."""
     text = "the lock (default: $REBASER_LOCK_FILE, else ROOT/var/lock/rebase.lock)"
-    parser.add("advanced", "--lock-file", text, metavar="FILE")
+    parser.add("advanced", "--lock-file FILE", text)
     text = "the state (default: $REBASER_STATE_DIR, else ROOT/var/lib/rebaser)"
-    parser.add("advanced", "--state-dir", text, metavar="DIR")
+    parser.add("advanced", "--state-dir DIR", text)
 
 
 def add_scan_options(parser: Parser, group: str = "") -> None:
     """Add the options that say which files are looked at."""
     text = "look at files with this suffix too, beside .dll .so .fas .oct .mex .eln .pyd"
-    how = {"action": "append", "type": lambda suffix: f".{suffix.removeprefix('.')}"}
-    parser.add("advanced", "--suffix", text, metavar="SUFFIX", **how)
+    parser.add("advanced", "--suffix SUFFIX ...", text, type=lambda s: f".{s.removeprefix('.')}")
     text = "never move files whose path, relative to ROOT, or a folder above them matches; the "
-    text += "others keep off them"
-    parser.add(group, "--exclude", text, metavar="GLOB", action="append")
+    parser.add(group, "--exclude GLOB ...", text + "others keep off them")
 
 
 def add_reserved_options(parser: Parser, group: str = "") -> None:
-    """Add the options that say which addresses belong to others."""
-    text = "keep off the addresses of all DLLs below PATH"
-    parser.add(group, "--avoid", text, metavar="PATH", action="append")
+    """Add the options that say which addresses are for moved DLLs, and which belong to others."""
+    parser.add(group, "--avoid PATH ...", "keep off the addresses of all DLLs below PATH")
     text = "Cygwin's rebase database (default: /etc/rebase.db.x86_64 and .i386 where they are)"
-    parser.add("advanced", "--database", text, metavar="FILE")
+    parser.add("advanced", "--database FILE", text)
     text = "the folder that is / for the paths in the database"
-    parser.add("advanced", "--cygwin-root", text, metavar="DIR")
+    parser.add("advanced", "--cygwin-root DIR", text)
+    parser.add("advanced", "--arena LOW-HIGH", "the addresses of moved DLLs, if not the usual")
 
 
 def add_plan_options(parser: Parser, group: str = "") -> None:
-    """Add the options that decide what moves, and where to."""
+    """Add the options that decide what moves."""
     text = "move DLLs that have an Authenticode signature too, which breaks it"
-    parser.switch(group, "--force-signed", text)
-    parser.switch("advanced", "--keep-aslr", "leave DYNAMIC_BASE set where it is set")
-    text = "move DLLs to these addresses instead of the usual"
-    parser.add("advanced", "--arena", text, metavar="LOW-HIGH")
+    parser.add(group, "--force-signed", text)
+    parser.add("advanced", "--keep-aslr", "leave DYNAMIC_BASE set where it is set")
 
 
 def tree_of(arguments: Arguments, root: str | None) -> Tree:

@@ -44,7 +44,10 @@ def main(arguments: Arguments) -> int:
             lock={"path": tree.lock_file, "free": free, "open_in": others},
             state=tree.state_dir,
             settings=settings,
-            runs=[_record(one) for one in records],
+            runs=[
+                {name: value for name, value in one._asdict().items() if name not in UNTOLD}
+                for one in records
+            ],
         )
     else:
         how = "free" if free else describe_holders(tree.lock_file)
@@ -57,10 +60,6 @@ def main(arguments: Arguments) -> int:
         for line in (*lines, *_of_runs(tree, records, works)):
             print(printable(line))
     return found.end()
-
-
-def _record(one: Record) -> dict[str, object]:
-    return {name: value for name, value in one._asdict().items() if name not in UNTOLD}
 
 
 def _of_dlls(found: Look) -> Iterator[str]:

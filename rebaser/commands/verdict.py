@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from cygwin.address_space import ARENA
-from cygwin.values import NamedTuple
 from rebaser.report import Move, Report
 from rebaser.scan.skip import Skipped, Stay
 from rebaser.text import (
@@ -32,25 +31,24 @@ MOST_LINES = 20
 GREEN, YELLOW, RED = "1;32", "1;33", "1;31"  # SGR parameters
 
 
-class Verdict(NamedTuple):
-    """What is said: a sentence, a line for each cause, and rows that are never broken.
+def show(
+    colour: str,
+    sentence: str,
+    causes: Sequence[str],
+    rows: Sequence[str] = (),
+    *,
+    verbose: bool,
+    out: TextIO,
+) -> None:
+    """Print a verdict: a sentence, a line for each cause, and rows that are never broken.
 
-    `colour` is that of the sentence on a terminal, which says everything without it too.
+    On a terminal no word is broken, and `colour` is the sentence's, which says all without it too.
     """
-
-    colour: str
-    sentence: str
-    causes: Sequence[str]
-    rows: Sequence[str] = ()
-
-
-def show(verdict: Verdict, *, verbose: bool, out: TextIO) -> None:
-    """Print a verdict: on a terminal without breaking a word, elsewhere one line a cause."""
     width = terminal_width() if out.isatty() else 0
-    for line in _fitted(verdict.sentence, width, "", "  "):
-        print(painted(line, verdict.colour, out), file=out)
-    lines = [line for cause in verdict.causes for line in _fitted(cause, width, "  ", "    ")]
-    lines += map(printable, verdict.rows)
+    for line in _fitted(sentence, width, "", "  "):
+        print(painted(line, colour, out), file=out)
+    lines = [line for cause in causes for line in _fitted(cause, width, "  ", "    ")]
+    lines += map(printable, rows)
     if not verbose:
         if len(lines) > MOST_LINES:
             more = f"  ... and {len(lines) - MOST_LINES + 1:,} more lines (-v shows all)"
@@ -85,10 +83,10 @@ def _fitted(text: str, width: int, first: str, indent: str) -> list[str]:
     return [line.replace("\0", " ") for line in wrapper.wrap(text)]
 
 
-def of_run(
-    report: Report, tree: Tree, *, verbose: bool, is_first: bool, named: bool = False
-) -> Verdict:
-    """Return what a person wants to know of a run.
+def show_run(
+    report: Report, tree: Tree, *, verbose: bool, is_first: bool, named: bool, out: TextIO
+) -> None:
+    """Print what a person wants to know of a run.
 
     `named`: it was asked for some DLLs only. What is left alone run after run is told once, and
     then where something was to be done; what overlaps is told each time.
@@ -128,7 +126,7 @@ def of_run(
     if report.planned or verbose:
         rows = [*_table(report.moved, reasons=verbose), *rows]
     colour = RED if report.exit_status else YELLOW if report.overlaps else GREEN
-    return Verdict(colour, "; ".join(parts), causes, rows)
+    show(colour, "; ".join(parts), causes, rows, verbose=verbose, out=out)
 
 
 def _done(report: Report) -> str:
