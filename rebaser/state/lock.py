@@ -85,27 +85,26 @@ class TreeLock:
         If it is not, the lock may not even be held shared any more (flock(2)). Never so where a
         coordinator would have to be asked.
         """
-        if self.is_exclusive or self._callers == SHARED or self._coordinator:
-            return self.is_exclusive
-        return self._exclude(at_once=True)
+        if self._callers != SHARED and not self._coordinator:
+            self._exclude(at_once=True)
+        return self.is_exclusive
 
     def exclude(self) -> None:
         """Hold the lock exclusively. Raises BusyError, also where our caller holds it shared."""
         if self._callers == SHARED:
             raise self._busy_by_caller()
-        if not self.is_exclusive:
-            self._exclude()
+        self._exclude()
 
-    def _exclude(self, *, at_once: bool = False) -> bool:
-        if self._callers != EXCLUSIVE and not self._take(self._lock, EXCLUSIVE, at_once=at_once):
-            return False
-        held = True
-        with suppress(LockError):
-            self._state.make_home()
-            self._others.append(self._opened(self._state.own_lock_file))
-            held = self._take(self._others[-1], EXCLUSIVE, at_once=at_once)
+    def _exclude(self, *, at_once: bool = False) -> None:
+        if self.is_exclusive:
+            return
+        held = self._callers == EXCLUSIVE or self._take(self._lock, EXCLUSIVE, at_once=at_once)
+        if held:
+            with suppress(LockError):
+                self._state.make_home()
+                self._others.append(self._opened(self._state.own_lock_file))
+                held = self._take(self._others[-1], EXCLUSIVE, at_once=at_once)
         self.is_exclusive = held
-        return held
 
     def exclude_other_machines(self) -> None:
         """Hold the lock on other machines too, or warn of them. Raises UsageError, BusyError."""
@@ -139,14 +138,11 @@ class TreeLock:
 
         Where there is no such file, or a link on the way to it, no run is at work in that tree.
         """
-        try:
+        with suppress(StateError, LockFileError):
             lock = self._state.open_lock(path, create=False)
             self._others.append(lock)
-            if lock.try_acquire(EXCLUSIVE):
-                return False
-        except (StateError, LockFileError):
-            return False
-        return self._take(lock, EXCLUSIVE)
+            return not lock.try_acquire(EXCLUSIVE) and self._take(lock, EXCLUSIVE)
+        return False
 
     def rebasers(self) -> set[int]:
         """Return the other runs that wait for this lock, or are let in by our caller's."""
