@@ -7,7 +7,6 @@ import posixpath
 
 from cygwin.address_space import I386, X86_64
 
-_DRIVES = "/cygdrive/"
 _WINE_DRIVE = "/cygdrive/z"  # Wine's drive Z: is the host's whole file system
 
 # Where `rebase -s` keeps what it knows, by machine: Cygwin names.
@@ -32,7 +31,7 @@ def host_path(cygwin_path: str, cygwin_root: str | None = None) -> str | None:
         return path
     if f"{path}/".startswith(f"{_WINE_DRIVE}/"):
         return path[len(_WINE_DRIVE) :] or "/"
-    if path.startswith(_DRIVES):
+    if path.startswith("/cygdrive/"):
         return None
     return posixpath.join(cygwin_root, path[1:]) if path != "/" else cygwin_root
 
