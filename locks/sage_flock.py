@@ -56,7 +56,6 @@ LONG = {
 }
 MODES = {"-s": SHARED, "-x": EXCLUSIVE, "-e": EXCLUSIVE, "-u": None}
 ANSWERS = {"-h": USAGE.rstrip(), "-V": "sage-flock of rebaser"}
-SAGEMATHS = {"-s", "-x", "-u"}
 LONGEST_WAIT = 2.0**31
 """Seconds; flock(1) refuses what its timer cannot hold."""
 
@@ -110,7 +109,7 @@ def sage_flock(words: list[str]) -> int:
     if "-F" in options and "-o" in options:
         raise UsageError("the --no-fork and --close options are incompatible")
     # Callers of flock(1) compare its standard error; SageMath's are told of a wait.
-    talk = options.keys() <= SAGEMATHS and operands[1:2] not in (["-c"], ["--command"])
+    talk = options.keys() <= {"-s", "-x", "-u"} and operands[1:2] not in (["-c"], ["--command"])
     verbose = "--verbose" in options
     lock, command = lock_and_command(operands)
     why = f"to run {' '.join(command)}" if command else f"on {lock.path}"

@@ -24,7 +24,6 @@ from rebaser.scan.walk import PROGRAM, Scan, look_at_one, scan
 from rebaser.text import address
 from rebaser.tree import Tree, find_tree
 
-NO_FILE = "not a regular file"
 UNJUDGED = (Fault.EMPTY, Fault.TRUNCATED, Fault.DAMAGED)
 LOADED_ANYWHERE = "DYNAMIC_BASE is set, so Windows loads it at another address each time"
 HIGH_ENTROPY = (
@@ -166,7 +165,7 @@ class _Part:
         else:  # a file, whatever its name
             name = path[len(top) :]
             ours = {path: name, host_path(path) or path: name}.get
-            now, failed = blank(), [(name, NO_FILE)]
+            now, failed = blank(), [(name, "not a regular file")]
             if os.path.isfile(path):
                 now, failed = look_at_one(tree.root, name)
             failed += not_images(now)

@@ -10,7 +10,8 @@ import sys
 from rebaser import __version__
 from rebaser.commands import COMMANDS, command_module, overview, plain_arguments
 from rebaser.errors import WHOLE, RebaserError, UsageError, advice
-from rebaser.process import Terminated, complain, discard, handle_signals, open_streams, terminate
+from rebaser.process import Terminated, discard, handle_signals, open_streams, terminate
+from rebaser.text import complain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

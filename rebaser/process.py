@@ -7,9 +7,6 @@ import io
 import os
 import sys
 
-from rebaser.errors import suppress
-from rebaser.text import printable
-
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM or SIGHUP has come; all that cleans up after ^C cleans up after it."""
@@ -59,12 +56,6 @@ def terminate(number: int, _frame: object) -> None:
     # What ends a session sends both, and some send them twice: cleaning up goes on.
     handle_signals(signal.SIG_IGN)
     raise Terminated(number)
-
-
-def complain(text: str) -> None:
-    """Print one line on stderr, whatever bytes its file names hold."""
-    with suppress(OSError):  # a stderr that is full has no room for that either
-        print(f"rebaser: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def discard(number: int) -> None:

@@ -6,8 +6,7 @@ import sys
 import time
 from _thread import allocate_lock  # threading itself takes 2 ms to import
 
-from rebaser.errors import suppress
-from rebaser.text import byte_count, plural, printable
+from rebaser.text import byte_count, complain, plural, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,12 +55,11 @@ class Progress:
 
     def tell(self, text: str) -> None:
         """Show one line, above the bar: a warning, or whom a lock is waited for."""
-        line = f"rebaser: {printable(text)}"
         if self._bar:
+            line = f"rebaser: {printable(text)}"
             self._bar.console.print(line, soft_wrap=True, markup=False, highlight=False)
         else:
-            with suppress(OSError):  # where nobody can be told, the work goes on
-                print(line, file=sys.stderr, flush=True)
+            complain(text)
 
     def close(self) -> None:
         """Take away what does not stay."""

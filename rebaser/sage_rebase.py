@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rebaser.cli import dispatch, start
 from rebaser.errors import RebaserError
-from rebaser.process import complain
+from rebaser.text import complain
 
 USAGE = """\
 usage: sage-rebase [--all] [DIR] [-- FLAG ...]

@@ -1,8 +1,9 @@
-"""How names, addresses and sizes read on a terminal, in one place."""
+"""How names, addresses and sizes read on a terminal, and how a line is said on stderr."""
 
 from __future__ import annotations
 
 import os
+import sys
 
 from rebaser.errors import suppress
 
@@ -28,6 +29,12 @@ def _escaped(char: str) -> str:
     if 0xDC80 <= code <= 0xDCFF:  # PEP 383: a byte that is not UTF-8
         code -= 0xDC00
     return f"\\x{code:02x}" if code <= 0xFF else char.encode("ascii", "backslashreplace").decode()
+
+
+def complain(text: str) -> None:
+    """Print one line on stderr, whatever bytes its file names hold."""
+    with suppress(OSError):  # a stderr that is full has no room for that either
+        print(f"rebaser: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def recoded(value: Any, how: Callable[[str], str]) -> Any:

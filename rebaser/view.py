@@ -13,10 +13,6 @@ from rebaser.plan.overlap import Span, clusters, told
 from rebaser.report import Group
 from rebaser.text import address, address_size, plural, printable
 
-# So many overlaps, and so many names of each, are listed below a picture.
-LISTED = 10
-NAMED = 3
-
 
 class Kind(Enum):
     """What a range of addresses is, as a legend says it."""
@@ -277,7 +273,7 @@ def _overlaps(root: str, found: AddressMap, every_name: bool) -> Iterator[Line]:
     if not groups:
         return
     yield Line("Overlaps: a process that loads two of these cannot fork", Style.ALARM)
-    listed, named = (sys.maxsize, sys.maxsize) if every_name else (LISTED, NAMED)
+    listed, named = (sys.maxsize, sys.maxsize) if every_name else (10, 3)
     for group in groups[:listed]:
         count = plural(sum(one.is_image for one in group), "DLL")
         yield Line(f"{extent(found.told(group))}: {count}", Style.NAME)

@@ -20,8 +20,7 @@ from rebaser.commands import Arguments
 from rebaser.commands.lists import read_list
 from rebaser.commands.parser import Parser
 from rebaser.errors import UsageError
-from rebaser.process import complain
-from rebaser.text import printable
+from rebaser.text import complain, printable
 
 YES, NO = ("1", "true", "yes", "t", "y"), ("0", "false", "no", "f", "n")
 _BOOLS = f"a BOOL is one of {', '.join(YES + NO)}"

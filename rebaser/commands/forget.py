@@ -23,11 +23,10 @@ from rebaser.commands.parser import Parser
 from rebaser.commands.shared import SETTINGS, add_root, tree_of
 from rebaser.errors import BusyError, UsageError, suppress
 from rebaser.files import Folders, names_in
-from rebaser.process import complain
 from rebaser.scan import RUNS
 from rebaser.state.folder import OWN_LOCK, SNAPSHOT
 from rebaser.state.lock import TreeLock
-from rebaser.text import printable
+from rebaser.text import complain, printable
 from rebaser.tree import Tree
 
 

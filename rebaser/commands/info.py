@@ -22,11 +22,10 @@ from rebaser.commands.parser import Parser
 from rebaser.commands.shared import add_scan_options, with_settings
 from rebaser.errors import RebaserError, UsageError
 from rebaser.plan.overlap import Span, groups
-from rebaser.process import complain
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.skip import is_excluded, not_images, same_file
 from rebaser.scan.walk import Rules, look_at_one, scan
-from rebaser.text import printable
+from rebaser.text import complain, printable
 from rebaser.tree import Tree, find_tree, posix_name
 
 
@@ -72,7 +71,12 @@ def main(arguments: Arguments) -> int:
             del image["file"]
         print_json({"images": images, "failed": failed})
     else:
-        _print(lines, overlapping)
+        width = max((len(printable(line.path)) for line in lines), default=0)
+        for line in lines:
+            name, mark = printable(line.path), "*" if line.file in overlapping else " "
+            where = f"{name:<{width}} base 0x{line.base:012x} size 0x{line.size:08x}"
+            what = f"{machine_name(line.machine):<6} {mark} {','.join(line.flags)}"
+            print(f"{where} {what}".rstrip())
     for path, reason in failed:
         complain(f"{path}: {reason}")
     return int(bool(failed))
@@ -125,12 +129,3 @@ def _seen_last(tree: Tree) -> snapshots.Snapshot:
     seen, start = tree.state.load_snapshot(lambda text: None), len(tree.scope)
     inside = [name for name in seen.folders if f"{name}/".startswith(tree.scope)]
     return seen._replace(folders={name[start:]: seen.folders[name] for name in inside})
-
-
-def _print(lines: Sequence[Line], overlapping: set[str]) -> None:
-    names = [printable(line.path) for line in lines]
-    width = max(map(len, names), default=0)
-    for name, line in zip(names, lines):
-        mark = "*" if line.file in overlapping else " "
-        where = f"base 0x{line.base:012x} size 0x{line.size:08x} {machine_name(line.machine):<6}"
-        print(f"{name:<{width}} {where} {mark} {','.join(line.flags)}".rstrip())

@@ -16,7 +16,8 @@ from locks.flock import EXCLUSIVE, SHARED, Flock, LockFileError
 from locks.hold import run_command, shell_command, warn_of_own_lock
 from rebaser.commands import Arguments
 from rebaser.errors import BusyError, RebaserError, UsageError
-from rebaser.process import complain, handle_signals
+from rebaser.process import handle_signals
+from rebaser.text import complain
 from rebaser.tree import find_tree
 
 TYPE_CHECKING = False

@@ -41,7 +41,6 @@ GLYPHS = {
     Kind.OTHERS: ("O", "O", "33"),
     None: (" ", " ", ""),
 }
-MOST_ROWS = 18
 
 
 def add_arguments(parser: Parser) -> None:
@@ -116,7 +115,13 @@ def main(arguments: Arguments) -> int:
     if arguments.svg:
         _write_svg(arguments.svg, found)
     if arguments.json:
-        found.print_json(_of_machine)
+        found.print_json(
+            lambda one: {
+                "images": [{"path": r.path, "low": r.low, "high": r.high} for r in one.images],
+                "reserved": [{"owner": r.path, "low": r.low, "high": r.high} for r in one.others],
+                "overlaps": list(map(one.told, one.groups)),
+            }
+        )
     elif not arguments.svg:
         _show(found, every_name=arguments.verbose)
     elif arguments.svg != "-":
@@ -161,7 +166,7 @@ def _show(found: Look, *, every_name: bool) -> None:
         return painted(GLYPHS[content][alphabet], GLYPHS[content][2], sys.stdout)
 
     for line in picture(
-        found.tree.root, found.maps, cells=cells, most_rows=MOST_ROWS, every_name=every_name
+        found.tree.root, found.maps, cells=cells, most_rows=18, every_name=every_name
     ):
         if isinstance(line, Row):
             size = line.size // cells
@@ -188,11 +193,3 @@ def _content(parts: Sequence[Part], size: int) -> Kind | None:
     if sum(part.high - part.low for part in images) < size:
         return Kind.PARTLY
     return images[0].kind if len(images) == 1 else Kind.IMAGE
-
-
-def _of_machine(one: AddressMap) -> dict[str, object]:
-    return {
-        "images": [{"path": r.path, "low": r.low, "high": r.high} for r in one.images],
-        "reserved": [{"owner": r.path, "low": r.low, "high": r.high} for r in one.others],
-        "overlaps": list(map(one.told, one.groups)),
-    }

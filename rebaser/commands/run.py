@@ -21,11 +21,10 @@ import sys
 from rebaser.commands import Arguments, shared
 from rebaser.errors import UsageError
 from rebaser.options import ENGINES
-from rebaser.process import complain
 from rebaser.progress import Progress
 from rebaser.report import Report
 from rebaser.run import run
-from rebaser.text import printable
+from rebaser.text import complain, printable
 from rebaser.tree import Tree
 
 TYPE_CHECKING = False

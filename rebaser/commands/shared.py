@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from rebaser.commands.parser import Parser
 
 SETTINGS = "options"  # the file in the state folder that holds options of a tree
-LARGEST_SETTINGS = 1 << 20  # bytes
 
 # What a settings file may hold: what is to be done with the tree, not once but always.
 LASTING = (
@@ -79,7 +78,7 @@ def read_settings(state: State) -> Iterator[tuple[str, str]]:
     """
     path = f"{state.folder}/{SETTINGS}"
     try:
-        data, st = state.read(SETTINGS, LARGEST_SETTINGS)
+        data, st = state.read(SETTINGS, 1 << 20)
     except (FileNotFoundError, NotADirectoryError, LinkError):  # of the folder: no state is there
         return
     except OSError as error:

@@ -25,8 +25,6 @@ from rebaser.view import room, summary
 
 # The last runs that are printed.
 LAST_RUNS = 10
-# What of a run's record is for other runs alone.
-UNTOLD = ("request", "host", "looked", "others")
 
 add_arguments = add_look_options
 
@@ -38,6 +36,7 @@ def main(arguments: Arguments) -> int:
     others = holders(tree.lock_file)
     free = _is_free(tree.lock_file, others)
     if arguments.json:
+        untold = ("request", "host", "looked", "others")  # for other runs alone
         found.print_json(
             lambda one: {"images": len(one.images), "overlapping": one.colliding},
             skipped=found.skipped,
@@ -45,7 +44,7 @@ def main(arguments: Arguments) -> int:
             state=tree.state_dir,
             settings=settings,
             runs=[
-                {name: value for name, value in one._asdict().items() if name not in UNTOLD}
+                {name: value for name, value in one._asdict().items() if name not in untold}
                 for one in records
             ],
         )
