@@ -11,9 +11,6 @@ from cygwin.image import DYNAMIC_BASE, Image
 from cygwin.relocation import checksum, sum_file, sum_words
 from cygwin.values import NamedTuple
 
-# The Characteristics field, from the PE signature: PE/COFF specification, "COFF File Header".
-CHARACTERISTICS = 22
-
 
 class Flag(NamedTuple):
     """One bit of the flags as `image_flags` has them."""
@@ -70,7 +67,7 @@ def change_flags(descriptor: int, image: Image, wanted: int) -> None:
     if image.machine == ARM64 and now & ~wanted & DYNAMIC_BASE << 16:
         raise ImageError("Windows loads no ARM64 image without dynamicbase")
     total, length = sum_file(descriptor), os.fstat(descriptor).st_size
-    start = image.header_offset + CHARACTERISTICS
+    start = image.header_offset + 22  # of Characteristics ("COFF File Header")
     field = image.checksum_offset - start
     old = os.pread(descriptor, image.flags_offset + 2 - start, start)
     new = bytearray(old)
