@@ -10,7 +10,6 @@ import os
 import struct
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from operator import sub
 
 from cygwin.fault import Fault, FaultError, RelocationError
 from cygwin.values import NamedTuple
@@ -115,8 +114,8 @@ def _demand_distinct(marks: bytearray, entries: bytes, width: int) -> None:
     words = len(entries[1::2].translate(None, _OF_TYPE_ABSOLUTE))
     if marks[::width].count(1) == words:
         return  # they are all aligned, and no two the same
-    at = [offset for offset, mark in enumerate(marks) if mark]
-    if len(at) != words or min(map(sub, at[1:], at), default=width) < width:
+    digits = int.from_bytes(marks, "little")
+    if marks.count(1) != words or any(digits & digits << 8 * n for n in range(1, width)):
         raise FaultError(DAMAGED, "it relocates the same bytes twice")
 
 
