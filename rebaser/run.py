@@ -89,7 +89,6 @@ def _dry_run(job: Job) -> Report:
 
 
 def _run(job: Job, wait: float | None, coordinator: str | None) -> Report:
-    """Look, and where there is work, do it."""
     asked = Asked(records.newest_number(job.state), time.monotonic())
     with TreeLock(
         job.tree.lock_file, job.state, wait=wait, tell=job.tell, coordinator=coordinator

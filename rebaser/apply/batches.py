@@ -93,7 +93,6 @@ def _batches(
 
 
 def _free_bytes(target: str) -> int:
-    """Return the free space of the file system that a file lies on."""
     try:
         st = os.statvfs(os.path.dirname(target))
     except OSError:  # its folder is gone, so nothing of it will be staged

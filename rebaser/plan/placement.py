@@ -183,7 +183,6 @@ def _moves(
 def _reasons_to_move(
     images: Iterable[Placed], arena: Range, obstacles: Obstacles, database_slots: Obstacles
 ) -> dict[str, str]:
-    """Return why they must move, for those that must, by path."""
     free = [image for image in images if not image.fixed]
     reasons = {i.path: why for i in free if (why := must_move(i.base, i.slot_size, arena))}
     candidates = (image for image in free if image.path not in reasons)

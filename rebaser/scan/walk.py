@@ -145,7 +145,6 @@ class _Scanner:
             tuple(sorted(state for state in self.states if os.path.isdir(self.top + state))),
             programs=tuple(sorted(there, key=lambda path: path.rpartition("/"))),
         )
-
         is_as_before = self.comparable and not self.failed and now.inner == before.inner
         images, remembered = (
             {path: folder[1:] for path, folder in one.folders.items() if folder.names}

@@ -23,7 +23,7 @@ from cygwin.programs import Outcome, Programs
 from cygwin.relocation import check_and_sum, relocate
 from cygwin.relocation_table import Section
 from rebaser.apply.engines import BuiltinEngine, Staged
-from rebaser.apply.engines.cygwin import CygwinEngine, Fallback, cannot_move
+from rebaser.apply.engines.cygwin import CygwinEngine, cannot_move
 
 BASE = 0x2_0001_0000
 GAP = 0x10000
@@ -98,8 +98,8 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., CygwinEngine]:
     def make(character: str, warn: Callable[[str], None] | None = None) -> CygwinEngine:
         programs = Programs.find(str(FAKE_PROGRAMS / character))
         assert programs is not None
-        fallback = Fallback(BuiltinEngine(), warn) if warn else None
-        return CygwinEngine(programs, fallback, seconds_a_call=SECONDS.get(character, 60))
+        fallback = (BuiltinEngine(), warn) if warn else ()
+        return CygwinEngine(programs, *fallback, seconds_a_call=SECONDS.get(character, 60))
 
     return make
 

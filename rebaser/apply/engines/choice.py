@@ -19,12 +19,11 @@ def choose_engine(name: str, warn: Callable[[str], None]) -> Engine:
     if name == "cygwin" or (name == "auto" and on_cygwin()):
         # They import shutil and tempfile: 4 ms.
         from cygwin.programs import Programs
-        from rebaser.apply.engines.cygwin import CygwinEngine, Fallback
+        from rebaser.apply.engines.cygwin import CygwinEngine
 
         programs = Programs.find()
         if programs is not None:
-            fallback = Fallback(BuiltinEngine(), warn) if name == "auto" else None
-            return CygwinEngine(programs, fallback)
+            return CygwinEngine(programs, BuiltinEngine() if name == "auto" else None, warn)
         if name == "cygwin":
             raise UsageError(
                 "--engine cygwin needs the programs rebase and peflags on PATH: install Cygwin's "

@@ -11,7 +11,6 @@ from cygwin.fault import RelocationError
 from cygwin.image import Image, read_base
 from cygwin.programs import Outcome, ProgramError, Programs
 from cygwin.relocation import check_and_sum
-from cygwin.values import NamedTuple
 from rebaser.apply.engines import Engine, Staged
 from rebaser.errors import advice
 from rebaser.files import copy_bytes
@@ -24,20 +23,14 @@ STRIKES = 3  # calls that got nothing done; then the programs are not called any
 _Named = tuple[str, Staged]  # a copy for the programs, by its name, and what it is a copy of
 
 
-class Fallback(NamedTuple):
-    """Who does what the programs did not, and who is told so, once, in the program's words."""
-
-    engine: Engine
-    warn: Callable[[str], None]
-
-
 class CygwinEngine:
     """Moves staged copies by Cygwin's programs, and believes nothing that they say.
 
     The programs work on copies of their own, which nobody else has open (rebase shares no file that
     it writes) and whose names sort in the order of the slots (MSYS2's rebase sorts its files). What
     they did right is written into the staged copy, which else stays what it was. What they left is
-    done by `fallback`, without a word where they are known not to be able to do it.
+    done by `fallback`, without a word where they are known not to be able to do it; else `warn` is
+    told so, once, in the program's words.
     """
 
     name = "cygwin"
@@ -46,13 +39,14 @@ class CygwinEngine:
     def __init__(
         self,
         programs: Programs,
-        fallback: Fallback | None = None,
+        fallback: Engine | None = None,
+        warn: Callable[[str], None] = lambda text: None,
         *,
         seconds_a_call: float = SECONDS_A_CALL,
     ) -> None:
         self.version: str | None = None
         self._programs = programs
-        self._fallback = fallback
+        self._fallback, self._warn = fallback, warn
         self._seconds = seconds_a_call
         self._strikes = 0
         self._trouble: str | None = None  # what first went wrong, in the program's own words
@@ -67,15 +61,14 @@ class CygwinEngine:
             reasons.update(self._relocate(able))
         if self._fallback is None or not reasons:
             return {path: f"{why}; --engine builtin does without" for path, why in reasons.items()}
-        engine, warn = self._fallback
         if self._trouble and not self._warned:
             self._warned = True
             left = "all DLLs from here on are" if self._gave_up else "what they left is"
-            warn(
-                f"Cygwin's programs failed, {left} moved by the engine {engine.name}: "
+            self._warn(
+                f"Cygwin's programs failed, {left} moved by the engine {self._fallback.name}: "
                 f"{self._trouble}"
             )
-        return engine.relocate([item for item in staged if item.path in reasons])
+        return self._fallback.relocate([item for item in staged if item.path in reasons])
 
     def _relocate(self, items: Sequence[Staged]) -> dict[str, str]:
         try:
