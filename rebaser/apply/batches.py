@@ -36,7 +36,10 @@ def apply(job: Job, lock: TreeLock, found: Proposal, scan_time: FileSystemTime) 
     job.progress.phase("moving", len(items), sum(item.source.seen.size for item in items))
     folders = StagingFolders(job.tree)
     try:
-        for batch in _batches(items, job.tree, in_one=job.engine().starts_processes):
+        # All at once where the engine starts processes: once a DLL that our own Python has loaded
+        # is replaced, Cygwin's fork fails in this process.
+        in_one = job.engine().starts_processes
+        for batch in [items] if in_one else _batches(items, job.tree):
             folders.remove_copies()
             with job.timed("stage"):
                 ready = stage(batch, folders, job, applied)
@@ -66,17 +69,8 @@ def _replacements(job: Job, found: Proposal, scan_time: FileSystemTime) -> list[
     return items
 
 
-def _batches(
-    items: Sequence[Replacement], tree: Tree, *, in_one: bool
-) -> Iterator[Sequence[Replacement]]:
-    """Divide what is to be staged so that each file system can hold its copies.
-
-    All of it at once (`in_one`) where the engine starts processes: once a DLL that our own Python
-    has loaded is replaced, Cygwin's fork fails in this process.
-    """
-    if in_one:
-        yield items
-        return
+def _batches(items: Sequence[Replacement], tree: Tree) -> Iterator[Sequence[Replacement]]:
+    """Divide what is to be staged so that each file system can hold its copies."""
     batch: list[Replacement] = []
     room: dict[int, int] = {}  # bytes that the batch may still take, by device
     for item in items:

@@ -86,7 +86,7 @@ def make_plan(
     moves: list[Move] = []
     for machine, members in by_machine.items():
         if machine in arenas:
-            moves += _moves(members, arenas[machine], reserved.get(machine, ()), machine)
+            moves += _moves(members, arenas[machine], reserved.get(machine, ()))
     moves.sort(key=lambda move: move.path)
     return Plan(tuple(moves), sum(map(len, by_machine.values())) - len(moves))
 
@@ -150,9 +150,7 @@ class Obstacles:
         return span.path if span and span.high > low else None
 
 
-def _moves(
-    images: Collection[Placed], arena: Range, reserved: Sequence[Span], machine: int
-) -> list[Move]:
+def _moves(images: Collection[Placed], arena: Range, reserved: Sequence[Span]) -> list[Move]:
     lie = [Span(image.base, image.end, image.path) for image in images]
     obstacles = Obstacles([*reserved, *(span for span, one in zip(lie, images) if one.fixed)])
     # What Cygwin's database keeps is free for one file only.
@@ -176,7 +174,7 @@ def _moves(
             slots.take(new_base, new_base + image.slot_size)
         moves.append(image.moved(new_base, reason))
     if unplaced:
-        raise NoRoomError(_no_room(unplaced, arena, free_for_all, machine))
+        raise NoRoomError(_no_room(unplaced, arena, free_for_all))
     return moves
 
 
@@ -228,14 +226,14 @@ def _other_database_slot(image: Placed, database_slots: Obstacles) -> str | None
     return None
 
 
-def _no_room(unplaced: Sequence[Placed], arena: Range, slots: _Slots, machine: int) -> str:
+def _no_room(unplaced: Sequence[Placed], arena: Range, slots: _Slots) -> str:
     missing = sum(image.slot_size for image in unplaced)
     free = slots.taken.count(0) * GRANULARITY
     largest = max(map(len, bytes(slots.taken).split(b"\1"))) * GRANULARITY
     return (
         f"no room left for {plural(len(unplaced), 'DLL')} ({address_size(missing)}: "
         f"{names([image.path for image in unplaced])}) in the address range "
-        f"{address(arena.low)}-{address(arena.high)} for {machine_name(machine)}: "
+        f"{address(arena.low)}-{address(arena.high)} for {machine_name(unplaced[0].machine)}: "
         f"{address_size(free)} are free, {address_size(largest)} in one piece. "
         "Nothing was changed; give a larger range with --arena LOW-HIGH"
     )
