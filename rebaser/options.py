@@ -115,22 +115,17 @@ class Request(NamedTuple):
 
     def concerns(self, path: str) -> bool:
         """Return whether what happened to a file or folder matters to what was asked for."""
-        if path == "." or self.asks_for(path):
-            return True
-        inside = f"{path}/"
-        if self.only is not None:
-            return any(name.startswith(inside) for name in self.only)
-        return self.below.startswith(inside)
+        asked = (self.below,) if self.only is None else self.only
+        inside = any(one.startswith(f"{path}/") for one in asked)
+        return path == "." or inside or self.asks_for(path)
 
     def covers(self, other: Request) -> bool:
         """Return whether a run for this request does all the work of the other."""
         if self.options != other.options:
             return False
-        if other.only is not None and self.only is None:
-            return all(path.startswith(self.below) for path in other.only)
-        return other.below.startswith(self.below) and (
-            self.only is None or (other.only is not None and other.only <= self.only)
-        )
+        if other.only is not None:
+            return all(map(self.asks_for, other.only))
+        return self.only is None and other.below.startswith(self.below)
 
 
 def parse_arena(text: str) -> Range:

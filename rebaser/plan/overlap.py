@@ -27,15 +27,13 @@ def clusters(spans: Iterable[Span]) -> list[list[Span]]:
     square of their number.
     """
     found: list[list[Span]] = []
-    group: list[Span] = []
     reach = -1
     for span in sorted(spans):
         if span.low >= reach:
-            found.append(group)
-            group = []
-        group.append(span)
+            found.append([])
+        found[-1].append(span)
         reach = max(reach, span.high)
-    return [group for group in (*found, group) if len(group) > 1]
+    return [group for group in found if len(group) > 1]
 
 
 def groups(

@@ -179,8 +179,7 @@ def _avoided(path: str, rules: Rules, warn: Callable[[str], None]) -> Iterator[t
         raise UsageError(f"--avoid {path}: no such file or folder; nothing was changed")
     top = path = os.path.realpath(posix_name(path))
     if os.path.isdir(path):
-        scanned = scan(path, rules)
-        found, failed, fatal = scanned.snapshot, scanned.failed, "."
+        (found, failed), fatal = scan(path, rules)[:2], "."
     else:
         top, fatal = os.path.split(path)
         found, failed = look_at_one(top, fatal)

@@ -60,6 +60,6 @@ class BuiltinEngine:
             except RelocationError as error:
                 reasons[item.path] = str(error)
             except OSError as error:
-                what = f"its copy could not be written ({error.strerror or error})"
-                reasons[item.path] = f"{what}: {advice(error)}"
+                why = error.strerror or error
+                reasons[item.path] = f"its copy could not be written ({why}): {advice(error)}"
         return reasons

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from cygwin.fault import RelocationError
 from cygwin.image import Image, read_base
@@ -192,19 +192,17 @@ def cannot_move(image: Image) -> str | None:
     return None
 
 
-def adjacent(copies: Sequence[_Named]) -> Iterator[list[_Named]]:
-    """Yield the runs of copies that go to adjacent slots, from copies sorted by slot."""
-    run: list[_Named] = []
+def adjacent(copies: Iterable[_Named]) -> list[list[_Named]]:
+    """Return the runs of copies that go to adjacent slots, from copies sorted by slot."""
+    runs: list[list[_Named]] = []
     end = None
     for copy in copies:
         slot = copy[1].image.machine, copy[1].new_base
-        if run and slot != end:
-            yield run
-            run = []
-        run.append(copy)
+        if slot != end:
+            runs.append([])
+        runs[-1].append(copy)
         end = slot[0], slot[1] + copy[1].image.slot_size
-    if run:
-        yield run
+    return runs
 
 
 def _count_done(run: Sequence[_Named], room: str) -> int:
