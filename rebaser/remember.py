@@ -6,6 +6,7 @@ import os
 import time
 
 from cygwin.paths import database_files
+from rebaser.errors import suppress
 from rebaser.job import Job
 from rebaser.report import Applied, Group, Report
 from rebaser.scan import snapshot as snapshots
@@ -132,10 +133,9 @@ def _settled(job: Job, seen: Snapshot, found: Proposal, report: Report) -> Snaps
 
 def _key(job: Job) -> str:
     """Return what decides whether there is something to do, beside the tree itself."""
-    stats: list[tuple[str, tuple[int, ...]]] = []
-    for path in database_files(job.options.database, job.options.cygwin_root):
-        try:
-            stats.append((path, snapshots.of_stat(os.stat(path))))
-        except OSError:
-            stats.append((path, ()))
+    databases = database_files(job.options.database, job.options.cygwin_root)
+    stats: dict[str, tuple[int, ...]] = dict.fromkeys(databases, ())
+    for path in stats:
+        with suppress(OSError):
+            stats[path] = snapshots.of_stat(os.stat(path))
     return f"{job.options.key()} {stats}"

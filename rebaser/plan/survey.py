@@ -11,9 +11,8 @@ from rebaser.options import Options
 from rebaser.plan.overlap import Span
 from rebaser.plan.placement import Placed
 from rebaser.report import Move
-from rebaser.scan import snapshot as snapshots
 from rebaser.scan.skip import Skipped, files_of
-from rebaser.scan.snapshot import Seen, Snapshot
+from rebaser.scan.snapshot import DYNAMIC_BASE, FORKS, Seen, Snapshot, of_stat
 
 # Windows loads no image of 2 GiB; a damaged one that says so is no obstacle for the others.
 LARGEST = 0x8000_0000
@@ -62,7 +61,6 @@ def survey(
     images: dict[str, Placed] = {}
     sources: dict[str, Source] = {}
     skipped: list[Skipped] = []
-    dlls: set[str] = set()
     files = sorted((tuple(sorted(names)), seen) for names, seen in files_of(now))
     for names, seen in files:
         cause = options.skip_cause(names, seen)
@@ -71,8 +69,6 @@ def survey(
             skipped.append(Skipped(path, cause, now.details[seen.detail]))
         if not seen.base_width or (cause and slot_size(seen.image_size) > LARGEST):
             continue
-        if seen.flags & snapshots.FORKS:
-            dlls.add(path)
         sources[path] = Source(seen, tuple(top + name for name in names) if top else names)
         images[path] = Placed(
             path=path,
@@ -85,7 +81,8 @@ def survey(
             known=any(base_before.get(name) == seen.base for name in names),
             database_slot=next(filter(None, map(database_slots.get, names)), None),
         )
-    return Survey(images, sources, tuple(skipped), frozenset(dlls), len(files))
+    dlls = frozenset(path for path, (seen, _) in sources.items() if seen.flags & FORKS)
+    return Survey(images, sources, tuple(skipped), dlls, len(files))
 
 
 def spans(
@@ -108,9 +105,9 @@ def with_moves(
     rows: dict[str, Seen] = {}
     for move, st in moved.items():
         seen, names = sources[move.path]
-        seen = seen.without_dynamic_base() if move.clear_dynamic_base else seen
-        seen = Seen(*snapshots.of_stat(st), st.st_nlink, *seen[6:])._replace(base=move.new_base)
-        rows.update(dict.fromkeys(names, seen))
+        flags = seen.dll_characteristics & ~(DYNAMIC_BASE if move.clear_dynamic_base else 0)
+        seen = seen._replace(base=move.new_base, dll_characteristics=flags)
+        rows.update(dict.fromkeys(names, Seen(*of_stat(st), st.st_nlink, *seen[6:])))
     folders = dict(now.folders)
     for path in {name.rpartition("/")[0] for name in rows}:
         folder, top = folders[path], f"{path}/" if path else ""

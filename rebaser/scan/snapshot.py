@@ -33,7 +33,8 @@ NEVER = -(1 << 63)
 SIGNED = 2
 FORKS = 4  # a DLL that a process which forks may load, and then at its base
 
-_DYNAMIC_BASE = 0x40  # of DllCharacteristics
+# Bits of DllCharacteristics.
+DYNAMIC_BASE = 0x40
 HIGH_ENTROPY_VA = 0x20
 
 
@@ -64,16 +65,12 @@ class Seen(NamedTuple):
     @property
     def dynamic_base(self) -> bool:
         """Whether Windows may load it anywhere, whatever its base."""
-        return bool(self.dll_characteristics & _DYNAMIC_BASE)
+        return bool(self.dll_characteristics & DYNAMIC_BASE)
 
     @property
     def high_entropy_va(self) -> bool:
         """Whether Windows may spread its address space over all of the 47 bits."""
         return bool(self.dll_characteristics & HIGH_ENTROPY_VA)
-
-    def without_dynamic_base(self) -> Seen:
-        """Return what is seen of the file once that flag is cleared."""
-        return self._replace(dll_characteristics=self.dll_characteristics & ~_DYNAMIC_BASE)
 
 
 def of_stat(st: os.stat_result) -> tuple[int, int, int, int, int]:
