@@ -125,11 +125,8 @@ def in_tree(tree: Tree) -> Callable[[str], str | None]:
     tops = {tree.root, host_path(tree.root) or tree.root}
 
     def ours(path: str) -> str | None:
-        for top in tops:
-            inside = Tree(top, "", "").relative(path)
-            if inside and os.path.lexists(tree.path(inside)):
-                return inside
-        return None
+        inside = (Tree(top, "", "").relative(path) for top in tops)
+        return next((one for one in inside if one and os.path.lexists(tree.path(one))), None)
 
     return ours
 

@@ -48,7 +48,7 @@ class CygwinEngine:
         self._programs = programs
         self._fallback, self._warn = fallback, warn
         self._seconds = seconds_a_call
-        self._strikes = 0
+        self._strikes, self._gave_up = 0, False
         self._trouble: str | None = None  # what first went wrong, in the program's own words
         self._warned = False
 
@@ -109,12 +109,8 @@ class CygwinEngine:
                 self._trouble = self._trouble or told
         return reasons
 
-    @property
-    def _gave_up(self) -> bool:
-        return self._strikes >= STRIKES
-
     def _give_up(self, why: ProgramError | Outcome) -> None:
-        self._strikes = STRIKES
+        self._gave_up = True
         self._trouble = self._trouble or str(why)
 
     def _call_programs(self, room: str, copies: Sequence[_Named], last: dict[str, Outcome]) -> None:
@@ -136,7 +132,7 @@ class CygwinEngine:
                 last.update(dict.fromkeys(names, outcome))
                 done = _count_done(run, room)
                 self._strikes += not done
-                if outcome.status < 0 or self._gave_up:
+                if outcome.status < 0 or self._strikes >= STRIKES:
                     self._give_up(outcome)
                     return
                 # It stopped at the first that is not done: the next call leaves that one out.
