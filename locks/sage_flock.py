@@ -56,8 +56,6 @@ LONG = {
 }
 MODES = {"-s": SHARED, "-x": EXCLUSIVE, "-e": EXCLUSIVE, "-u": None}
 ANSWERS = {"-h": USAGE.rstrip(), "-V": "sage-flock of rebaser"}
-LONGEST_WAIT = 2.0**31
-"""Seconds; flock(1) refuses what its timer cannot hold."""
 
 
 class ExitError(Exception):
@@ -81,12 +79,9 @@ def main(words: list[str] | None = None) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # ^C ends it as it ends flock(1)
     try:
         status = sage_flock(sys.argv[1:] if words is None else words)
-    except ExitError as error:
+    except (ExitError, LockFileError) as error:
         complain(str(error))
-        status = error.status
-    except LockFileError as error:
-        complain(str(error))
-        status = status_of(error)
+        status = error.status if isinstance(error, ExitError) else status_of(error)
     except Exception:  # a bug; 1, Python's own status for it, would mean "busy"
         import traceback
 
@@ -190,7 +185,7 @@ def taken(lock: Flock, options: dict[str, str], *, verbose: bool, told: str) -> 
     """
     mode = next((MODES[option] for option in reversed(options) if option in MODES), EXCLUSIVE)
     timeout = float(options["-w"]) if "-w" in options else None
-    if timeout is not None and not 0 <= timeout < LONGEST_WAIT:
+    if timeout is not None and not 0 <= timeout < 2**31:  # the most that flock(1)'s timer holds
         raise ExitError(os.EX_OSERR, f"cannot set up a timer of {timeout} seconds")
     if mode is None:
         lock.release()

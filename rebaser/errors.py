@@ -45,8 +45,6 @@ class BusyError(RebaserError):
 class suppress:  # noqa: N801
     """contextlib.suppress, whose module takes 2 ms of each start to import, 20 on Cygwin."""
 
-    __slots__ = ("_kinds",)
-
     def __init__(self, *kinds: type[BaseException]) -> None:
         self._kinds = kinds
 

@@ -141,7 +141,7 @@ def _show(findings: Findings, commands: Sequence[str], top: str, *, verbose: boo
     ):
         told = [(path.removeprefix(top), why) for path, why in pairs]
         causes += say.by_reason(what, told, verbose=verbose)
-    say.show(colour, sentence, causes, verbose=verbose, out=sys.stdout)
+    say.show(colour, sentence, causes, [], verbose=verbose, out=sys.stdout)
 
 
 def _broken(findings: Findings, commands: Sequence[str]) -> str:

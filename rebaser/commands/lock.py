@@ -136,8 +136,7 @@ def _run(arguments: Arguments, command: list[str]) -> int:
         is_lost=remote.is_lost if remote else None,
     )
     if remote and remote.is_lost():
-        complain("the coordinator's lock was lost; the command was told to end (SIGTERM)")
-        return BusyError.exit_status
+        raise BusyError("the coordinator's lock was lost; the command was told to end (SIGTERM)")
     if remote:
         remote.release()
     return status

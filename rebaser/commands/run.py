@@ -16,16 +16,13 @@ exit status:
 from __future__ import annotations
 
 import os
-import sys
 
 from rebaser.commands import Arguments, shared
 from rebaser.errors import UsageError
 from rebaser.options import ENGINES
 from rebaser.progress import Progress
-from rebaser.report import Report
 from rebaser.run import run
-from rebaser.text import complain, printable
-from rebaser.tree import Tree
+from rebaser.text import complain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -107,23 +104,11 @@ def main(arguments: Arguments) -> int:
         fields["dry_run"] = fields.pop("planned")
         del fields["strict"]
         print_json(fields)
-    elif report.exit_status or report.failed or not arguments.quiet:  # else nothing to import
-        print_report(report, tree, arguments, is_first=is_first)
+    elif report.exit_status or not arguments.quiet:  # else nothing to import
+        from rebaser.commands.verdict import show_run
+
+        show_run(report, tree, arguments, is_first=is_first)
     return report.exit_status
-
-
-def print_report(report: Report, tree: Tree, arguments: Arguments, *, is_first: bool) -> None:
-    """Print what a person wants to know of a run; what failed goes to stderr, after the verdict."""
-    from rebaser.commands.verdict import by_reason, show_run
-
-    verbose = arguments.verbose
-    if report.exit_status or not arguments.quiet:
-        named = arguments.only_from is not None
-        out = sys.stderr if arguments.quiet else sys.stdout
-        show_run(report, tree, verbose=verbose, is_first=is_first, named=named, out=out)
-        sys.stdout.flush()
-    for line in by_reason("failed", report.failed, verbose=verbose):
-        print(printable(line), file=sys.stderr)
 
 
 def _of_one_file(path: str) -> str:

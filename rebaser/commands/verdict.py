@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from cygwin.address_space import ARENA
+from rebaser.commands import Arguments
 from rebaser.report import Move, Report
 from rebaser.scan.skip import Skipped, Stay
 from rebaser.text import (
@@ -32,13 +34,7 @@ GREEN, YELLOW, RED = "1;32", "1;33", "1;31"  # SGR parameters
 
 
 def show(
-    colour: str,
-    sentence: str,
-    causes: Sequence[str],
-    rows: Sequence[str] = (),
-    *,
-    verbose: bool,
-    out: TextIO,
+    colour: str, sentence: str, causes: list[str], rows: list[str], *, verbose: bool, out: TextIO
 ) -> None:
     """Print a verdict: a sentence, a line for each cause, and rows that are never broken.
 
@@ -83,14 +79,13 @@ def _fitted(text: str, width: int, first: str, indent: str) -> list[str]:
     return [line.replace("\0", " ") for line in wrapper.wrap(text)]
 
 
-def show_run(
-    report: Report, tree: Tree, *, verbose: bool, is_first: bool, named: bool, out: TextIO
-) -> None:
-    """Print what a person wants to know of a run.
+def show_run(report: Report, tree: Tree, arguments: Arguments, *, is_first: bool) -> None:
+    """Print what a person wants to know of a run; what failed goes to stderr, after the verdict.
 
-    `named`: it was asked for some DLLs only. What is left alone run after run is told once, and
-    then where something was to be done; what overlaps is told each time.
+    What is left alone run after run is told once, and then where something was to be done; what
+    overlaps is told each time.
     """
+    verbose, named = arguments.verbose, arguments.only_from is not None
     stuck = {path for group in report.overlaps for path in group.paths}
     had_work = report.moved or report.run is not None or report.exit_status
     told = [one for one in report.skipped if verbose or is_first or had_work or one.path in stuck]
@@ -126,7 +121,11 @@ def show_run(
     if report.planned or verbose:
         rows = [*_table(report.moved, reasons=verbose), *rows]
     colour = RED if report.exit_status else YELLOW if report.overlaps else GREEN
+    out = sys.stderr if arguments.quiet else sys.stdout
     show(colour, "; ".join(parts), causes, rows, verbose=verbose, out=out)
+    sys.stdout.flush()
+    for line in by_reason("failed", report.failed, verbose=verbose):
+        print(printable(line), file=sys.stderr)
 
 
 def _done(report: Report) -> str:
