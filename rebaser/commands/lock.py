@@ -34,15 +34,10 @@ exit status: the command's; 1 or -E when others hold the lock; 64 usage, or no t
 127 not found; 130 interrupted while waiting.
 """
 
-
-# fmt: off
-USUAL = {
-    "-n": ("nonblock", True), "--nonblock": ("nonblock", True),
-    "-s": ("mode", SHARED), "--shared": ("mode", SHARED), "-u": ("mode", UNLOCK),
-    "-x": ("mode", EXCLUSIVE), "--exclusive": ("mode", EXCLUSIVE), "--fd": ("fd", str),
-    "--file": ("file", str), "--lock-file": ("lock_file", str), "--root": ("root", str),
-}
-# fmt: on
+USUAL: dict[str, object] = {"-n": ("nonblock", True), "--nonblock": ("nonblock", True)}
+USUAL |= {"-s": ("mode", SHARED), "--shared": ("mode", SHARED), "-u": ("mode", UNLOCK)}
+USUAL |= {"-x": ("mode", EXCLUSIVE), "--exclusive": ("mode", EXCLUSIVE), "--fd": ("fd", str)}
+USUAL |= {"--file": ("file", str), "--lock-file": ("lock_file", str), "--root": ("root", str)}
 OPERANDS = "words", "all"
 
 

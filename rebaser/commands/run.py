@@ -28,13 +28,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rebaser.commands.parser import Parser
 
-# fmt: off
-USUAL = {
-    "-0": ("nul", True), "--json": ("json", True), "--no-wait": ("wait", 0.0),
-    "--only-from": ("only_from", str), "-q": ("quiet", True), "--quiet": ("quiet", True),
-    "--strict": ("strict", True),
-}
-# fmt: on
+USUAL: dict[str, object] = {"--json": ("json", True), "--only-from": ("only_from", str)}
+USUAL |= {"-0": ("nul", True), "--no-wait": ("wait", 0.0), "--strict": ("strict", True)}
+USUAL |= {"-q": ("quiet", True), "--quiet": ("quiet", True)}
 OPERANDS = "root", "one"
 
 
