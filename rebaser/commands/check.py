@@ -65,20 +65,18 @@ def main(arguments: Arguments) -> int:
         commands.append(join(["rebaser", "run", folder, *repeated, *avoided]))
     if arguments.json:
         print_json(
-            {
-                "images": len(findings.named),
-                "breaks_fork": findings.breaks_fork,
-                "broken": sorted(findings.broken),
-                "overlaps": findings.overlaps,
-                "problems": findings.problems,
-                "incurable": findings.incurable,
-                "failed": findings.unread,
-                "skipped": findings.skipped,
-                "unjudged": [one.path for one in findings.unjudged],
-                "at_linkers_base": findings.at_linkers_base,
-                "would_move": list(findings.moves.values()),
-                "runs": commands,
-            }
+            images=len(findings.named),
+            breaks_fork=findings.breaks_fork,
+            broken=sorted(findings.broken),
+            overlaps=findings.overlaps,
+            problems=findings.problems,
+            incurable=findings.incurable,
+            failed=findings.unread,
+            skipped=findings.skipped,
+            unjudged=[one.path for one in findings.unjudged],
+            at_linkers_base=findings.at_linkers_base,
+            would_move=list(findings.moves.values()),
+            runs=commands,
         )
     elif not arguments.quiet:
         alone = len(paths) == len(folders) == 1

@@ -69,7 +69,7 @@ def main(arguments: Arguments) -> int:
         images = [{**line._asdict(), "overlaps": line.file in overlapping} for line in lines]
         for image in images:
             del image["file"]
-        print_json({"images": images, "failed": failed})
+        print_json(images=images, failed=failed)
     else:
         width = max((len(printable(line.path)) for line in lines), default=0)
         for line in lines:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from cygwin.address_space import machine_name
 from rebaser.scan.skip import Skipped
 from rebaser.text import address, to_utf8
@@ -19,7 +17,7 @@ ADDRESSES = ("base", "high", "low", "new_base", "old_base")
 PAIRS = {"failed": "reason", "problems": "problem", "incurable": "problem"}
 
 
-def print_json(fields: Mapping[str, object]) -> None:
+def print_json(**fields: object) -> None:
     r"""Print one object, with its format first; docs/json.md describes what each command prints.
 
     A byte of a path that is not UTF-8 is \udcNN, as Python has it in text (PEP 383). So it is in

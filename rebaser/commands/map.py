@@ -95,8 +95,7 @@ class Look:
             machine_name(one.machine): {**one.use()._asdict(), **of_machine(one)}
             for one in self.maps
         }
-        found = {"root": self.tree.root, "machines": machines, "failed": self.failed}
-        print_json({**found, **more})
+        print_json(root=self.tree.root, machines=machines, failed=self.failed, **more)
 
     def end(self) -> int:
         """Say what could not be looked at, twenty at most; return the exit status."""

@@ -99,7 +99,7 @@ def main(arguments: Arguments) -> int:
         fields = report._asdict()
         fields["dry_run"] = fields.pop("planned")
         del fields["strict"]
-        print_json(fields)
+        print_json(**fields)
     elif report.exit_status or not arguments.quiet:  # else nothing to import
         from rebaser.commands.verdict import show_run
 
