@@ -60,7 +60,7 @@ class Tree:
 
 
 def find_tree(
-    root: str | None, *, lock_file: str | None = None, state_dir: str | None = None
+    root: str | None = None, *, lock_file: str | None = None, state_dir: str | None = None
 ) -> Tree:
     """Return the tree that `root`, or else the variable SAGE_LOCAL, names.
 

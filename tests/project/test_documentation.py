@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import pkgutil
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 import pe
 import pytest
 
+import rebaser
 from rebaser.commands import COMMANDS, overview
 from rebaser.commands.parser import command_parser
 
@@ -235,3 +237,19 @@ def test_the_examples_of_the_api_run(tree: Path, monkeypatch: pytest.MonkeyPatch
     assert len(blocks) > 3
     for block in blocks:
         exec(block.replace("/opt/sage", str(tree)), {})
+
+
+def test_the_functions_of_the_api_take_what_their_page_says() -> None:
+    page = text_of(HERE / "docs/api.md")
+    calls = re.findall(r"^\| `([a-z_]+)\((.*)\)` \|", page, re.M)
+    assert {"find_tree", "run", "scan", "survey", "plan", "check"} <= {name for name, _ in calls}
+    for name, parameters in calls:
+        told: dict[str, object] = {}
+        exec(f"def {name}({parameters.replace('...', 'None')}): ...", {"Options": object}, told)
+        is_told = inspect.signature(told[name])  # type: ignore[arg-type]
+        real = inspect.signature(getattr(rebaser, name)).parameters
+        for parameter in is_told.parameters.values():
+            there = real[parameter.name]
+            assert there.kind == parameter.kind, f"{name}: {parameter}"
+            has_default = there.default is not inspect.Parameter.empty
+            assert has_default == (parameter.default is not inspect.Parameter.empty), parameter
