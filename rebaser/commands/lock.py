@@ -93,7 +93,7 @@ def main(arguments: Arguments) -> int:
 
 def _run(arguments: Arguments, command: list[str]) -> int:
     mode: str = arguments.mode or EXCLUSIVE
-    conflict = _number(arguments.conflict or "1", 255, "exit status")
+    conflict = _number("-E", "1" if arguments.conflict is None else arguments.conflict, 255)
     lock = _opened(arguments)
     if mode == UNLOCK:
         lock.release()
@@ -170,7 +170,7 @@ def _command(arguments: Arguments) -> list[str]:
 def _opened(arguments: Arguments) -> Flock:
     """Open the lock that was named, or that of the tree: there no link on the way is followed."""
     if arguments.fd is not None:
-        return Flock.of_descriptor(_number(arguments.fd, 2**31 - 1, "number of a descriptor"))
+        return Flock.of_descriptor(_number("--fd", arguments.fd, 2**31 - 1))
     if arguments.file is not None:
         return Flock.open(arguments.file)  # as flock(1), for a name may be misspelt: no folder
     path: str = arguments.lock_file or os.environ.get("REBASER_LOCK_FILE") or ""
@@ -198,7 +198,7 @@ def _failed(command: list[str], error: OSError) -> int:
     return 127 if error.errno in (errno.ENOENT, errno.ENOTDIR) else 126  # as a shell
 
 
-def _number(text: str, highest: int, what: str) -> int:
+def _number(option: str, text: str, highest: int) -> int:
     if not (text.isascii() and text.isdigit() and int(text) <= highest):
-        raise UsageError(f"{text!r} is no {what}, 0 to {highest}")
+        raise UsageError(f"{option} takes a number, 0 to {highest}, and not {text!r}")
     return int(text)
