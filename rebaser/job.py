@@ -40,11 +40,7 @@ class Job:
     """
 
     def __init__(
-        self,
-        tree: Tree,
-        options: Options,
-        only: frozenset[str] | None,
-        progress: Progress | None,
+        self, tree: Tree, options: Options, only: frozenset[str] | None, progress: Progress | None
     ) -> None:
         self.tree = tree
         self.options = options.in_tree(tree.scope)

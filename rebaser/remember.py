@@ -51,8 +51,7 @@ def settled_report(job: Job, lock: TreeLock, found: Scan) -> Report | None:
     for group in before.overlaps:
         waits = pending.intersection(group.paths)  # until nobody uses them
         if any(map(asks, group.paths)):
-            cure, ours = "run" if waits else None, any(map(asks, waits))
-            left.append(group._replace(cure=cure, ours=ours))
+            left.append(group._replace(cure="run" if waits else None, ours=any(map(asks, waits))))
     return Report(
         root=job.tree.root,
         engine=None,

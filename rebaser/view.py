@@ -265,6 +265,8 @@ def _rows(covered: Iterable[Part], row_size: int, most: int) -> list[int]:
     for part in covered:
         first, last = part.low // row_size, (part.high - 1) // row_size
         rows.update(range(first, min(last, first + most) + 1))
+        if len(rows) > most:
+            break
     return sorted(rows)
 
 
