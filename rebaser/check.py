@@ -171,7 +171,7 @@ class _Part:
             failed += not_images(now)
         # What the command will say: trees that are looked at together keep off each other.
         self.others = tuple(other for other, its in trees.items() if its.root != tree.root)
-        asked = options._replace(avoid=(*options.avoid, *self.others))
+        asked = options.in_tree(tree.scope)._replace(avoid=(*options.avoid, *self.others))
         planner = Planner(tree, asked, Request("", tree.scope), warn, ours=ours, top=top)
         self.survey = planner.survey(now, before)
         reserved = {

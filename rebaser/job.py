@@ -1,4 +1,4 @@
-"""What a run has at hand: its tree and options, what was asked for, and whom to tell."""
+"""What a run has at hand: its tree and options, what was asked for, whom to tell, who relocates."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import os
 import time
 
 from cygwin.values import NamedTuple
+from rebaser.errors import UsageError
+from rebaser.files import on_cygwin
 from rebaser.options import Options, Request
 from rebaser.progress import Progress
 from rebaser.report import Seconds
-from rebaser.scan.snapshot import Seen, Snapshot
+from rebaser.scan.snapshot import Seen
 from rebaser.tree import Tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rebaser.apply.engines import Engine
     from rebaser.plan.proposal import Planner
 
@@ -75,10 +79,6 @@ class Job:
         """Add up how long a stage takes."""
         return Timed(self.seconds, stage)
 
-    def snapshot(self) -> Snapshot:
-        """Return what the last run saw."""
-        return self.state.load_snapshot(self.tell)
-
     def close_files(self) -> None:
         """Close what the last scan has kept open."""
         while self.open_files:
@@ -89,14 +89,12 @@ class Job:
         if self._planner is None:
             from rebaser.plan.proposal import Planner
 
-            self._planner = Planner(self.tree, self._asked, self.request, self.tell)
+            self._planner = Planner(self.tree, self.options, self.request, self.tell)
         return self._planner
 
     def engine(self) -> Engine:
         """Return who relocates. Raises UsageError where that one cannot run."""
         if self._engine is None:
-            from rebaser.apply.engines.choice import choose_engine
-
             self._engine = choose_engine(self.options.engine, self.tell)
         return self._engine
 
@@ -117,3 +115,29 @@ class Job:
         file = (seen.device, seen.inode)  # another name of the same file is no other image
         slots = range(seen.base // GRANULARITY, (seen.base + size) // GRANULARITY)
         return any(self._taken.setdefault((seen.machine, s), file) != file for s in slots)
+
+
+def choose_engine(name: str, warn: Callable[[str], None]) -> Engine:
+    """Return the engine called `name`, one of `options.ENGINES`.
+
+    `auto` is Cygwin's programs where this is Cygwin or MSYS2 and both are found, with the builtin
+    engine behind them, else the builtin engine; `warn` takes what such a fall-back has to say.
+    Raises UsageError when a named one cannot run.
+    """
+    from rebaser.apply.engines import BuiltinEngine
+
+    builtin = None if name == "cygwin" else BuiltinEngine()
+    if builtin and not (name == "auto" and on_cygwin()):
+        return builtin
+    # They import shutil and tempfile: 4 ms.
+    from cygwin.programs import Programs
+    from rebaser.apply.engines.cygwin import CygwinEngine
+
+    if programs := Programs.find():
+        return CygwinEngine(programs, builtin, warn)
+    if builtin:
+        return builtin
+    raise UsageError(
+        "--engine cygwin needs the programs rebase and peflags on PATH: install Cygwin's "
+        "or MSYS2's package 'rebase', or take --engine builtin"
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from _thread import allocate_lock  # threading itself takes 2 ms to import
 
 from rebaser.text import byte_count, complain, plural, printable
 
@@ -17,7 +16,7 @@ LASTS = 0.5  # seconds
 
 
 class Progress:
-    """Told by a run, from any thread, what it is doing; says what went wrong.
+    """Told by a run what it is doing; says what went wrong.
 
     And how far it is, if it lasts: a bar for the whole run, with bytes, DLLs and the time that is
     left, or a line of a log for the work. `mode` is "always", a bar; "auto", a bar on a terminal
@@ -28,7 +27,6 @@ class Progress:
         self._shows = mode != "never"
         self._draws = mode == "always" or (self._shows and sys.stderr.isatty())
         self._bar: Bar | None = None
-        self._lock = allocate_lock()
         self._began = time.monotonic()
         self.phase("")
 
@@ -37,21 +35,19 @@ class Progress:
 
         None: nobody knows yet how many.
         """
-        with self._lock:
-            self._name, self._dlls, self._size = name, dlls, size
-            self._done = self._written = 0
+        self._name, self._dlls, self._size = name, dlls, size
+        self._done = self._written = 0
 
     def advance(self, dlls: int, size: int = 0) -> None:
-        """Say that so many more DLLs are done."""
-        with self._lock:
-            self._done += dlls
-            self._written += size
-            if self._shows and time.monotonic() - self._began > LASTS:
-                (self._draw if self._draws else self._write_line)()
-
-    def copied(self, size: int) -> None:
-        """Say that so many more bytes are written."""
-        self.advance(0, size)
+        """Say that so many more DLLs are done, and so many more bytes written."""
+        self._done += dlls
+        self._written += size
+        if self._shows and time.monotonic() - self._began > LASTS:
+            if self._draws:
+                self._draw()
+            elif self._dlls and self._name:
+                self.tell(f"{self._name} {plural(self._dlls, 'DLL')} ({byte_count(self._size)})")
+                self._name = ""
 
     def tell(self, text: str) -> None:
         """Show one line, above the bar: a warning, or whom a lock is waited for."""
@@ -63,15 +59,9 @@ class Progress:
 
     def close(self) -> None:
         """Take away what does not stay."""
-        with self._lock:
-            if self._bar:
-                self._bar.stop()
-            self._bar = None
-
-    def _write_line(self) -> None:
-        if self._dlls and self._name:
-            self.tell(f"{self._name} {plural(self._dlls, 'DLL')} ({byte_count(self._size)})")
-            self._name = ""
+        if self._bar:
+            self._bar.stop()
+        self._bar = None
 
     def _draw(self) -> None:
         self._bar = bar = self._bar or _bar()
@@ -82,8 +72,8 @@ class Progress:
             done = 0.9 * self._written / max(self._size, 1) + 0.1 * self._done / self._dlls
             amount = f"{byte_count(self._written)} of {byte_count(self._size)}"
             amount += f", {self._done:,}/{self._dlls:,} DLLs"
-        name = self._name
-        bar.update(bar.task_ids[0], description=name, total=total, completed=done, amount=amount)
+        task, name = bar.task_ids[0], self._name
+        bar.update(task, description=name, total=total, completed=done, amount=amount)
 
 
 def _bar() -> Bar:

@@ -83,9 +83,8 @@ def run(
 
 def _dry_run(job: Job) -> Report:
     """Report the plan, and what it would leave; change nothing, and take no lock."""
-    found = _plan(job, job.snapshot())
-    applied = Applied(moved=list(found.plan.moves))
-    return _report(job, found, applied)._replace(bytes_written=0, planned=True)
+    found = _plan(job, job.state.load_snapshot(job.tell))
+    return _report(job, found, Applied(found.plan.moves))._replace(bytes_written=0, planned=True)
 
 
 def _run(job: Job, wait: float | None, coordinator: str | None) -> Report:
@@ -139,7 +138,7 @@ def _look(job: Job, lock: TreeLock, asked: Asked) -> Report | Proposal | None:
             lock.share()
     if done := records.covering(job.state, job.request, asked):
         return _covered(job, done)
-    before = job.snapshot()
+    before = job.state.load_snapshot(job.tell)
     try:
         found = _scan(job, before, None if lock.is_exclusive else at_first_work)
     except NotAloneError:
@@ -165,7 +164,7 @@ def _work(job: Job, lock: TreeLock, found: Proposal | None) -> Report:
         raise OuterTreeError(tree)
     record = records.begin(job.state, job.request, job.scan_began if found else time.monotonic())
     outdated = found is not None and _is_outdated(job, found)
-    found = found or _plan(job, job.snapshot())
+    found = found or _plan(job, job.state.load_snapshot(job.tell))
     scan_time = before_the_scan(job)
     # Who began in a tree inside before this one was a tree may have been at work while we looked.
     waited = [lock.exclude_from(lock_file_of(job.tree.path(name))) for name in found.scan.inner]

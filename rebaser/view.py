@@ -219,10 +219,9 @@ def room(use: Use) -> tuple[str, str]:
     others = use.kept_for_others
     kept = f", {address_size(others)} kept for others" if others else ""
     used = f"{address_size(use.used)} used{kept}, {address_size(use.free)} free"
-    gap = use.largest_gap
-    if gap is None:
-        return used, "no gap"
-    return used, f"largest gap {address_size(gap.high - gap.low)} at {address(gap.low)}"
+    if gap := use.largest_gap:
+        return used, f"largest gap {address_size(gap.high - gap.low)} at {address(gap.low)}"
+    return used, "no gap"
 
 
 def _zone(

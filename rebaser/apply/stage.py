@@ -20,6 +20,7 @@ from rebaser.report import Applied, Move
 from rebaser.scan import STATE
 from rebaser.scan.skip import Stay
 from rebaser.scan.walk import has_times
+from rebaser.state import NOTE
 from rebaser.state.folder import STAGING
 from rebaser.state.staging import StagingFolder
 from rebaser.tree import Tree
@@ -96,7 +97,7 @@ class StagingFolders:
         name = f"{STAGING}-{os.urandom(8).hex()}"
         path = "/".join([*(name for name, _ in chain[1:]), STATE, name])
         # Noted before it is made: a kill in between leaves nothing that nobody knows of.
-        self._tree.state.note_staging_elsewhere(path)
+        self._tree.state.write(f"{STAGING}/{NOTE}{name}", os.fsencode(path))
         parent = files.open_folder(STATE, chain[-1][1], make=0o755)
         try:
             return StagingFolder(self._tree.path(path), parent)
@@ -166,7 +167,7 @@ def _stage_together(
             _check_and_seal(item, staged, touch=job.options.touch)
             sealed.append(item)
         item.close(copy=False)
-        job.progress.copied(item.source.seen.size)
+        job.progress.advance(0, item.source.seen.size)
     return sealed
 
 

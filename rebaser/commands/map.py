@@ -68,7 +68,7 @@ class Look:
     def __init__(self, arguments: Arguments) -> None:
         self.tree = tree = shared.tree_of(arguments, arguments.root)
         arguments = shared.with_settings(arguments, tree)
-        options = shared.options_from(arguments)
+        options = shared.options_from(arguments).in_tree(tree.scope)
         progress = Progress("never" if arguments.json else "auto")
         progress.phase("looking at the tree")
         before = tree.state.load_snapshot(progress.tell)

@@ -119,7 +119,6 @@ def _run(record: Record, at_work: bool) -> str:
     left += [f"{len(record.unfinished):,} changed meanwhile"] if record.unfinished else []
     if record.overlaps:
         left.append(f"{plural(sum(len(g.paths) for g in record.overlaps), 'DLL')} still overlap")
-    of_all = "no overlap left" if record.request.is_for_all else "none of these overlaps"
-    ended = ", ".join(left) or of_all
+    left = left or ["no overlap left" if record.request.is_for_all else "none of these overlaps"]
     moved = f"moved {plural(record.moved, 'DLL')} ({byte_count(record.bytes_written)})"
-    return f"{record.number}  {record.began}{asked}  {moved}, {ended}"
+    return f"{record.number}  {record.began}{asked}  {moved}, {', '.join(left)}"

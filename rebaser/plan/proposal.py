@@ -46,7 +46,7 @@ class Planner:
         top: str = "",
     ) -> None:
         self.reserved = reservations(ours or in_tree(tree), options, tell)
-        self._options = options.in_tree(tree.scope)
+        self._options = options
         self._request = request
         self._top = top
 

@@ -173,10 +173,6 @@ class State:
                         os.rmdir(STATE, dir_fd=folders.chain[-2][1])
         remove_staging(STAGING, self.open())
 
-    def note_staging_elsewhere(self, folder: str) -> None:
-        """Remember a staging folder, relative to the root, to be cleared away with ours."""
-        self.write(f"{STAGING}/{NOTE}{os.path.basename(folder)}", os.fsencode(folder))
-
     def read(self, path: str, most: int) -> tuple[bytes, os.stat_result]:
         """Return what a regular file of at most so many bytes holds. Raises OSError."""
         below, _, name = path.rpartition("/")

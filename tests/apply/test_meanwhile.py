@@ -42,9 +42,9 @@ class Meanwhile(Progress):
         if self._phase == {"moving": "staging"}.get(name, name):
             self._action()
 
-    def copied(self, size: int) -> None:
+    def advance(self, dlls: int, size: int = 0) -> None:
         self._left -= size
-        if self._phase == "committing" and self._left <= 0:
+        if self._phase == "committing" and self._left <= 0 < size:
             self._action()
 
 

@@ -15,9 +15,9 @@ import pytest
 from cygwin_root import FAKE_PROGRAMS
 
 from rebaser.apply.engines import BuiltinEngine
-from rebaser.apply.engines.choice import choose_engine
 from rebaser.apply.engines.cygwin import CygwinEngine
 from rebaser.errors import UsageError
+from rebaser.job import choose_engine
 
 COUNT = 7
 

@@ -1,4 +1,4 @@
-"""Who relocates the staged copies: the seam to the engines, and rebaser's own engine."""
+"""Who relocates the staged copies: the seam to the engines, and rebaser's own."""
 
 from __future__ import annotations
 
