@@ -36,16 +36,17 @@ class CoordinatorLock:
     """The lock `name` of the server that a URL names, not held yet.
 
     One thread does all the talking, so that a server that hangs hangs nobody else; while the lock
-    is held it renews the lease, which lasts `lease` seconds. Raises CoordinatorError.
+    is held it renews the lease, which lasts `lease` seconds. It ends, and its connections with it,
+    with `release` or an error. Raises CoordinatorError.
     """
 
     def __init__(self, url: str, name: str) -> None:
         parts = urlsplit(url)
         lease = parse_qs(parts.query).get("lock_timeout", [str(LEASE)])[0]
-        self.name = name
+        self.name, self._group = name, name.encode()
         self.lease = int(lease) if lease.isdecimal() else 0
         self._held_until = 0.0
-        self._held = self._lost = False
+        self._held = self._lost = self._is_done = False
         self._jobs: queue.Queue[tuple[Callable[[], Any], queue.Queue[Any]]] = queue.Queue()
         try:
             if parts.scheme not in _RENEWS:
@@ -60,8 +61,12 @@ class CoordinatorLock:
             cure = ": pip install 'rebaser[cluster]'" if isinstance(error, ImportError) else ""
             raise CoordinatorError(f"--coordinator: {error}{cure}", is_usage=True) from error
         threading.Thread(target=self._work, daemon=True).start()
-        self._ask(self._coordinator.start)
-        self._lock = self._coordinator.get_lock(name.encode())
+        try:
+            self._ask(self._coordinator.start)
+        except BaseException:
+            self.release()
+            raise
+        self._lock = self._coordinator.get_lock(self._group)
 
     def acquire(
         self, timeout: float | None = None, on_wait: Callable[[str], None] | None = None
@@ -85,6 +90,7 @@ class CoordinatorLock:
                 step = min(2 * step, LONGEST_STEP)
         except BaseException:
             self._lost = True  # an answer that comes too late must not keep the lock alive
+            self.release()
             raise
         return True
 
@@ -111,12 +117,13 @@ class CoordinatorLock:
         return self._held and not self._lost
 
     def release(self) -> None:
-        """Give the lock back; a server that does not answer lets it go when the lease ends."""
+        """Give the lock back, or leave it to its lease, and the server: all use of it ends."""
         if self._held and not self._lost:
             with suppress(CoordinatorError):
                 self._ask(self._lock.release)
-                self._ask(lambda: self._coordinator.leave_group(self.name.encode()).get(PATIENCE))
+                self._ask(lambda: self._coordinator.leave_group(self._group).get(PATIENCE))
         self._held = False
+        self._jobs.put((self._leave, queue.Queue()))
 
     def describe_holder(self) -> str:
         """Return "held by ..." as far as the server can tell."""
@@ -139,7 +146,7 @@ class CoordinatorLock:
     # From here on, what the one thread does.
 
     def _work(self) -> None:
-        while True:
+        while not self._is_done:
             try:
                 job, answer = self._jobs.get(timeout=self.lease / 5)
             except queue.Empty:
@@ -149,19 +156,23 @@ class CoordinatorLock:
             except Exception as error:  # whatever a driver or its library raises
                 answer.put((None, error))
 
+    def _leave(self) -> None:
+        self._is_done = True
+        if not self._lost:  # tooz would try for a minute to release it
+            self._coordinator.stop()
+
     def _try(self) -> bool:
         sent = _now()
         if not self._lock.acquire(blocking=False):
             return False
         self._held, self._held_until = True, sent + self.lease
         with suppress(Exception):  # others are told by whom it is held, where there are groups
-            group = self.name.encode()
             self._coordinator.heartbeat()  # etcd has forgotten a member that waited for long
             with suppress(Exception):  # most times it exists
-                self._coordinator.create_group(group).get(PATIENCE)
+                self._coordinator.create_group(self._group).get(PATIENCE)
             since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
             who = f"{socket.gethostname()}, pid {os.getpid()}, since {since}"
-            self._coordinator.join_group(group, who).get(PATIENCE)
+            self._coordinator.join_group(self._group, who).get(PATIENCE)
         return True
 
     def _beat(self) -> None:
@@ -177,10 +188,12 @@ class CoordinatorLock:
             self._lost = True
 
     def _holders(self) -> str:
-        group = self.name.encode()
+        group, told = self._group, self._coordinator.get_member_capabilities
         members = self._coordinator.get_members(group).get(PATIENCE)
-        told = (self._coordinator.get_member_capabilities(group, each) for each in members)
-        return " or ".join(str(each.get(PATIENCE)) for each in told) or "one who has not said who"
+        return (
+            " or ".join(str(told(group, each).get(PATIENCE)) for each in members)
+            or "one who has not said who"
+        )
 
 
 def _now() -> float:
@@ -194,7 +207,12 @@ def _driver(url: str, lease: int) -> Any:
     logging.getLogger("tooz").addHandler(logging.NullHandler())  # what it logs it raises too
     member = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(4).hex()}".encode()
     driver: Any = coordination.get_coordinator(
-        url, member, timeout=max(1, lease // 4), lock_timeout=lease, membership_timeout=lease
+        url,
+        member,
+        executor="synchronous",  # a thread of its own ends a second late (futurist)
+        timeout=max(1, lease // 4),
+        lock_timeout=lease,
+        membership_timeout=lease,
     )
     if hasattr(driver, "_make_client"):
         from redis.backoff import NoBackoff

@@ -93,6 +93,7 @@ def take_lock(
         if remote.acquire(wait, lambda who: tell(f"waiting for {what}, {who}")):
             return remote
         who = remote.describe_holder()
+        remote.release()
     except CoordinatorError as error:
         kind = UsageError if error.is_usage else BusyError
         raise kind(f"{error}; nothing was changed") from error
