@@ -310,6 +310,8 @@ class _Scanner:
         kept = self.open_files
         if kept is not None and not image.fault and len(kept) < most_open(MOST_OPEN):
             with suppress(OSError):
+                if path in kept:  # its folder was listed twice
+                    os.close(kept.pop(path))
                 kept[path] = os.dup(descriptor)
 
 

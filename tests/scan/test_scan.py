@@ -370,6 +370,26 @@ def test_a_scan_that_ends_early_tells_what_it_left_open(root: Path) -> None:
     assert set(os.listdir("/proc/self/fd")) == before
 
 
+def test_a_dll_that_goes_while_its_folder_is_looked_at(root: Path) -> None:
+    """That folder is listed once more, and each DLL that is there is left open once."""
+    going = root / "lib/deep/z.so"
+    add_dll(going, 0x6_0000_0000)
+
+    def remove_it(path: str, _: object) -> bool:
+        if path == "lib/deep/y.so":
+            going.unlink(missing_ok=True)
+        return False
+
+    before = set(os.listdir("/proc/self/fd"))
+    kept: dict[str, int] = {}
+    found = scan(str(root), at_first_work=remove_it, open_files=kept)
+    assert paths(found) == kept.keys()
+    assert "lib/deep/z.so" not in kept
+    for descriptor in kept.values():
+        os.close(descriptor)
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
 class Failing(Progress):
     """Ends the run in the middle of its scan."""
 
