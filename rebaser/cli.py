@@ -85,6 +85,8 @@ def start(program: Callable[[Sequence[str]], int], words: Sequence[str]) -> NoRe
         except OSError:  # else Python ends with status 120
             discard(2)
         gc.freeze()  # else Python's end looks through all that was made for garbage
+        if status == EXIT_INTERRUPTED:
+            os._exit(status)  # where ^C came in an eval(), an import's, python -m dies of SIGINT
     except KeyboardInterrupt:  # once more, while the first was told
         os._exit(EXIT_INTERRUPTED)
     except MemoryError:  # once more, likewise

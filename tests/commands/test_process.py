@@ -121,6 +121,27 @@ start(work, [])
 """
 
 
+INTERRUPTED = """
+import os, signal
+from rebaser.cli import start
+start(lambda words: eval("(os.kill(os.getpid(), signal.SIGINT), sum(range(10**7)))"), [])
+"""
+
+
+def test_an_interrupt_in_an_import_is_told_by_the_status_too(tmp_path: Path) -> None:
+    """Imports evaluate strings (namedtuple's), and if that breaks off python -m dies of SIGINT."""
+    (tmp_path / "interrupted.py").write_text(INTERRUPTED)
+    done = subprocess.run(
+        [sys.executable, "-m", "interrupted"],
+        cwd=tmp_path,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr == "rebaser: interrupted; every file is whole, old or new\n"
+    assert done.returncode == 130
+
+
 def test_an_error_that_nobody_can_catch_is_told_unless_it_is_no_memory() -> None:
     done = subprocess.run(
         [sys.executable, "-c", UNRAISABLE], cwd=HERE, capture_output=True, text=True, timeout=60
