@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import gc
 import os
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ from trees import (
     add_dll,
     add_dlls,
     bases,
+    clean_environment,
     contents,
     damaged,
     images,
@@ -28,7 +28,6 @@ from trees import (
 )
 
 from cygwin.address_space import I386, X86_64
-from rebaser import Options, check, find_tree, run
 from rebaser.errors import UsageError
 from rebaser.files import on_cygwin
 from rebaser.options import parse_arena
@@ -285,17 +284,28 @@ def test_dry_run_changes_and_creates_nothing(
     assert planned["run"] is None
 
 
+LONG_LIVED = """
+import gc, os, shutil, sys
+from rebaser import Options, check, find_tree, run
+
+def kept():
+    gc.collect()
+    return sorted(os.listdir("/proc/self/fd"))
+
+root, a_dll = sys.argv[1:]
+before = kept()
+for number, dry in enumerate((True, False, True, False, False)):
+    run(find_tree(root), Options(), dry_run=dry)
+    check([root])
+    assert kept() == before
+    shutil.copy(a_dll, f"{a_dll}-{number}.dll")
+"""
+
+
 def test_nothing_stays_open(tree: Path) -> None:
     """A program that uses rebaser by its names may run it for days."""
-    gc.collect()
-    before = sorted(os.listdir("/proc/self/fd"))
-    for number, dry in enumerate((True, False, True, False, False)):
-        run(find_tree(str(tree)), Options(), dry_run=dry)
-        check([str(tree)])
-        gc.collect()
-        now = sorted(os.listdir("/proc/self/fd"))
-        assert now == before
-        add_dll(tree / f"lib/{number}.dll")
+    words = [sys.executable, "-c", LONG_LIVED, str(tree), str(next(tree.rglob("*.dll")))]
+    subprocess.run(words, env=clean_environment(), check=True)
 
 
 def test_dry_run_needs_no_lock(rebaser: Rebaser, tree: Path) -> None:
