@@ -15,6 +15,8 @@ import argparse
 import concurrent.futures
 import contextlib
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -135,7 +137,7 @@ def _link(source: str, target: str) -> None:
 
 def run_file(room: Room, target: str, words: list[str], deadline: float) -> Results:
     """Run one file's tests (or one test) and return what came of each."""
-    name = target.replace("/", "-").replace("::", "-")
+    name = re.sub(r"[^\w.]+", "-", target)
     log, said = WORDS / f"{name}.log", WORDS / f"{name}.txt"
     results: Results = {}
     said.unlink(missing_ok=True)
@@ -144,12 +146,14 @@ def run_file(room: Room, target: str, words: list[str], deadline: float) -> Resu
             results[target] = ("failed", "the time was over")
             return results
         log.write_text("")
-        without = [word for test in results for word in ("--deselect", test)]
+        without = (f"--deselect={test}" for test in results)
+        # Not as words: a command line of Windows makes something else of the quotes in a name.
+        room.environment["PYTEST_ADDOPTS"] = shlex.join([target, *without])
         room.environment["REBASER_TEST_LOG"] = f"/cygdrive/z{log}"
         with open(said, "ab") as out:
             scratch = f"TMPDIR=/cygdrive/z{room.scratch.name}"
             part = ("-k", CI.get(target, "")) if "REBASER_TEST_PART" in os.environ else ()
-            call = ("env", scratch, *PYTEST, *QUICK, *part, target, *without, *words)
+            call = ("env", scratch, *PYTEST, *QUICK, *part, *words)
             pytest = room.start(*call, out=out.fileno())
             status = wait(pytest, log, deadline)
         now = read_log(log)
