@@ -6,6 +6,7 @@ import _signal as signal
 import errno
 import os
 import stat
+import sys
 import time
 
 try:
@@ -184,6 +185,8 @@ def heard(call: Callable[[], T]) -> T:
         return call()
     finally:
         signal.setitimer(timer, 0)
+        if sys.platform in ("cygwin", "msys"):  # the last may be on its way: this comes behind it
+            os.kill(os.getpid(), alarm)
         signal.signal(alarm, signal.SIG_DFL)
 
 

@@ -175,6 +175,19 @@ print((heard(call) if sys.argv[1] == "heard" else call()).decode(), flush=True)
     assert result.stdout == ("heard\n" if hears else "not heard\n")
 
 
+def test_a_call_that_ends_as_the_alarm_comes() -> None:
+    """Cygwin delivers the alarm after the timer was stopped: it once ended who had the lock."""
+    script = """
+import random, time
+import locks.flock
+locks.flock.LONGEST_DEAFNESS = 0.01
+for number in range(60):
+    seconds = 0.01 * (1 + number % 2) + random.uniform(-0.0015, 0.0015)
+    locks.flock.heard(lambda: time.sleep(seconds))
+"""
+    assert subprocess.run([sys.executable, "-c", script], cwd=CHECKOUT, timeout=60).returncode == 0
+
+
 @pytest.mark.parametrize("where", ["in another thread", "under somebody's alarm"])
 def test_somebody_elses_alarm_is_left_alone(tmp_path: Path, where: str) -> None:
     script = """
