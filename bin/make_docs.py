@@ -235,7 +235,8 @@ def completion(shell: str) -> str:
                 action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
             elif action.metavar in FILES:
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
-    return str(shtab.complete(parser, shell))
+    # shtab lets zsh complete the first of several operands alone: as if the others began a command.
+    return str(shtab.complete(parser, shell)).replace('"(*)::', '"*:')
 
 
 def main(words: list[str]) -> int:

@@ -19,8 +19,8 @@ the images go is rebaser's to say, so the others are passed over with a warning.
 
 It never waits: its callers lock for it (sage-flock -x LOCK sage-rebase DIR).
 
-exit status: 0 no overlap is left; 1 one is left, or something failed; 2 usage; 75 others hold the
-lock.
+exit status: 0 nothing is left that a run could have done; 1 an overlap is left that a run can cure,
+or something failed; 2 usage; 75 others hold the lock.
 """
 
 FLAGS = {"-v": "--verbose", "-q": "--quiet", "-t": "--touch"}

@@ -1,4 +1,4 @@
-"""Show or set the flags of PE files, with the options and the output of Cygwin's peflags.
+"""Show or set the flags of PE files, under the names and with the output of Cygwin's peflags.
 
 --NAME alone shows the flag by name, --NAME=1 sets it, --NAME=0 clears it; the value is 1, true,
 yes, 0, false or no, and follows a short option without a space: -d0. Both at once (-d0 -d) show

@@ -46,7 +46,7 @@ GLYPHS = {
 def add_arguments(parser: Parser) -> None:
     add_look_options(parser)
     parser.add("output", "--svg FILE", "draw into FILE, for a browser; - is standard output")
-    parser.add("output", "--verbose", "name every DLL that overlaps")
+    parser.add("output", "-v --verbose", "name every DLL that overlaps")
 
 
 def add_look_options(parser: Parser) -> None:
