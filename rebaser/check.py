@@ -81,6 +81,7 @@ def check(
     paths: Sequence[str],
     options: Options | None = None,
     *,
+    state_dir: str | None = None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> Findings:
     """Look at files, and at the images below folders, and say what breaks fork.
@@ -91,13 +92,15 @@ def check(
     """
     options = options or Options()
     trees = {
-        path: find_tree(path) if os.path.isdir(path) else Tree(os.path.dirname(path), "", "")
+        path: find_tree(path, state_dir=state_dir)
+        if os.path.isdir(path)
+        else Tree(os.path.dirname(path), "", "")
         for path in _apart(paths)
     }
     scans: dict[str, Scan] = {}  # of several folders in one tree the scan is one
-    parts = [_Part(path, trees, options, scans, warn) for path in trees]
+    moves: dict[str, Move] = {}  # each part's go round those of the parts before it
+    parts = [_Part(path, trees, options, scans, warn, moves) for path in trees]
     images = {path: image for part in parts for path, image in part.survey.images.items()}
-    moves = {move.path: move for part in parts for move in part.moves}
     files: dict[object, str] = {}  # a file that was seen under another name is no other image
     for part in parts:
         for path in part.survey.dlls:
@@ -151,6 +154,7 @@ class _Part:
         options: Options,
         scans: dict[str, Scan],
         warn: Callable[[str], None],
+        made: dict[str, Move],
     ) -> None:
         self.path, tree, top = path, trees[path], trees[path].path("")
         before, programs, ours = blank(), [path], in_tree(tree)
@@ -197,11 +201,17 @@ class _Part:
                 with suppress(OSError):
                     if forks_with_high_entropy(open_to_read(program)):
                         self.incurable.append((program, HIGH_ENTROPY))
+        images = {
+            name: one._replace(base=made[name].new_base) if name in made else one
+            for name, one in self.survey.images.items()
+        }
         self.moves: tuple[Move, ...] = ()
         try:
-            self.moves = planner.plan(self.survey).moves if is_folder else ()
+            if is_folder:
+                self.moves = planner.plan(self.survey._replace(images=images)).moves
         except NoRoomError as error:
             self.incurable.append((path, str(error)))
+        made.update((move.path, move) for move in self.moves)
 
 
 def _problems(image: Placed, reserved: Mapping[int, Obstacles]) -> list[str]:

@@ -47,8 +47,7 @@ class Job:
         self, tree: Tree, options: Options, only: frozenset[str] | None, progress: Progress | None
     ) -> None:
         self.tree = tree
-        self.options = options.in_tree(tree.scope)
-        self._asked = options
+        self.options = options
         self.state = tree.state
         self.progress = progress or Progress()
         self.seconds = dict.fromkeys(Seconds._fields, 0.0)
@@ -67,7 +66,7 @@ class Job:
         """Return this job as one on the tree that its own tree lies in."""
         inside = self.tree.root[len(outer.root.rstrip("/")) + 1 :]
         only = self.request.only and frozenset(f"{inside}/{name}" for name in self.request.only)
-        return Job(outer, self._asked, only, self.progress)
+        return Job(outer, self.options.in_tree(f"{inside}/"), only, self.progress)
 
     def tell(self, text: str) -> None:
         """Tell something, once."""

@@ -64,12 +64,16 @@ class Options(NamedTuple):
         return {**ARENA, I386 if self.arena.high <= FOUR_GIB else X86_64: self.arena}
 
     def in_tree(self, scope: str) -> Options:
-        """Return them with globs relative to the root of a tree, not to `scope`, a part of it."""
-        if not self.excludes or not scope:
+        """Return them with globs relative to the root of a tree, not to `scope`, a part of it.
+
+        One that begins with a slash, as the tree's own do, is relative to the root already.
+        """
+        if not self.excludes:
             return self
         from glob import escape
 
-        return self._replace(excludes=tuple(escape(scope) + glob for glob in self.excludes))
+        globs = (g[1:] if g[:1] == "/" else escape(scope) + g for g in self.excludes)
+        return self._replace(excludes=tuple(globs))
 
     def skip_cause(self, names: Collection[str], seen: Seen) -> Fault | Stay | None:
         """Return why the file of these names, relative to the root, is never moved, or None."""

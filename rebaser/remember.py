@@ -47,11 +47,13 @@ def settled_report(job: Job, lock: TreeLock, found: Scan) -> Report | None:
     if not found.unchanged:  # a folder, though none of its DLLs
         _save_alone(job, lock, before)
     asks, pending = job.request.asks_for, frozenset(before.pending)
+    asked = {min(names) for names, _ in files if before.overlaps and any(map(asks, names))}
     left = []
     for group in before.overlaps:
         waits = pending.intersection(group.paths)  # until nobody uses them
-        if any(map(asks, group.paths)):
-            left.append(group._replace(cure="run" if waits else None, ours=any(map(asks, waits))))
+        if not asked.isdisjoint(group.paths):
+            ours = not asked.isdisjoint(waits)
+            left.append(group._replace(cure="run" if waits else None, ours=ours))
     return Report(
         root=job.tree.root,
         engine=None,

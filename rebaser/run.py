@@ -11,6 +11,7 @@ from rebaser.options import Options
 from rebaser.progress import Progress
 from rebaser.remember import before_the_scan, remember_look, remember_work, settled_report
 from rebaser.report import Applied, Report, Seconds
+from rebaser.scan import LOCK, STATE
 from rebaser.scan.skip import Stay
 from rebaser.scan.walk import Scan, has_times, scan
 from rebaser.state import records
@@ -59,7 +60,7 @@ def run(
     too (docs/several-machines.md). Raises RebaserError where nothing could be done; then nothing
     was changed; and LockLostError, which says what was, where that server let go of the lock.
     """
-    job = Job(tree, options or Options(), only, progress)
+    job = Job(tree, (options or Options()).in_tree(tree.scope), only, progress)
     began = time.monotonic()
     report = None
     try:
@@ -164,6 +165,9 @@ def _work(job: Job, lock: TreeLock, found: Proposal | None) -> Report:
         raise OuterTreeError(tree)
     record = records.begin(job.state, job.request, job.scan_began if found else time.monotonic())
     outdated = found is not None and _is_outdated(job, found)
+    # Who began when the tree had no `var` yet holds another lock.
+    before_var = job.tree.path(f"{STATE}/{LOCK}")
+    outdated |= job.tree.lock_file != before_var and lock.exclude_from(before_var)
     found = found or _plan(job, job.state.load_snapshot(job.tell))
     scan_time = before_the_scan(job)
     # Who began in a tree inside before this one was a tree may have been at work while we looked.
@@ -223,6 +227,7 @@ def _report(job: Job, found: Proposal, applied: Applied | None = None) -> Report
     skipped = {one.path: one for one in (*survey.skipped, *applied.skipped.values())}
     failed = {**dict(found.scan.failed), **applied.failed}
     overlaps, others = job.planner().left(survey, moved, applied.changed)
+    concerns, sources = job.request.concerns, survey.sources
     engine = job.engine() if moved else None
     return Report(
         root=job.tree.root,
@@ -233,7 +238,11 @@ def _report(job: Job, found: Proposal, applied: Applied | None = None) -> Report
         kept=len(survey.images) - len(moved),
         moved=moved,
         skipped=tuple(sorted(skipped.values())),
-        failed=tuple(pair for pair in sorted(failed.items()) if job.request.concerns(pair[0])),
+        failed=tuple(
+            (path, why)
+            for path, why in sorted(failed.items())
+            if concerns(path) or (path in sources and any(map(concerns, sources[path].names)))
+        ),
         # What was removed is done with, unless another file lies there by now.
         unfinished=tuple(
             name

@@ -59,7 +59,7 @@ def apply(job: Job, lock: TreeLock, found: Proposal, scan_time: FileSystemTime) 
 
 def _replacements(job: Job, found: Proposal, scan_time: FileSystemTime) -> list[Replacement]:
     moves, scan = found.plan.moves, found.scan
-    sources = with_all_names(job.tree.root, moves, found.survey.sources)
+    sources = with_all_names(job, moves, found.survey.sources)
     items = []
     for move in moves:
         source, image = sources[move.path], scan.images.get(move.path)

@@ -13,7 +13,7 @@ from rebaser.job import Job
 from rebaser.plan.survey import Source
 from rebaser.report import Applied, Move
 from rebaser.scan import STATE
-from rebaser.scan.skip import Stay
+from rebaser.scan.skip import Stay, is_excluded
 from rebaser.scan.walk import has_times
 from rebaser.state.lock import TreeLock
 
@@ -21,9 +21,9 @@ GONE = (FileNotFoundError, NotADirectoryError, LinkError)
 
 
 def with_all_names(
-    root: str, moves: Collection[Move], sources: Mapping[str, Source]
+    job: Job, moves: Collection[Move], sources: Mapping[str, Source]
 ) -> Mapping[str, Source]:
-    """Return `sources` with every name in the tree of what is moved.
+    """Return `sources` with every name in the tree of what is moved, but those left out by a glob.
 
     The tree is walked once, and only if a file has more links than the scan has found.
     """
@@ -35,8 +35,8 @@ def with_all_names(
     if not missing:
         return sources
     inodes = {inode for _, inode in missing}
-    found = dict(sources)
-    top = root.rstrip("/") + "/"
+    found, excludes = dict(sources), job.options.excludes
+    top = job.tree.root.rstrip("/") + "/"
     stack = [top]
     while stack:
         with suppress(OSError), os.scandir(stack.pop()) as entries:
@@ -47,9 +47,9 @@ def with_all_names(
                     # The inode comes with the name; the device takes a look at the file.
                     device = os.lstat(entry.path).st_dev
                     path, name = missing.get((device, entry.inode())), entry.path[len(top) :]
-                    if path is not None and name not in found[path].names:
-                        names = (*found[path].names, name)
-                        found[path] = found[path]._replace(names=names)
+                    if path is None or name in found[path].names or is_excluded(name, excludes):
+                        continue
+                    found[path] = found[path]._replace(names=(*found[path].names, name))
     return found
 
 

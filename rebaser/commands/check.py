@@ -21,7 +21,7 @@ from rebaser.commands.json_output import print_json
 from rebaser.errors import UsageError
 from rebaser.progress import Progress
 from rebaser.scan.skip import Stay
-from rebaser.text import address, names, plural
+from rebaser.text import address, complain, names, plural
 from rebaser.tree import posix_name
 
 TYPE_CHECKING = False
@@ -40,11 +40,13 @@ def add_arguments(parser: Parser) -> None:
     shared.add_plan_options(parser)
     shared.add_place_options(parser)
     parser.add("output", "--json", "print one JSON object")
-    parser.loudness("output", "print nothing: see the status", "print a line for each DLL")
+    parser.loudness("output", "print nothing: see the status", "name each DLL that it speaks of")
 
 
 # What a run must be told again, to do what was checked.
-REPEATED = "suffix exclude avoid database cygwin_root arena force_signed keep_aslr"
+REPEATED = (
+    "suffix exclude avoid database cygwin_root arena force_signed keep_aslr lock_file state_dir"
+)
 
 
 def main(arguments: Arguments) -> int:
@@ -54,9 +56,13 @@ def main(arguments: Arguments) -> int:
     paths = list(map(posix_name, paths))
     repeated = list(_repeated(arguments))  # those of a tree need not be
     folders = [path for path in paths if os.path.isdir(path)]
-    if len(folders) == 1:  # several trees may have options that contradict each other
-        arguments = shared.with_settings(arguments, shared.tree_of(arguments, folders[0]))
-    findings = check(paths, shared.options_from(arguments), warn=Progress().tell)
+    trees = {tree.root: tree for tree in (shared.tree_of(arguments, one) for one in folders)}
+    if len(trees) == 1:  # several may have options that contradict each other
+        arguments = shared.with_settings(arguments, *trees.values())
+    elif any(list(shared.read_settings(tree.state)) for tree in trees.values()):
+        complain("several trees are named: what stands in the options of each is not followed")
+    options, state = shared.options_from(arguments), arguments.state_dir
+    findings = check(paths, options, state_dir=state, warn=Progress().tell)
     commands = []
     for folder, others in findings.runs.items():
         from shlex import join  # 2 ms, where there is something to cure

@@ -19,12 +19,12 @@ from cygwin.values import NamedTuple
 from rebaser.commands import Arguments
 from rebaser.commands.json_output import print_json
 from rebaser.commands.parser import Parser
-from rebaser.commands.shared import add_scan_options, with_settings
+from rebaser.commands.shared import add_scan_options, options_from, with_settings
 from rebaser.errors import RebaserError, UsageError
 from rebaser.plan.overlap import Span, groups
 from rebaser.scan import snapshot as snapshots
 from rebaser.scan.skip import is_excluded, not_images, same_file
-from rebaser.scan.walk import Rules, look_at_one, scan
+from rebaser.scan.walk import look_at_one, scan
 from rebaser.text import complain, printable
 from rebaser.tree import Tree, find_tree, posix_name
 
@@ -48,7 +48,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add("", "paths PATH ...", "images, and folders of images")
     parser.add("", "--db FILE", "list Cygwin's rebase database FILE")
     parser.add("", "--json", "print one JSON object")
-    add_scan_options(parser)
+    add_scan_options(parser, how="do not list")
 
 
 def main(arguments: Arguments) -> int:
@@ -100,12 +100,13 @@ def _of_path(path: str, asked: Arguments, failed: list[tuple[str, str]]) -> Iter
     if os.path.isdir(path):
         tree = find_tree(path)
         asked = with_settings(asked, tree)
-        found = scan(path, Rules(tuple(asked.suffix or ())), _seen_last(tree))
+        options = options_from(asked).in_tree(tree.scope)
+        found = scan(path, options.rules, _seen_last(tree))
         failed += [(os.path.join(path, inside), reason) for inside, reason in found.failed]
         files = [
             (os.path.join(path, inside), seen)
             for inside, seen in found.snapshot.files()
-            if not is_excluded(inside, asked.exclude or ())
+            if not is_excluded(tree.scope + inside, options.excludes)
         ]
     elif not os.path.isfile(path):
         gone = not os.path.lexists(path)

@@ -55,7 +55,7 @@ def add_arguments(parser: Parser) -> None:
     text += "etcd3+http(s):// or postgresql:// (needs the extra rebaser[cluster])"
     parser.add(how, "--coordinator URL", text)
     parser.add("output", "--json", "print one JSON object")
-    parser.loudness("output", "print only what went wrong", "print a line for each DLL")
+    parser.loudness("output", "print only what went wrong", "name each DLL that it speaks of")
     text = "who relocates: Cygwin's programs rebase and peflags, or rebaser itself; auto takes "
     text += "Cygwin's where this is Cygwin or MSYS2 and they are found (default: auto)"
     parser.add("advanced", "--engine", text, choices=ENGINES)

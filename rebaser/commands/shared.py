@@ -39,12 +39,12 @@ def add_place_options(parser: Parser) -> None:
     parser.add("advanced", "--state-dir DIR", text)
 
 
-def add_scan_options(parser: Parser, group: str = "") -> None:
+def add_scan_options(parser: Parser, group: str = "", how: str = "never move") -> None:
     """Add the options that say which files are looked at."""
     text = "look at files with this suffix too, beside .dll .so .fas .oct .mex .eln .pyd"
     parser.add("advanced", "--suffix SUFFIX ...", text, type=lambda s: f".{s.removeprefix('.')}")
-    text = "never move files whose path, relative to ROOT, or a folder above them matches; the "
-    parser.add(group, "--exclude GLOB ...", text + "others keep off them")
+    text = f"{how} files whose path, relative to ROOT, or a folder above them matches"
+    parser.add(group, "--exclude GLOB ...", text)
 
 
 def add_reserved_options(parser: Parser, group: str = "") -> None:
@@ -89,9 +89,11 @@ def read_settings(state: State) -> Iterator[tuple[str, str]]:
             f"{path}: others may write these options, so they are not followed; nothing was "
             "changed: see what they say, then make the file yours alone (chown, chmod go-w)"
         )
+    import re
+
     for number, line in enumerate(map(os.fsdecode, data.splitlines()), 1):
-        words = line.strip().split(None, 1)
-        if not words or words[0].startswith("#"):
+        line = re.split(r"(?:^|\s)#", line)[0].strip()
+        if not (words := line.split(None, 1)):
             continue
         where = f"{path}, line {number}"
         if words[0].partition("=")[0] not in LASTING.split():
@@ -99,7 +101,7 @@ def read_settings(state: State) -> Iterator[tuple[str, str]]:
                 f"{where}: {words[0]} is none of the options that a tree can have "
                 f"({LASTING}); nothing was changed: correct the line or take it out"
             )
-        yield where, line.strip() if "=" in words[0] else "=".join(words)
+        yield where, line if "=" in words[0] else "=".join(words)
 
 
 def with_settings(arguments: Arguments, tree: Tree) -> Arguments:
@@ -119,11 +121,14 @@ def with_settings(arguments: Arguments, tree: Tree) -> Arguments:
         try:
             options = options_from(parser.parsed([line]))
             for named in filter(None, (options.database, *options.avoid)):
-                if not os.path.exists(posix_name(named)):
-                    raise UsageError(f"{named} does not exist; correct the line or take it out")
+                path = posix_name(named)
+                if not (os.path.isabs(path) and os.path.exists(path)):
+                    what = "does not exist" if os.path.isabs(path) else "is no absolute path"
+                    raise UsageError(f"{named} {what}; correct the line or take it out")
         except UsageError as error:
             raise UsageError(f"{where}: {error}") from None
     found = parser.parsed([line for _, line in lines])
+    vars(found).update(exclude=[f"/{glob.lstrip('/')}" for glob in found.exclude or ()])
     for name, given in vars(arguments).items():
         of_tree = getattr(found, name)
         if given is None or given is False:

@@ -178,14 +178,15 @@ def _table(moves: Sequence[Move], *, reasons: bool) -> list[str]:
 
 def where_they_lay(moves: Iterable[Move], verb: str) -> Iterator[str]:
     """Yield a line for each reason why DLLs do not stay where they lay; `verb` is lay or lie."""
-    inside: list[str] = []
+    inside: dict[str, list[str]] = {}
     outside: Counter[int] = Counter()
     for move in moves:
         arena = ARENA[move.machine]
         if move.new_base == move.old_base:
             continue
         if arena.low <= move.old_base <= arena.high - move.slot_size:
-            inside.append(move.path)
+            where = "where another does" if move.reason.startswith("overlaps ") else move.reason
+            inside.setdefault(where, []).append(move.path)
         else:
             outside[move.old_base] += 1
     for base, count in outside.most_common()[:3]:
@@ -197,8 +198,8 @@ def where_they_lay(moves: Iterable[Move], verb: str) -> Iterator[str]:
         where = low if low == high else f"{low}-{high}"
         count = sum(outside.values())
         yield f"{count:,} {verb} at {where}, where one linked tomorrow may lie too"
-    if inside:
-        yield f"{len(inside):,} {verb} where another does: {names(inside)}"
+    for where, paths in inside.items():
+        yield f"{len(paths):,} {verb} {where}: {names(paths)}"
 
 
 def by_reason(

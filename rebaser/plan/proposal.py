@@ -91,10 +91,13 @@ class Planner:
         asks = self._request.asks_for
         asked = {path for path, one in surveyed.sources.items() if any(map(asks, one.names))}
         left = spans(surveyed.images, surveyed.dlls.difference(gone), moved)
-        found = groups(left, {one.path for one in surveyed.skipped}, asked)
+        stuck = {one.path for one in surveyed.skipped}
+        found = groups(left, stuck, asked)
         ours = tuple(group for group in found if not asked.isdisjoint(group.paths))
         others = sum(
-            len(group.paths) for group in found if group.cure and asked.isdisjoint(group.paths)
+            len(set(group.paths) - stuck)
+            for group in found
+            if group.cure and asked.isdisjoint(group.paths)
         )
         return ours, others
 

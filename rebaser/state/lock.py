@@ -92,7 +92,7 @@ class TreeLock:
     def exclude(self) -> None:
         """Hold the lock exclusively. Raises BusyError, also where our caller holds it shared."""
         if self._callers == SHARED:
-            raise self._busy_by_caller()
+            raise self._busy_by_caller(self.path, self._descriptor)
         self._exclude()
 
     def _exclude(self, *, at_once: bool = False) -> None:
@@ -138,6 +138,11 @@ class TreeLock:
 
         Where there is no such file, or a link on the way to it, no run is at work in that tree.
         """
+        descriptor, callers = inherited_lock(path) or (-1, None)
+        if callers == SHARED:
+            raise self._busy_by_caller(path, descriptor)
+        if callers == EXCLUSIVE:  # it lets us in there too
+            return False
         with suppress(StateError, LockFileError):
             lock = self._state.open_lock(path, create=False)
             self._others.append(lock)
@@ -179,11 +184,10 @@ class TreeLock:
             )
         return held
 
-    def _busy_by_caller(self) -> BusyError:
+    def _busy_by_caller(self, path: str, descriptor: int) -> BusyError:
         return BusyError(
-            f"there is work to do, but descriptor {self._descriptor}, which our caller opened, "
-            f"holds this lock shared: drop it first (flock -u {self._descriptor}); nothing was "
-            f"changed ({self.path})"
+            f"there is work to do, but descriptor {descriptor}, which our caller opened, holds "
+            f"this lock shared: drop it first (flock -u {descriptor}); nothing was changed ({path})"
         )
 
     def _say_who(self, lock: Flock, mode: str) -> None:
@@ -192,7 +196,7 @@ class TreeLock:
         text = f"waiting for the lock {lock.path}, {describe_holders(lock.path)}"
         if self._callers == "unknown" and lock is self._lock:
             if mode == EXCLUSIVE and only_callers_have(lock.path):
-                raise self._busy_by_caller()
+                raise self._busy_by_caller(self.path, self._descriptor)
             text += (
                 f"; descriptor {self._descriptor}, which our caller opened, is this "
                 "lock too: if it holds it shared, this wait never ends"

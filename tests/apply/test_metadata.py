@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from trees import (
+    FLOOR,
     LINKERS,
     Rebaser,
     add_dll,
@@ -23,8 +24,7 @@ from trees import (
     moved,
     overlaps,
 )
-
-ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+from users import ROOT_ONLY
 
 
 @pytest.fixture(params=["root", "owner"])
@@ -125,6 +125,28 @@ def test_a_name_outside_keeps_the_old_file(rebaser: Rebaser, tree: Path, tmp_pat
     new = (tree / "bin/x000.dll").read_bytes()
     assert new == moved(old, bases(tree)["bin/x000.dll"])
     assert rebaser.report("run", tree)["moved"] == []
+
+
+def test_a_further_name_that_is_excluded_keeps_the_old_file(rebaser: Rebaser, tree: Path) -> None:
+    (tree / "vendor").mkdir()
+    os.link(tree / "bin/x000.dll", tree / "vendor/x.bin")
+    old = (tree / "vendor/x.bin").read_bytes()
+    rebaser.report("run", tree, "--exclude", "vendor")
+    assert (tree / "vendor/x.bin").read_bytes() == old
+    assert overlaps(tree) == set()
+
+
+@pytest.mark.parametrize("has_run", [False, True])
+def test_what_overlaps_by_a_further_name(rebaser: Rebaser, tmp_path: Path, has_run: bool) -> None:
+    root = make_tree(tmp_path / "t", 0)
+    (root / "z").mkdir()
+    for name in ("a.dll", "b.dll"):
+        add_dll(root / name, FLOOR, directories={4: (0x400, 8)})  # signed
+        os.link(root / name, root / "z" / name)
+    if has_run:
+        rebaser.report("run", root)
+    report = rebaser.report("run", root / "z", "--strict", status=1)
+    assert [group["paths"] for group in report["overlaps"]] == [["a.dll", "b.dll"]]
 
 
 def test_a_name_of_another_kind_moves_too(rebaser: Rebaser, tree: Path) -> None:

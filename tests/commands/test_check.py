@@ -149,6 +149,34 @@ def test_the_advice_repeats_the_options(rebaser: Rebaser, tmp_path: Path) -> Non
     assert rebaser("check", tree, *options).status == 0
 
 
+def test_the_advice_repeats_where_the_state_is(rebaser: Rebaser, tmp_path: Path) -> None:
+    """What a run saw there stays, and newcomers give way: a run without it moves the other."""
+    tree, state = make_tree(tmp_path / "tree", 0), ["--state-dir", str(tmp_path / "state")]
+    add_dll(tree / "b.dll", FLOOR)
+    rebaser.report("run", tree, *state)
+    add_dll(tree / "a.dll", FLOOR)
+    report = rebaser.report("check", tree, *state, status=1)
+    assert [move["path"] for move in report["would_move"]] == [str(tree / "a.dll")]
+    assert report["runs"] == [f"rebaser run {tree} --state-dir={tmp_path}/state"]
+    cure(rebaser("check", tree, *state), rebaser)
+    assert bases(tree)["b.dll"] == FLOOR
+
+
+def test_two_folders_of_a_tree_are_planned_after_each_other(
+    rebaser: Rebaser, tmp_path: Path
+) -> None:
+    tree = make_tree(tmp_path / "tree", 0)
+    rebaser.report("run", tree)
+    (tree / "var/lib/rebaser/runs").mkdir(exist_ok=True)
+    for name in "abc":
+        add_dll(tree / f"{name}/{name}.dll")
+    folders = [tree / "a", tree / "b"]
+    moves = rebaser.report("check", *folders, status=1)["would_move"]
+    assert len(moves) == len({move["new_base"] for move in moves}) == 2
+    cure(rebaser("check", *folders), rebaser)
+    assert {f"0x{base:x}" for base in bases(tree).values()} >= {move["new_base"] for move in moves}
+
+
 class TestWhatIsNoImage:
     @pytest.mark.parametrize("name", ["x.c", "empty.dll", "fifo.dll", "/dev/null"])
     def test_it_is_named_with_its_reason(self, rebaser: Rebaser, tmp_path: Path, name: str) -> None:
@@ -353,6 +381,18 @@ def test_the_options_of_a_tree_hold_for_a_check(rebaser: Rebaser, tmp_path: Path
     assert f"rebaser run {tree} moves them apart" in rebaser("map", tree).out
     cure(result, rebaser)
     assert rebaser("check", tree).status == 0
+
+
+def test_the_options_of_one_tree_hold_for_several_folders(rebaser: Rebaser, tmp_path: Path) -> None:
+    trees = [make_tree(tmp_path / name, 2) for name in "ab"]
+    for tree in trees:
+        (tree / "var/lib/rebaser/runs").mkdir(parents=True)
+        (tree / "var/lib/rebaser/options").write_text("--exclude bin/x000*\n")
+    moves = rebaser.report("check", trees[0], trees[0] / "bin", status=1)["would_move"]
+    assert [Path(move["path"]).name for move in moves] == ["x001.dll"]
+    result = rebaser("check", *trees)
+    assert "x000" in result.out
+    assert "several trees are named: what stands in the options of each is not " in result.err
 
 
 @pytest.mark.parametrize("left", [0x40, 100, 0x1000])

@@ -196,6 +196,22 @@ def test_a_loop_of_links(rebaser: Rebaser, tree: Path) -> None:
 
 
 @ROOT_ONLY
+def test_what_was_asked_for_by_a_further_name_is_told(rebaser: Rebaser, open_tree: Path) -> None:
+    add_dll(open_tree / "a/x.dll")
+    (open_tree / "z").mkdir()
+    os.link(open_tree / "a/x.dll", open_tree / "z/x.dll")
+    give(open_tree, NOBODY)
+    (open_tree / "a").chmod(0o555)
+    names = open_tree / "names"
+    names.write_text("z/x.dll\n")
+    names.chmod(0o644)
+    for words in ((open_tree, "--only-from", names), (open_tree / "z",)):
+        result = as_nobody(rebaser, "run", *words)
+        assert result.status == 1, result.words
+        assert "failed a/x.dll: " in result.err
+
+
+@ROOT_ONLY
 def test_what_cannot_be_read(rebaser: Rebaser, open_tree: Path) -> None:
     tree = open_tree
     add_dll(tree / "lib/secret/x.dll")

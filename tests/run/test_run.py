@@ -756,3 +756,15 @@ def test_dlls_that_change_all_the_time_count_as_left(rebaser: Rebaser, tmp_path:
         process.kill()
     assert rebaser("run", tree).status == 0
     assert overlaps(tree) == set()
+
+
+def test_where_they_lay_is_so(rebaser: Rebaser, tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "tree", 0)
+    for name, base in (("a", 0x2_1000_0000), ("b", 0x2_2000_0000), ("c", 0x2_3000_8000)):
+        add_dll(tree / f"{name}.dll", base)
+    words = ["--arena", "0x300000000-0x400000000"]
+    out = rebaser("run", tree, *words).out
+    assert "  2 lay outside the address range for moved DLLs: a.dll, b.dll\n" in out
+    assert "  1 lay not at a multiple of 64 KiB: c.dll\n" in out
+    add_dll(tree / "d.dll", 0x3_0000_0000)
+    assert "  1 lay where another does: d.dll\n" in rebaser("run", tree, *words).out

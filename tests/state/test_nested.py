@@ -242,3 +242,39 @@ def test_an_inner_tree_at_work_is_waited_for(rebaser: Rebaser, tmp_path: Path) -
         assert "waiting for the lock" in first_line(waiting)
     assert finished(waiting).status == 0
     assert overlaps(outer) == set()
+
+
+@pytest.mark.parametrize(("mode", "status"), [("--exclusive", 0), ("--shared", 75)])
+@pytest.mark.parametrize("asked", ["", "lib"])
+def test_a_caller_who_holds_the_inner_lock(
+    rebaser: Rebaser, tmp_path: Path, mode: str, status: int, asked: str
+) -> None:
+    outer = make_tree(tmp_path / "T")
+    add_dlls(outer / "lib", 3, first=50)
+    rebaser.report("run", outer / "lib")
+    rebaser.report("run", outer)
+    add_dlls(outer / "lib", 2, first=70)
+    lock = ("lock", mode, "--file", outer / "lib/.rebaser/rebase.lock", "--")
+    result = rebaser(*lock, *rebaser.command("run", outer / asked), timeout=30)
+    assert result.status == status, result.words
+    if status:
+        assert "holds this lock shared: drop it first (flock -u " in result.err
+        assert f"({outer}/lib/.rebaser/rebase.lock)" in result.err
+    else:
+        assert overlaps(outer) == set()
+
+
+def test_a_run_that_began_before_there_was_a_var_is_waited_for(
+    rebaser: Rebaser, tmp_path: Path
+) -> None:
+    root = tmp_path / "T"
+    add_dlls(root, 3)
+    rebaser.report("run", root)
+    (root / "var").mkdir()
+    add_dlls(root, 2, first=50)
+    with held_here(root / ".rebaser/rebase.lock", fcntl.LOCK_EX):
+        result = rebaser("run", root, "--no-wait")
+        assert result.status == 75, result.words
+        assert f"T/.rebaser/rebase.lock is {holds()} " in result.err
+    assert rebaser.report("run", root)["overlaps"] == []
+    assert overlaps(root) == set()

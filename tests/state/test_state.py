@@ -284,6 +284,36 @@ def test_options_in_the_state_folder(rebaser: Rebaser, tree: Path, tmp_path: Pat
     assert min(bases) == 0x2_6000_0000
 
 
+def test_globs_of_a_tree_are_relative_to_its_root(rebaser: Rebaser, tree: Path) -> None:
+    """Also where a part of it is asked for, whose own globs on a command line are not."""
+    add_dll(tree / "lib/vendor/x.dll")
+    add_dll(tree / "lib/y.dll")
+    add_dll(tree / "lib/lib/z.dll")
+    options = tree / "var/lib/rebaser/options"
+    options.parent.mkdir(parents=True)
+    rebaser.report("run", tree, "--dry-run")
+    (options.parent / "runs").mkdir()
+    options.write_text("--exclude lib/vendor/*\n--exclude=/lib/y.dll\n")
+    moves = rebaser.report("check", tree / "lib", status=1)["would_move"]
+    moves += rebaser.report("run", tree / "lib", "--dry-run")["moved"]
+    assert [Path(move["path"]).name for move in moves] == ["z.dll", "z.dll"]
+    skipped = {one["path"] for one in rebaser.report("status", tree / "lib")["skipped"]}
+    assert skipped == {"lib/vendor/x.dll", "lib/y.dll"}
+    listed = rebaser.report("info", tree / "lib", "--exclude", "lib")["images"]
+    assert listed == []
+    report = rebaser.report("run", tree / "lib", "--exclude", "lib/*", "--dry-run")
+    assert report["moved"] == []
+
+
+def test_comments_among_a_trees_options(rebaser: Rebaser, tree: Path) -> None:
+    options = tree / "var/lib/rebaser/options"
+    options.parent.mkdir(parents=True)
+    lines = ("# all", "--exclude bin/x00[0-3]*  # not ours", "\t#", "--strict\t# why", "")
+    options.write_text("\n".join(lines))
+    report = rebaser.report("run", tree, "--dry-run", status=1)
+    assert [move["path"] for move in report["moved"]] == ["bin/x004.dll", "bin/x005.dll"]
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -294,6 +324,7 @@ def test_options_in_the_state_folder(rebaser: Rebaser, tree: Path, tmp_path: Pat
         "--avoid",
         "--state-dir /tmp",
         "--avoid /nowhere",
+        "--avoid .",
         "--database=/nowhere/db",
     ],
 )
