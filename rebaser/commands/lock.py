@@ -11,6 +11,7 @@ import _signal as signal
 import errno
 import os
 import sys
+import time
 
 from locks.flock import EXCLUSIVE, SHARED, Flock, LockFileError
 from locks.hold import run_command, shell_command, warn_of_own_lock
@@ -105,7 +106,7 @@ def _run(arguments: Arguments, command: list[str]) -> int:
             complain(f"waiting for the {mode} lock {lock.path}, {_who(lock)}")
         warn_of_own_lock(lock, mode, complain)
 
-    wait = 0 if arguments.nonblock else arguments.wait
+    wait, began = 0 if arguments.nonblock else arguments.wait, time.monotonic()
     remote = None
     try:
         if not lock.acquire(mode, wait, None if arguments.quiet else on_wait):
@@ -115,6 +116,7 @@ def _run(arguments: Arguments, command: list[str]) -> int:
 
             state, name = find_tree(arguments.root).state, arguments.name or "rebase"
             tell = complain if talks else lambda text: None
+            wait = wait and max(0.0, wait - (time.monotonic() - began))  # for both together
             remote = take_lock(arguments.coordinator, state, wait, tell, name)
             os.environ[HELD] = remote.name
     except BusyError as error:

@@ -73,6 +73,25 @@ def test_who_waits_in_vain_is_told_by_whom_it_is_held(
     holder.communicate(timeout=30)
 
 
+def test_the_wait_is_for_both_locks_together(
+    server: Server, tmp_path: Path, rebaser: Rebaser
+) -> None:
+    root = make_tree(tmp_path / "tree")
+    holder = rebaser.start(*words(server, root, "sh", "-c", "echo; exec sleep 60"))
+    flock = tmp_path / "flock"
+    local = rebaser.start("lock", "--file", flock, "sh", "-c", "echo; exec sleep 3")
+    for one in (holder, local):
+        assert one.stdout is not None
+        one.stdout.readline()
+    began = time.monotonic()
+    coordinator = ("--root", root, "--lock-file", flock, "--coordinator", server.url())
+    assert rebaser("lock", *coordinator, "-w", "4", "true").status == 1
+    assert 4 <= time.monotonic() - began < 6.5  # 7 are both waits after each other
+    for one in (holder, local):
+        one.terminate()
+        one.communicate(timeout=30)
+
+
 def test_a_lost_lease_ends_the_command(server: Server, tmp_path: Path, rebaser: Rebaser) -> None:
     root, log = make_tree(tmp_path / "tree"), tmp_path / "log"
     code = (
