@@ -107,7 +107,7 @@ def status_of(words: Sequence[str], program: Callable[[Sequence[str]], int] = di
     except RebaserError as error:
         status, text = error.exit_status, str(error)
     except Terminated as error:
-        status, text = 128 + error.number, f"terminated; {WHOLE}"
+        status, text = 128 + error.args[0], f"terminated; {WHOLE}"
     except KeyboardInterrupt:
         status, text = EXIT_INTERRUPTED, f"interrupted; {WHOLE}"
     except BrokenPipeError:

@@ -9,11 +9,7 @@ import sys
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP has come; all that cleans up after ^C cleans up after it."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
+    """SIGTERM or SIGHUP, the argument, has come; all that cleans up after ^C cleans up after it."""
 
 
 def open_streams() -> None:
