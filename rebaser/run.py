@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 
+from rebaser.errors import suppress
 from rebaser.files import on_cygwin
 from rebaser.job import Job
 from rebaser.options import Options
@@ -17,7 +18,7 @@ from rebaser.scan.walk import Scan, has_times, scan
 from rebaser.state import records
 from rebaser.state.lock import TreeLock
 from rebaser.state.records import Asked
-from rebaser.tree import Tree, lock_file_of
+from rebaser.tree import Tree, lock_and_state
 
 # A run with nothing to do imports nothing but the above: planning and applying are imported where
 # they are needed.
@@ -30,11 +31,7 @@ if TYPE_CHECKING:
 
 
 class OuterTreeError(Exception):
-    """The tree turned out to be part of another one, which `tree` names."""
-
-    def __init__(self, tree: Tree) -> None:
-        super().__init__(tree.root)
-        self.tree = tree
+    """The tree turned out to be part of another one, which is the argument."""
 
 
 class NotAloneError(Exception):
@@ -71,7 +68,7 @@ def run(
                 report = _dry_run(job) if dry_run else _run(job, wait, coordinator)
             except OuterTreeError as outer:
                 job.close_files()
-                job = job.inside(outer.tree)
+                job = job.inside(*outer.args)
     finally:
         job.close_files()
         job.progress.close()
@@ -171,7 +168,8 @@ def _work(job: Job, lock: TreeLock, found: Proposal | None) -> Report:
     found = found or _plan(job, job.state.load_snapshot(job.tell))
     scan_time = before_the_scan(job)
     # Who began in a tree inside before this one was a tree may have been at work while we looked.
-    waited = [lock.exclude_from(lock_file_of(job.tree.path(name))) for name in found.scan.inner]
+    inner = (lock_and_state(job.tree.path(name))[0] for name in found.scan.inner)
+    waited = [lock.exclude_from(lock_file) for lock_file in inner]
     if outdated or any(waited) or (waited and record.number == 1):
         found = _plan(job, found.scan.snapshot)
     applied = None
@@ -186,14 +184,11 @@ def _work(job: Job, lock: TreeLock, found: Proposal | None) -> Report:
 
 def _is_outdated(job: Job, found: Proposal) -> bool:
     """Return whether an installer, who held the lock shared as we did, changed what is to move."""
-    for move in found.plan.moves:
-        try:
-            st = os.lstat(job.tree.path(move.path))
-        except OSError:
-            return True
-        if not has_times(st, found.survey.sources[move.path].seen):
-            return True
-    return False
+    tree, sources = job.tree, found.survey.sources
+    with suppress(OSError):
+        paths = [move.path for move in found.plan.moves]
+        return not all(has_times(os.lstat(tree.path(p)), sources[p].seen) for p in paths)
+    return True  # one is gone
 
 
 def _plan(job: Job, before: Snapshot, found: Scan | None = None) -> Proposal:

@@ -82,7 +82,7 @@ def find_tree(
             f"{named}{where}: this whole system is no tree of DLLs; name the folder that holds them"
         )
     outer = _outermost(asked, os.environ.get("SAGE_LOCAL"))
-    lock, state = _places(outer)
+    lock, state = lock_and_state(outer)
     return Tree(
         root=outer,
         lock_file=os.path.abspath(lock_file or os.environ.get("REBASER_LOCK_FILE") or lock),
@@ -101,12 +101,8 @@ def posix_name(path: str) -> str:
     return posix_path(path)
 
 
-def lock_file_of(root: str) -> str:
-    """Return where a tree has its lock, if nobody says otherwise."""
-    return _places(root)[0]
-
-
-def _places(root: str) -> tuple[str, str]:
+def lock_and_state(root: str) -> tuple[str, str]:
+    """Return where a tree has its lock and its state, if nobody says otherwise."""
     root = root.rstrip("/")
     if os.path.isdir(f"{root}/var"):
         return f"{root}/var/lock/{LOCK}", f"{root}/{STATE_IN_VAR}"
