@@ -55,13 +55,12 @@ def read_database(path: str) -> Database:
         # O_NONBLOCK: opening a FIFO would wait for a writer.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             status = os.fstat(file.fileno())
+            size = status.st_size
             if not stat.S_ISREG(status.st_mode):
                 raise ValueError("not a regular file")
-            if status.st_size > _MOST_BYTES:
-                raise ValueError(
-                    f"has {status.st_size} bytes, more than any rebase database ({_MOST_BYTES})"
-                )
-            return parse_database(file.read(status.st_size))
+            if size > _MOST_BYTES:
+                raise ValueError(f"has {size} bytes, more than any rebase database ({_MOST_BYTES})")
+            return parse_database(file.read(size))
     except OSError as error:
         raise DatabaseError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:
@@ -70,12 +69,11 @@ def read_database(path: str) -> Database:
 
 def parse_database(data: bytes) -> Database:
     """Return what the bytes of a database file say; ValueError says why they are none."""
+    length = len(data)
     if not data.startswith(_MAGIC):
         raise ValueError(f"not a rebase database: it begins with {data[:4]!r}, not {_MAGIC!r}")
-    if len(data) < _HEADER.size:
-        raise ValueError(
-            f"truncated: it has {len(data)} bytes, its header alone needs {_HEADER.size}"
-        )
+    if length < _HEADER.size:
+        raise ValueError(f"truncated: it has {length} bytes, its header alone needs {_HEADER.size}")
     _, machine, version, base, offset, down, count = _HEADER.unpack_from(data)
     if machine not in DATABASES:
         raise ValueError(f"for an unknown machine 0x{machine:x}")
@@ -86,10 +84,8 @@ def parse_database(data: bytes) -> Database:
     if count > _MOST_ENTRIES:
         raise ValueError(f"damaged: it claims {count} entries; {_MOST_ENTRIES} fill all addresses")
     at = _HEADER.size + count * _ENTRY.size
-    if len(data) < at:
-        raise ValueError(
-            f"truncated: its {count} entries end at byte {at}, it has {len(data)} bytes"
-        )
+    if length < at:
+        raise ValueError(f"truncated: its {count} entries end at byte {at}, it has {length} bytes")
     entries = []
     top = 1 << (64 if machine == X86_64 else 32)
     for number, row in enumerate(_ENTRY.iter_unpack(data[_HEADER.size : at]), 1):
@@ -98,8 +94,8 @@ def parse_database(data: bytes) -> Database:
         except ValueError as error:
             raise ValueError(f"entry {number} of {count}: {error}") from None
         at += row[1]
-    if at != len(data):
-        raise ValueError(f"damaged: {len(data) - at} bytes follow its last name")
+    if at != length:
+        raise ValueError(f"damaged: {length - at} bytes follow its last name")
     return Database(machine, base, offset, bool(down), tuple(entries))
 
 
