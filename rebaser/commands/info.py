@@ -118,7 +118,8 @@ def _of_path(path: str, asked: Arguments, failed: list[tuple[str, str]]) -> Iter
         files = [(path, seen) for _, seen in snapshot.files()]
     for name, seen in files:
         flags = ["dynamicbase"] if seen.dynamic_base else []
-        flags += ["high-entropy-va"] if seen.high_entropy_va else []
+        spreads = seen.dll_characteristics & snapshots.HIGH_ENTROPY_VA
+        flags += ["high-entropy-va"] if spreads else []
         flags += ["signed"] if seen.flags & snapshots.SIGNED else []
         if seen.base_width:
             file = str(same_file(name, seen))

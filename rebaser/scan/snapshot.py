@@ -35,7 +35,7 @@ FORKS = 4  # a DLL that a process which forks may load, and then at its base
 
 # Bits of DllCharacteristics.
 DYNAMIC_BASE = 0x40
-HIGH_ENTROPY_VA = 0x20
+HIGH_ENTROPY_VA = 0x20  # Windows may spread its address space over all of the 47 bits
 
 
 class Seen(NamedTuple):
@@ -66,11 +66,6 @@ class Seen(NamedTuple):
     def dynamic_base(self) -> bool:
         """Whether Windows may load it anywhere, whatever its base."""
         return bool(self.dll_characteristics & DYNAMIC_BASE)
-
-    @property
-    def high_entropy_va(self) -> bool:
-        """Whether Windows may spread its address space over all of the 47 bits."""
-        return bool(self.dll_characteristics & HIGH_ENTROPY_VA)
 
 
 def of_stat(st: os.stat_result) -> tuple[int, int, int, int, int]:
