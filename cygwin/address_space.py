@@ -23,10 +23,7 @@ class Range(NamedTuple):
 # Where rebased DLLs live. x86_64: winsup/cygwin/local_includes/memory_layout.h; Cygwin's rebase
 # refuses the floor 0x2_0000_0000 itself. i386: rebaseall fills downward from 0x7000_0000, and
 # Windows 10 since 1703 moves DLLs below 0x3800_0000 at run time.
-ARENA = {
-    X86_64: Range(0x2_0001_0000, 0x4_0000_0000),
-    I386: Range(0x3800_0000, 0x7000_0000),
-}
+ARENA = {X86_64: Range(0x2_0001_0000, 0x4_0000_0000), I386: Range(0x3800_0000, 0x7000_0000)}
 
 # What the runtime itself takes, to be kept free. x86_64: the 2 GiB window that Cygwin's rebase
 # keeps free. i386: cygwin1.dll and most msys-2.0.dll lie at 0x6100_0000, the msys-2.0.dll of Git

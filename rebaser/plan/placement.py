@@ -87,8 +87,7 @@ def make_plan(
     for machine, members in by_machine.items():
         if machine in arenas:
             moves += _moves(members, arenas[machine], reserved.get(machine, ()))
-    moves.sort(key=lambda move: move.path)
-    return Plan(tuple(moves), sum(map(len, by_machine.values())) - len(moves))
+    return Plan(tuple(sorted(moves)), sum(map(len, by_machine.values())) - len(moves))
 
 
 def must_move(base: int, slot_size: int, arena: Range) -> str | None:

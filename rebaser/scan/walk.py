@@ -250,7 +250,6 @@ class _Scanner:
         names = []
         rows: list[tuple[int, ...]] = []
         for name, row in zip(folder.names, folder.files):
-            new: tuple[int, ...] | None
             try:
                 new = self.file(path, name, top + name, row)
             except OSError as error:
