@@ -62,16 +62,13 @@ def _mapped_files() -> dict[int, set[tuple[bytes, int]]]:
     """Return {inode: {(path, process)}} of /proc/PID/maps (proc_pid_maps(5))."""
     found: dict[int, set[tuple[bytes, int]]] = {}
     for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{pid}/maps", "rb") as file:
-                lines = file.read().splitlines()
-        except OSError:
-            continue  # it ended, or is another user's
-        for line in lines:
-            # 7f…-7f… r-xp 00000000 fe:00 123456     /path with spaces
-            fields = line.split(None, 5)
-            if len(fields) > 5 and fields[4] != b"0":
-                found.setdefault(int(fields[4]), set()).add((fields[5], int(pid)))
+        # One that ended, or is another user's, is passed over.
+        with suppress(OSError), open(f"/proc/{pid}/maps", "rb") as file:
+            for line in file.read().splitlines():
+                # 7f…-7f… r-xp 00000000 fe:00 123456     /path with spaces
+                fields = line.split(None, 5)
+                if len(fields) > 5 and fields[4] != b"0":
+                    found.setdefault(int(fields[4]), set()).add((fields[5], int(pid)))
     return found
 
 

@@ -12,7 +12,7 @@ from cygwin.image import Image, read_base
 from cygwin.programs import Outcome, ProgramError, Programs
 from cygwin.relocation import check_and_sum
 from rebaser.apply.engines import Engine, Staged
-from rebaser.errors import advice
+from rebaser.errors import advice, suppress
 from rebaser.files import copy_bytes
 from rebaser.state.staging import ROOM
 
@@ -203,12 +203,12 @@ def adjacent(copies: Iterable[_Named]) -> list[list[_Named]]:
 
 def _count_done(run: Sequence[_Named], room: str) -> int:
     """Return how many images, from the first on, have the base that they were to get."""
-    for count, (name, item) in enumerate(run):
-        try:
+    done = 0
+    with suppress(OSError):
+        for name, item in run:
             with open(os.path.join(room, name), "rb", buffering=0) as file:
                 base = read_base(file.fileno(), item.image.base_offset, item.image.base_width)
-        except OSError:
-            return count
-        if base != item.new_base:
-            return count
-    return len(run)
+            if base != item.new_base:
+                break
+            done += 1
+    return done
