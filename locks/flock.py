@@ -30,7 +30,6 @@ LONGEST_STEP = 0.01
 LONGEST_DEAFNESS = 0.2
 """Seconds that a call which waits may go on after a signal, at most."""
 
-
 SHARED, EXCLUSIVE = "shared", "exclusive"
 """The modes of a lock: it is held by many at once, or by one alone."""
 _OPERATIONS = {SHARED: fcntl.LOCK_SH, EXCLUSIVE: fcntl.LOCK_EX}

@@ -30,18 +30,17 @@ def add_arguments(parser: Parser) -> None:
     parser.intermixed = True
     parser.value_hint = _BOOLS
     parser.usage = "%(prog)s [--NAME[=BOOL]] ... [-v] [-T LIST] [PATH ...]"
-    group = "flags"
-    parser.add_argument_group(group, "-L, --NAME; with a value -L0, --NAME=0")
+    parser.add_argument_group("flags", "-L, --NAME; with a value -L0, --NAME=0")
     for flag in (flag for flag in FLAGS if flag.letter):
         short, long = f"-{flag.letter}", f"--{flag.name}"
         append = "append_const"
-        parser.add(group, f"{short} {long}", flag.text, action=append, dest="show", const=flag)
+        parser.add("flags", f"{short} {long}", flag.text, action=append, dest="show", const=flag)
         # Each spelling with a value is an option of its own: argparse's optional values would take
         # the PATH that follows `--dynamicbase`.
         for value, texts in ((True, YES), (False, NO)):
             spellings = " ".join(f"{short}{text} {long}={text}" for text in texts)
             what = {"dest": "change", "const": (flag, value)}
-            parser.add(group, spellings, argparse.SUPPRESS, action=append, **what)
+            parser.add("flags", spellings, argparse.SUPPRESS, action=append, **what)
     parser.add("", "-v --verbose", "name all flags that are set")
     parser.add("", "-T --filelist LIST", "a file of paths, one a line, before PATH; - is stdin")
     parser.add("", "paths PATH ...", "a PE file: EXE or DLL")

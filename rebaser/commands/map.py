@@ -164,9 +164,8 @@ def _show(found: Look, *, every_name: bool) -> None:
         used.add(content)
         return painted(GLYPHS[content][alphabet], GLYPHS[content][2], sys.stdout)
 
-    for line in picture(
-        found.tree.root, found.maps, cells=cells, most_rows=18, every_name=every_name
-    ):
+    root, maps = found.tree.root, found.maps
+    for line in picture(root, maps, cells=cells, most_rows=18, every_name=every_name):
         if isinstance(line, Row):
             size = line.size // cells
             lows = range(line.low, line.low + line.size, size)

@@ -169,9 +169,8 @@ def _table(moves: Sequence[Move], *, reasons: bool) -> list[str]:
     rows = [("old base", "new base", "size", "path")] if moves else []
     for one in moves:
         path = f"{one.path} ({one.reason})" if reasons else one.path
-        rows.append(
-            (address(one.old_base), address(one.new_base), address_size(one.slot_size), path)
-        )
+        bases = address(one.old_base), address(one.new_base)
+        rows.append((*bases, address_size(one.slot_size), path))
     wide = [max(map(len, column)) for column in zip(*rows)]
     return ["  ".join([*map(str.rjust, row[:3], wide), row[3]]) for row in rows]
 
