@@ -125,13 +125,13 @@ def _run(arguments: Arguments, command: list[str]) -> int:
         return conflict
     if not command:
         return 0
-    status = run_command(
-        command,
-        lock,
-        close=arguments.close,
-        failed=lambda error: _failed(command, error),
-        is_lost=remote.is_lost if remote else None,
-    )
+
+    def failed(error: OSError) -> int:
+        complain(f"cannot execute {command[0]}: {error.strerror}")
+        return 127 if error.errno in (errno.ENOENT, errno.ENOTDIR) else 126  # as a shell
+
+    is_lost = remote.is_lost if remote else None
+    status = run_command(command, lock, close=arguments.close, failed=failed, is_lost=is_lost)
     if remote and remote.is_lost():
         raise BusyError("the coordinator's lock was lost; the command was told to end (SIGTERM)")
     if remote:
@@ -193,11 +193,6 @@ def _who(lock: Flock) -> str:
     from locks.holders import describe_holders
 
     return describe_holders(lock.fileno())
-
-
-def _failed(command: list[str], error: OSError) -> int:
-    complain(f"cannot execute {command[0]}: {error.strerror}")
-    return 127 if error.errno in (errno.ENOENT, errno.ENOTDIR) else 126  # as a shell
 
 
 def _number(option: str, text: str, highest: int) -> int:
