@@ -132,9 +132,8 @@ def read_blocks(
     blocks = sorted(_walk(descriptor, sections, directory, width)) if directory[1] else []
     for before, after in zip(blocks, blocks[1:]):
         if before.high > after.low:
-            raise FaultError(
-                DAMAGED, f"it relocates the same bytes twice, at byte {after.low} of the file"
-            )
+            where = f"at byte {after.low} of the file"
+            raise FaultError(DAMAGED, f"it relocates the same bytes twice, {where}")
     return tuple(blocks)
 
 

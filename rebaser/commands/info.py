@@ -86,13 +86,10 @@ def _of_database(path: str) -> list[Line]:
     from cygwin.database import DatabaseError, read_database
 
     try:
-        database = read_database(path)
+        found = read_database(path)
     except DatabaseError as error:
         raise RebaserError(f"{error}; it was not changed") from error
-    return [
-        Line(entry.path, database.machine, entry.base, entry.size, (), entry.path)
-        for entry in database.entries
-    ]
+    return [Line(e.path, found.machine, e.base, e.size, (), e.path) for e in found.entries]
 
 
 def _of_path(path: str, asked: Arguments, failed: list[tuple[str, str]]) -> Iterable[Line]:

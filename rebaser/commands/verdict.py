@@ -104,10 +104,8 @@ def show_run(report: Report, tree: Tree, arguments: Arguments, *, is_first: bool
     if report.others:
         from shlex import quote
 
-        causes.append(
-            f"{dlls(report.others)} not asked for overlap too: "
-            f"rebaser run {quote(tree.root)} moves them"
-        )
+        cure = f"rebaser run {quote(tree.root)} moves them"
+        causes.append(f"{dlls(report.others)} not asked for overlap too: {cure}")
     rows: list[str] = []
     if verbose:
         rows += by_reason("skipped", [(o.path, o.reason) for o in told], verbose=True)

@@ -94,12 +94,8 @@ class Planner:
         stuck = {one.path for one in surveyed.skipped}
         found = groups(left, stuck, asked)
         ours = tuple(group for group in found if not asked.isdisjoint(group.paths))
-        others = sum(
-            len(set(group.paths) - stuck)
-            for group in found
-            if group.cure and asked.isdisjoint(group.paths)
-        )
-        return ours, others
+        others = [group for group in found if group.cure and asked.isdisjoint(group.paths)]
+        return ours, sum(len(set(group.paths) - stuck) for group in others)
 
     def settled_overlaps(
         self, seen: Snapshot, pending: Collection[str] = ()
