@@ -31,10 +31,7 @@ class Progress:
         self.phase("")
 
     def phase(self, name: str, dlls: int | None = None, size: int = 0) -> None:
-        """Begin something that is to be done to so many DLLs, of so many bytes in all.
-
-        None: nobody knows yet how many.
-        """
+        """Begin something that is to be done to so many DLLs (None: not known yet) and bytes."""
         self._name, self._dlls, self._size = name, dlls, size
         self._done = self._written = 0
 

@@ -125,10 +125,7 @@ class State:
         return 0o755 | os.stat(self.root).st_mode & 0o022
 
     def open(self, below: str = "", make: int | None = None) -> int:
-        """Return a descriptor of the folder, or of one in it, good until the next call.
-
-        With `make`, a mode, what is missing is made. Raises OSError.
-        """
+        """Return a descriptor of the folder, or of one in it, as `Folders.open` does."""
         if self._folders is None:
             self._folders = files.Folders(self._top)
         return self._folders.open("/".join(filter(None, (self._below, below))), make)
