@@ -58,6 +58,8 @@ class TreeLock:
         # Looked for first: afterwards our own descriptor would be found.
         self._callers: str | None
         self._descriptor, self._callers = inherited_lock(path) or (-1, None)
+        # Our caller's descriptors whose state is "unknown", by the path of their lock.
+        self._unknown = {path: self._descriptor} if self._callers == "unknown" else {}
         self._lock = self._opened(path)
         self._others: list[Flock] = []  # in the state folder, and of trees inside this one
 
@@ -143,6 +145,8 @@ class TreeLock:
             raise self._busy_by_caller(path, descriptor)
         if callers == EXCLUSIVE:  # it lets us in there too
             return False
+        if callers == "unknown":
+            self._unknown[path] = descriptor
         with suppress(StateError, LockFileError):
             lock = self._state.open_lock(path, create=False)
             self._others.append(lock)
@@ -194,11 +198,11 @@ class TreeLock:
         from locks.holders import ancestors, describe_holders, holders, only_callers_have
 
         text = f"waiting for the lock {lock.path}, {describe_holders(lock.path)}"
-        if self._callers == "unknown" and lock is self._lock:
+        if descriptor := self._unknown.get(lock.path):
             if mode == EXCLUSIVE and only_callers_have(lock.path):
-                raise self._busy_by_caller(self.path, self._descriptor)
+                raise self._busy_by_caller(lock.path, descriptor)
             text += (
-                f"; descriptor {self._descriptor}, which our caller opened, is this "
+                f"; descriptor {descriptor}, which our caller opened, is this "
                 "lock too: if it holds it shared, this wait never ends"
             )
         above = ancestors()
