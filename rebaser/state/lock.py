@@ -198,7 +198,7 @@ class TreeLock:
         from locks.holders import ancestors, describe_holders, holders, only_callers_have
 
         text = f"waiting for the lock {lock.path}, {describe_holders(lock.path)}"
-        if descriptor := self._unknown.get(lock.path):
+        if (descriptor := self._unknown.get(lock.path)) is not None:
             if mode == EXCLUSIVE and only_callers_have(lock.path):
                 raise self._busy_by_caller(lock.path, descriptor)
             text += (

@@ -67,6 +67,7 @@ def test_the_caller_holds_the_lock(sh: Shell, tree: Path, script: str) -> None:
         'sage-flock -s "$2" sage-rebase "$1"',
         'exec 200>"$2"; sage-flock -s 200; rebaser run --wait 1000 "$1"',
         '(flock -s 9; rebaser run "$1") 9<"$2"',
+        '(flock -s 0; rebaser run "$1") 0<"$2"',
     ],
 )
 def test_the_caller_holds_it_shared(rebaser: Rebaser, sh: Shell, tree: Path, script: str) -> None:
