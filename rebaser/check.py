@@ -201,13 +201,12 @@ class _Part:
                 with suppress(OSError):
                     if forks_with_high_entropy(open_to_read(program)):
                         self.incurable.append((program, HIGH_ENTROPY))
-        images = {
-            name: one._replace(base=made[name].new_base) if name in made else one
-            for name, one in self.survey.images.items()
-        }
         self.moves: tuple[Move, ...] = ()
         try:
             if is_folder:
+                images = dict(self.survey.images)
+                for name in images.keys() & made.keys():
+                    images[name] = images[name]._replace(base=made[name].new_base)
                 self.moves = planner.plan(self.survey._replace(images=images)).moves
         except NoRoomError as error:
             self.incurable.append((path, str(error)))

@@ -47,7 +47,8 @@ def settled_report(job: Job, lock: TreeLock, found: Scan) -> Report | None:
     if not found.unchanged:  # a folder, though none of its DLLs
         _save_alone(job, lock, before)
     asks, pending = job.request.asks_for, frozenset(before.pending)
-    asked = {min(names) for names, _ in files if before.overlaps and any(map(asks, names))}
+    seen = files if before.overlaps else []
+    asked = {min(names) for names, _ in seen if any(map(asks, names))}
     left = []
     for group in before.overlaps:
         waits = pending.intersection(group.paths)  # until nobody uses them

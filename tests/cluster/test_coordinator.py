@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
+from lock_programs import eventually
 from servers import Etcd, Postgres, Server
 
 from locks.coordinator import CoordinatorError, CoordinatorLock
@@ -42,10 +43,7 @@ def name() -> str:
 def _no_thread_stays() -> Iterator[None]:
     before = threading.active_count()
     yield
-    deadline = time.monotonic() + 20
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert threading.active_count() <= before
+    eventually(lambda: threading.active_count() <= before)
 
 
 class Other:
@@ -103,9 +101,7 @@ def test_a_program_may_take_the_lock_for_days(server: Server, name: str) -> None
         for one in (holder, lock):
             one.release()
         del holder, lock, one
-        deadline = time.monotonic() + 20
-        while threading.active_count() > threads and time.monotonic() < deadline:
-            time.sleep(0.01)
+        eventually(lambda: threading.active_count() <= threads)
         gc.collect()
         numbers.append(sorted(os.listdir("/proc/self/fd")))
     # redis-py keeps the first client of a process in a class (redis/lock.py, register_scripts).

@@ -15,6 +15,7 @@ from typing import Any
 
 import pe
 import pytest
+from protocol import made_a_tree
 from trees import (
     FLOOR,
     Rebaser,
@@ -166,8 +167,7 @@ def test_two_folders_of_a_tree_are_planned_after_each_other(
     rebaser: Rebaser, tmp_path: Path
 ) -> None:
     tree = make_tree(tmp_path / "tree", 0)
-    rebaser.report("run", tree)
-    (tree / "var/lib/rebaser/runs").mkdir(exist_ok=True)
+    made_a_tree(tree)
     for name in "abc":
         add_dll(tree / f"{name}/{name}.dll")
     folders = [tree / "a", tree / "b"]
@@ -386,7 +386,7 @@ def test_the_options_of_a_tree_hold_for_a_check(rebaser: Rebaser, tmp_path: Path
 def test_the_options_of_one_tree_hold_for_several_folders(rebaser: Rebaser, tmp_path: Path) -> None:
     trees = [make_tree(tmp_path / name, 2) for name in "ab"]
     for tree in trees:
-        (tree / "var/lib/rebaser/runs").mkdir(parents=True)
+        made_a_tree(tree)
         (tree / "var/lib/rebaser/options").write_text("--exclude bin/x000*\n")
     moves = rebaser.report("check", trees[0], trees[0] / "bin", status=1)["would_move"]
     assert [Path(move["path"]).name for move in moves] == ["x001.dll"]

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from halted import PACE
+from protocol import made_a_tree
 from trees import Rebaser, add_dll, add_dlls, bases, contents, left_over, overlaps
 
 from rebaser.options import Request
@@ -290,9 +291,7 @@ def test_globs_of_a_tree_are_relative_to_its_root(rebaser: Rebaser, tree: Path) 
     add_dll(tree / "lib/y.dll")
     add_dll(tree / "lib/lib/z.dll")
     options = tree / "var/lib/rebaser/options"
-    options.parent.mkdir(parents=True)
-    rebaser.report("run", tree, "--dry-run")
-    (options.parent / "runs").mkdir()
+    made_a_tree(tree)
     options.write_text("--exclude lib/vendor/*\n--exclude=/lib/y.dll\n")
     moves = rebaser.report("check", tree / "lib", status=1)["would_move"]
     moves += rebaser.report("run", tree / "lib", "--dry-run")["moved"]
